@@ -1,0 +1,163 @@
+"""One process or many: all that knows of ranks, and the seam between `torch.func` and `DistributedDataParallel`."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import backbones.tree as tree
+from backbones.types import Batch, InputError, Metrics, ModelState, Params
+
+LossFn = Callable[[Params, ModelState, Batch], tuple[Tensor, tuple[ModelState, Metrics]]]
+"""(params, model_state, batch) -> (loss, (model_state, metrics))."""
+
+GradAndValueResult = tuple[Params, tuple[Tensor, tuple[ModelState, Metrics]]]
+"""(grads, (loss, (model_state, metrics)))."""
+
+GradAndValue = Callable[[Params, ModelState, Sequence[Batch]], GradAndValueResult]
+"""(params, model_state, micro_batches) -> (grads, (loss, (model_state, metrics)))."""
+
+
+def init(device: str) -> torch.device:
+    """Join the process group that torchrun set up, if it set up several processes, and return this one's device.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`; auto takes the GPU where there is one.
+
+    Raises:
+        InputError: CUDA was asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes want a GPU each and there are "
+                f"{torch.cuda.device_count()}; start torchrun with that --nproc_per_node"
+            )
+        torch.cuda.set_device(local_rank)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of every rank's `values`, on all ranks."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def mean_over_ranks(values: tree.Tree) -> tree.Tree:
+    """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks and stay."""
+    floating = [leaf for leaf in tree.leaves(values) if leaf.is_floating_point()]
+    flat = torch.cat([leaf.reshape(-1).to(torch.float32) for leaf in floating])
+    means = iter((sum_over_ranks(flat) / world_size()).split([leaf.numel() for leaf in floating]))
+    return tree.map(
+        lambda leaf: next(means).reshape(leaf.shape).to(leaf.dtype) if leaf.is_floating_point() else leaf, values
+    )
+
+
+def grad_and_value(loss_fn: LossFn, params: Params) -> GradAndValue:
+    """The gradient of the loss, averaged over micro-batches and ranks.
+
+    What is returned takes `(params, model_state, micro_batches)` and gives `(grads, (loss, (model_state, metrics)))`,
+    each the mean over the micro-batches and over the ranks; `model_state` passes through the micro-batches in turn. In
+    one process it is made of `torch.func.grad_and_value`, to be compiled into the graph of its caller. In several it is
+    a `DistributedDataParallel`, which sends gradients while the backward pass still computes; a graph breaks there.
+
+    Args:
+        loss_fn: pure; `(params, model_state, batch) -> (loss, (model_state, metrics))` with a 0-D loss.
+        params: leaves of the shapes and memory formats of those to come.
+    """
+    return _with_ddp(loss_fn, params) if dist.is_initialized() else _with_func(loss_fn)
+
+
+def _with_func(loss_fn: LossFn) -> GradAndValue:
+    func = torch.func.grad_and_value(loss_fn, has_aux=True)
+
+    def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
+        grads, values = None, []
+        for batch in micro_batches:
+            micro_grads, (loss, (model_state, metrics)) = func(params, model_state, batch)
+            micro_grads = tree.map(lambda g: g / len(micro_batches), micro_grads)
+            grads = micro_grads if grads is None else tree.map(torch.add, grads, micro_grads)
+            values.append((loss, metrics))
+        loss, metrics = _mean(values)
+        return grads, (loss, (model_state, metrics))
+
+    return compute
+
+
+class _Carrier(nn.Module):
+    """Lends a tree of leaves to `DistributedDataParallel`, which knows parameters of modules only."""
+
+    def __init__(self, loss_fn: LossFn, params: Params) -> None:
+        super().__init__()
+        self.loss_fn = loss_fn
+        self.names = list(params)
+        self.leaves = nn.ParameterList(params.values())
+
+    def forward(self, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
+        return self.loss_fn(dict(zip(self.names, self.leaves, strict=True)), model_state, batch)
+
+
+def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
+    carrier = _Carrier(loss_fn, params)
+    ddp = DistributedDataParallel(carrier, gradient_as_bucket_view=True)
+
+    @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
+    def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
+        for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
+            leaf.data, leaf.grad = params[name], None
+        values = []
+        for batch in micro_batches:
+            is_last = batch is micro_batches[-1]
+            with nullcontext() if is_last else ddp.no_sync():
+                loss, (model_state, metrics) = ddp(model_state, batch)
+                (loss / len(micro_batches)).backward()
+            values.append((loss.detach(), metrics))
+        grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
+        loss, metrics = _mean(values)
+        loss, model_state, metrics = mean_over_ranks((loss, model_state, metrics))
+        return grads, (loss, (model_state, metrics))
+
+    return compute
+
+
+def _mean(values: Sequence[tree.Tree]) -> tree.Tree:
+    return tree.map(lambda *leaves: torch.stack(leaves).mean(dim=0), *values)

@@ -1,0 +1,152 @@
+"""The clock: when to step, log, evaluate and save. All that is learnt happens in `train_step`."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import backbones.distributed as distributed
+import backbones.random as random
+from backbones.checkpoint import Checkpoints
+from backbones.data import Split, eval_batches, train_batch
+from backbones.metric_writer import MetricWriter
+from backbones.train_step import EvalStep, EvalSums, TrainState, TrainStep
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+class Clock(NamedTuple):
+    """When things happen, in steps. What is due every n steps also happens after the last one, but for logging."""
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    save_every: int
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient is not finite. The message names the step and the last good checkpoint."""
+
+
+def train(
+    state: TrainState,
+    split: Split,
+    *,
+    train_step: TrainStep,
+    evaluate: Evaluate,
+    clock: Clock,
+    seed: int,
+    batch_size: int,
+    stop_at_nonfinite: bool,
+    writer: MetricWriter,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, dict[str, float]]:
+    """Train from wherever `state` is to `clock.num_steps`.
+
+    Args:
+        state: where to start; its memory is used up.
+        split: training samples.
+        train_step: from `make_train_step`.
+        evaluate: state -> metrics of the held-out samples.
+        clock: what is due when.
+        seed: of the order of samples and of dropout.
+        batch_size: samples a step, over all ranks and micro-batches.
+        stop_at_nonfinite: whether to raise when the loss or a gradient is not finite.
+        writer: where metrics go.
+        checkpoints: where states go.
+
+    Returns:
+        The last state and its held-out metrics, with `images_per_second` of training.
+
+    Raises:
+        Diverged: see `stop_at_nonfinite`.
+    """
+    stopwatch = Stopwatch()
+    nonfinite: list[Tensor] = []  # one flag a step since the last look: looking waits for the device
+    test_metrics: dict[str, float] = {}
+    for step in range(state.step.item() + 1, clock.num_steps + 1):
+        random.seed_torch(seed, 2, step, distributed.rank())
+        batch = train_batch(split, seed=seed, step=step - 1, batch_size=batch_size)
+        state, metrics = train_step(state, batch)
+        writer.step_done()
+        stopwatch.add(batch_size)
+        nonfinite.append(metrics["nonfinite"])
+        is_last = step == clock.num_steps
+        log_due = step % clock.log_every == 0
+        eval_due = step % clock.eval_every == 0 or is_last
+        save_due = step % clock.save_every == 0 or is_last
+        if not (log_due or eval_due or save_due):
+            continue
+
+        flags, nonfinite = torch.stack(nonfinite).tolist(), []
+        stopwatch.stop()
+        if stop_at_nonfinite and any(flags):
+            raise _diverged(step - len(flags) + 1 + flags.index(1), checkpoints)
+        if log_due:
+            values = {name: value.item() for name, value in metrics.items()}
+            writer.write("train", step, {**values, "images_per_second": stopwatch.rate})
+        if eval_due:
+            test_metrics = evaluate(state)
+            writer.write("test", step, test_metrics)
+        if save_due:
+            checkpoints.save(state, test_metrics if eval_due else {})
+        stopwatch.start()
+    return state, {**(test_metrics or evaluate(state)), "images_per_second": stopwatch.mean_rate}
+
+
+def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
+    latest = checkpoints.latest_step()
+    last_good = f"the last good checkpoint is step {latest} in {checkpoints.folder}" if latest else "no checkpoint yet"
+    return Diverged(
+        f"the loss or a gradient is not finite at step {step}; {last_good}. "
+        "Lower --optim.lr, clip with --clip 1, or pass over such batches with --nonfinite skip"
+    )
+
+
+class Stopwatch:
+    """Images a second of training alone, without evaluating and saving."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        """Of the stretch between the latest `start` and `stop`."""
+        self.mean_rate = 0.0
+        """Of all stretches, but the first if there are more: it compiles and warms up."""
+        self._stretches: list[tuple[int, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stretch of training."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """Count images that were trained on."""
+        self._images += images
+
+    def stop(self) -> None:
+        """End a stretch; call it when the device has finished."""
+        self._stretches.append((self._images, time.perf_counter() - self._since))
+        images, seconds = zip(*(self._stretches[1:] or self._stretches), strict=True)
+        self.rate = images[-1] / seconds[-1]
+        self.mean_rate = sum(images) / sum(seconds)
+
+
+def make_evaluate(eval_step: EvalStep, split: Split, *, batch_size: int) -> Evaluate:
+    """state -> `loss` (nats), `top1` and `top5` in [0, 1], each sample counted once over all ranks.
+
+    Args:
+        eval_step: from `make_eval_step`.
+        split: held-out samples.
+        batch_size: samples a batch, over all ranks.
+    """
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        with torch.no_grad():
+            batches = eval_batches(split, batch_size=batch_size)
+            sums = [eval_step(state.params, state.model_state, batch) for batch in batches]
+        totals = distributed.sum_over_ranks(torch.stack([torch.stack(batch_sums) for batch_sums in sums]).sum(dim=0))
+        loss, top1, top5, count = EvalSums(*totals.tolist())
+        return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+
+    return evaluate

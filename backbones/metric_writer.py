@@ -1,0 +1,124 @@
+"""Where a run shows itself: the terminal, `metrics.jsonl`, TensorBoard and, at the end, `curves.png`. Rank 0 only."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a run whose output is piped to a file reports on training."""
+
+
+class MetricWriter:
+    """Writes metrics wherever they are looked for; on other ranks than 0 it does nothing.
+
+    Args:
+        run_dir: the run folder, which exists.
+        start_step: steps already done; what was written of later ones is dropped, they come again.
+        num_steps: steps of the run.
+    """
+
+    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int) -> None:
+        self._is_main = distributed.is_main()
+        if not self._is_main:
+            return
+        path = run_dir / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
+        self._file = path.open("w", buffering=1)  # by lines: what was said is on the disk when the process dies
+        self._file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty())
+        self._num_steps = num_steps
+        self._start = (time.perf_counter(), start_step)
+        self._last_line = 0.0
+
+    def step_done(self) -> None:
+        """Move the progress bar by one step."""
+        if self._is_main:
+            self._bar.update()
+
+    def write(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of one split (`train` or `test`) after `step` steps."""
+        if not self._is_main:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # strict JSON
+        self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._print(split, step, metrics)
+
+    def _print(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        if split == "train" and not self._bar.disable:
+            self._bar.set_postfix_str(_describe(metrics, ("loss", "accuracy", "images_per_second")))
+        elif split != "train":
+            self.say(f"step {step}/{self._num_steps}  {split}: {_describe(metrics, ('loss', 'top1', 'top5'))}")
+        elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            shown = _describe(metrics, ("loss", "accuracy", "images_per_second"))
+            self.say(f"step {step}/{self._num_steps}  {split}: {shown}  {self._time_left(step)} left")
+
+    def _time_left(self, step: int) -> str:
+        start_time, start_step = self._start
+        seconds = (time.perf_counter() - start_time) / max(step - start_step, 1) * (self._num_steps - step)
+        return tqdm.format_interval(seconds)
+
+    def say(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        if self._is_main:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Finish all files."""
+        if self._is_main:
+            self._bar.close()
+            self._file.close()
+            self._tensorboard.close()
+
+
+_FORMATS = {
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.1%}",
+    "top1": "top-1 {:.2%}",
+    "top5": "top-5 {:.2%}",
+    "images_per_second": "{:.0f} images/s",
+}
+
+
+def _describe(metrics: Mapping[str, float], names: tuple[str, ...]) -> str:
+    return "  ".join(_FORMATS[name].format(metrics[name]) for name in names)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl`; a last line that a dying process left unfinished is dropped."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_curves(run_dir: Path) -> None:
+    """Draw `curves.png` from `metrics.jsonl`: loss and accuracy over the steps, training and test."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for split, accuracy, style in (("train", "accuracy", {"alpha": 0.6, "lw": 1}), ("test", "top1", {"marker": "."})):
+        of_split = [line for line in lines if line["split"] == split]
+        steps = [line["step"] for line in of_split]
+        for axes, name in ((loss_axes, "loss"), (accuracy_axes, accuracy)):
+            values = [math.nan if line[name] is None else line[name] for line in of_split]
+            axes.plot(steps, values, label=split, **style)
+    loss_axes.set(xlabel="step", ylabel="loss (nats)", yscale="log")
+    accuracy_axes.set(xlabel="step", ylabel="top-1 accuracy", ylim=(0, 1))
+    for axes in (loss_axes, accuracy_axes):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.suptitle(run_dir.name)
+    figure.savefig(run_dir / "curves.png", dpi=120)

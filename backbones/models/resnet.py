@@ -1,0 +1,127 @@
+"""ResNet: Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun, "Deep residual learning for image recognition",
+CVPR 2016, arXiv 1512.03385.
+
+Differs from the paper: in a bottleneck the 3x3 convolution carries the stride (as in torchvision and most others;
+"ResNet v1.5"), and the shortcut of a block that changes shape is always a 1x1 convolution (option B).
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net, make_stem
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (figure 5, left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, width, stride=stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = make_shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
+        y = torch.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1 to narrow, 3x3, 1x1 to widen (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = conv1x1(in_channels, width)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride=stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = make_shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
+        y = torch.relu(self.norm1(self.conv1(x)))
+        y = torch.relu(self.norm2(self.conv2(y)))
+        y = self.norm3(self.conv3(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """The identity where the shape stays, else a projection (equation 2)."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
+
+
+class ResNetModule(nn.Module):
+    """Stem, four stages of blocks at 64, 128, 256 and 512 times the expansion, global average, head (table 1)."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        stage_depths: Sequence[int],
+        *,
+        stem: Stem,
+        in_channels: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.stem = make_stem(stem, in_channels, 64)
+        self.stages = nn.Sequential()
+        channels = 64
+        for stage, depth in enumerate(stage_depths):
+            width = 64 * 2**stage
+            blocks = nn.Sequential()
+            for i in range(depth):
+                blocks.append(block(channels, width, stride=2 if stage > 0 and i == 0 else 1))
+                channels = width * block.expansion
+            self.stages.append(blocks)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.stages(self.stem(images))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    stage_depths: Sequence[int],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+) -> Model:
+    """Deep residual network (arXiv 1512.03385), for images of any size.
+
+    Args:
+        block: the kind of block in all stages.
+        stage_depths: number of blocks in each stage.
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
+    """
+    in_channels, _, _ = image_shape
+    make_module = partial(
+        ResNetModule, block, stage_depths, stem=stem, in_channels=in_channels, num_classes=num_classes
+    )
+    return make_model(make_module, init_conv_net)
+
+
+resnet18 = partial(resnet, BasicBlock, (2, 2, 2, 2))
+resnet34 = partial(resnet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(resnet, Bottleneck, (3, 4, 6, 3))
+resnet101 = partial(resnet, Bottleneck, (3, 4, 23, 3))
+resnet152 = partial(resnet, Bottleneck, (3, 8, 36, 3))

@@ -1,0 +1,168 @@
+"""ViT: Alexey Dosovitskiy et al., "An image is worth 16x16 words: transformers for image recognition at scale",
+ICLR 2021, arXiv 2010.11929. Tiny and small are from DeiT, arXiv 2012.12877, table 1.
+
+Differs from the paper: the patch size is 4 by default, for images of 32x32; the head is one linear layer, as the paper
+has it for fine-tuning; position embeddings and linear layers start from a normal distribution of standard deviation
+0.02, truncated at two of them (DeiT).
+
+Shapes: B images, C channels, H and W height and width, N tokens (patches and one class token), D width, K classes.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.types import InputError
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (appendix A, equations 5 to 8)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, D/heads]
+        dropout = self.dropout.p if self.training else 0.0
+        # q, k and v have autocast's dtype already; within it, torch.func cannot differentiate attention with dropout.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between (section 3.1)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
+        x = self.dropout(F.gelu(self.fc1(x)))
+        return self.dropout(self.fc2(x))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm attention and MLP, each around a residual (equations 2 and 3)."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, mlp_width, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViTModule(nn.Module):
+    """Patches, class token, position embedding, encoder, final norm, head (figure 1, equations 1 to 4)."""
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        in_channels, height, image_width = image_shape
+        num_patches = (height // patch_size) * (image_width // patch_size)
+        self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(EncoderBlock(width, heads, mlp_width, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, N - 1, D]
+        cls_token = self.cls_token.expand(len(images), -1, -1)
+        x = torch.cat([cls_token, patches], dim=1) + self.pos_embed  # [B, N, D]
+        x = self.blocks(self.dropout(x))
+        return self.head(self.norm(x[:, 0]))
+
+
+def init_vit(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill one layer: truncated normal of deviation 0.02 for matrices and embeddings, zero biases, identity norms."""
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()  # ones and zeros: draws nothing
+        return
+    for name, leaf in module.named_parameters(recurse=False):
+        if name == "bias":
+            nn.init.zeros_(leaf)
+        else:
+            nn.init.trunc_normal_(leaf, std=0.02, a=-0.04, b=0.04, generator=generator)
+
+
+def vit(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    patch_size: int = 4,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    mlp_width: int = 768,
+    dropout: float = 0.0,
+) -> Model:
+    """Vision Transformer (arXiv 2010.11929).
+
+    Args:
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        patch_size: side of a patch, pixels; divides the height and the width of the image.
+        width: D, numbers a token.
+        depth: number of encoder blocks.
+        heads: attention heads in each block; divides the width.
+        mlp_width: hidden numbers in each block's MLP.
+        dropout: probability in [0, 1) of dropping, after the embedding, in attention and in the MLPs.
+
+    Raises:
+        InputError: the patches do not tile the image, or the heads do not divide the width.
+    """
+    _, height, image_width = image_shape
+    if height % patch_size or image_width % patch_size:
+        sizes = [size for size in range(1, min(height, image_width) + 1) if height % size == image_width % size == 0]
+        raise InputError(
+            f"a patch size of {patch_size} does not divide images of {height}x{image_width} pixels; "
+            f"set --model.patch-size to one of {', '.join(map(str, sizes))}"
+        )
+    if width % heads:
+        raise InputError(f"{heads} attention heads do not divide a width of {width}; change --model.heads or .width")
+    make_module = partial(
+        ViTModule,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=mlp_width,
+        dropout=dropout,
+    )
+    return make_model(make_module, init_vit)
+
+
+vit_tiny = vit
+vit_small = partial(vit, width=384, heads=6, mlp_width=1536)
+vit_base = partial(vit, width=768, heads=12, mlp_width=3072)
+vit_large = partial(vit, width=1024, depth=24, heads=16, mlp_width=4096)
+vit_huge = partial(vit, width=1280, depth=32, heads=16, mlp_width=5120)

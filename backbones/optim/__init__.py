@@ -1,0 +1,19 @@
+"""Optimizers as chains of gradient transforms."""
+
+from backbones.optim.alias import OPTIMIZERS as OPTIMIZERS
+from backbones.optim.alias import adam as adam
+from backbones.optim.alias import adamw as adamw
+from backbones.optim.alias import sgd as sgd
+from backbones.optim.base import GradientTransformation as GradientTransformation
+from backbones.optim.base import hyperparameter as hyperparameter
+from backbones.optim.combine import chain as chain
+from backbones.optim.schedule import SCHEDULES as SCHEDULES
+from backbones.optim.schedule import Schedule as Schedule
+from backbones.optim.transform import ScaleByLearningRateState as ScaleByLearningRateState
+from backbones.optim.transform import add_decayed_weights as add_decayed_weights
+from backbones.optim.transform import clip_by_global_norm as clip_by_global_norm
+from backbones.optim.transform import scale as scale
+from backbones.optim.transform import scale_by_adam as scale_by_adam
+from backbones.optim.transform import scale_by_learning_rate as scale_by_learning_rate
+from backbones.optim.transform import trace as trace
+from backbones.optim.update import apply_updates as apply_updates

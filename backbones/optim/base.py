@@ -1,0 +1,29 @@
+"""What a gradient transform is."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import backbones.tree as tree
+from backbones.types import OptState, Params, Updates
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions that turns gradients into better updates."""
+
+    init: Callable[[Params], OptState]
+    """`init(params) -> opt_state`: the memory of the transform before its first update."""
+
+    update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
+    """`update(updates, opt_state, params) -> (updates, opt_state)`."""
+
+
+def hyperparameter(value: float, params: Params) -> Tensor:
+    """A rate as a leaf of `opt_state`: 0-D float64, on the device of `params`.
+
+    As a tensor it can change, be logged, saved and vmapped without compiling the step again; in float64 it is the
+    Python float that `torch.optim` computes with. A 0-D tensor never widens the float32 tensors that it meets.
+    """
+    return torch.tensor(value, dtype=torch.float64, device=tree.leaves(params)[0].device)

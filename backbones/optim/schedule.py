@@ -1,0 +1,104 @@
+"""Learning-rate schedules: the step -> a factor, usually in [0, 1], of the optimizer's own rate.
+
+A schedule is a function of the step as a 0-D int64 tensor (updates done so far) and answers with a 0-D float64 tensor,
+so it is part of the compiled step. N stands for the number of steps of the run.
+"""
+
+from collections.abc import Callable, Sequence
+from math import pi
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[Tensor], Tensor]
+
+
+def constant(num_steps: int = 0, *, warmup_steps: int = 0) -> Schedule:
+    """The factor 1, after a linear warm-up.
+
+    Args:
+        num_steps: steps of the run; unused.
+        warmup_steps: steps over which the factor first rises from 0 to 1.
+    """
+    del num_steps
+    return warm_up(warmup_steps, then=lambda step: torch.ones_like(step, dtype=torch.float64))
+
+
+def linear(num_steps: int, *, warmup_steps: int = 0, floor: float = 0.0) -> Schedule:
+    """A straight line from 1 down to `floor` at the end of the run.
+
+    Args:
+        num_steps: steps of the run, warm-up included.
+        warmup_steps: steps over which the factor first rises from 0 to 1.
+        floor: factor at the end.
+    """
+    decay_steps = num_steps - warmup_steps
+    return warm_up(warmup_steps, then=lambda step: 1 + (floor - 1) * _fraction(step, decay_steps))
+
+
+def cosine(num_steps: int, *, warmup_steps: int = 0, floor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 down to `floor` at the end of the run (Loshchilov and Hutter, arXiv 1608.03983, eq. 5).
+
+    Args:
+        num_steps: steps of the run, warm-up included.
+        warmup_steps: steps over which the factor first rises from 0 to 1.
+        floor: factor at the end.
+    """
+    decay_steps = num_steps - warmup_steps
+
+    def decay(step: Tensor) -> Tensor:
+        return floor + (1 - floor) * (1 + torch.cos(pi * _fraction(step, decay_steps))) / 2
+
+    return warm_up(warmup_steps, then=decay)
+
+
+def multi_step(
+    num_steps: int, *, warmup_steps: int = 0, milestones: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1
+) -> Schedule:
+    """Multiply by `factor` at each milestone (He et al., arXiv 1512.03385, section 4.2).
+
+    Args:
+        num_steps: steps of the run.
+        warmup_steps: steps over which the factor first rises from 0 to 1.
+        milestones: when to drop, as fractions of the run.
+        factor: what each drop multiplies by.
+    """
+    boundaries = [round(milestone * num_steps) for milestone in milestones]
+
+    def decay(step: Tensor) -> Tensor:
+        drops = sum((step + warmup_steps >= boundary).to(torch.float64) for boundary in boundaries)
+        return factor**drops
+
+    return warm_up(warmup_steps, then=decay)
+
+
+def warm_up(warmup_steps: int, *, then: Schedule) -> Schedule:
+    """Rise from 0 to 1 in a straight line, then go on with `then`, which counts from 0 again."""
+    if warmup_steps == 0:
+        return then
+    return joined([lambda step: _fraction(step, warmup_steps), then], boundaries=[warmup_steps])
+
+
+def joined(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Follow `schedules` in turn, changing over at `boundaries` (one fewer); each counts from 0 at its own start."""
+
+    def schedule(step: Tensor) -> Tensor:
+        factor = schedules[0](step)
+        for boundary, later in zip(boundaries, schedules[1:], strict=True):
+            factor = torch.where(step < boundary, factor, later(step - boundary))
+        return factor
+
+    return schedule
+
+
+def _fraction(step: Tensor, num_steps: int) -> Tensor:
+    """step / num_steps, held within [0, 1]."""
+    return (step.to(torch.float64) / max(num_steps, 1)).clamp(0, 1)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "multi-step": multi_step,
+}

@@ -1,0 +1,68 @@
+"""Random numbers as pure functions of integer keys, as in JAX, written in plain tensor arithmetic.
+
+A key is an int64 tensor of any shape. `fold_in` derives a new key from a key and a number, elementwise, so a tensor of
+sample indices makes a tensor of keys, one per sample. Nothing is remembered between calls: the numbers are the same
+on every device, under any number of processes, compiled or not, and after a resume.
+
+The mixing function is SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014, with the constants of its `mix64` variant 13 (Stafford). It is meant for augmentation, not for secrets.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(constant: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit constant; tensor arithmetic wraps around."""
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+_GOLDEN_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def key(seed: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """The 0-D int64 key that a run starts from."""
+    return fold_in(torch.tensor(seed, dtype=torch.int64, device=device), 0)
+
+
+def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
+    """A new key from a key and an integer; both broadcast. For one key, different numbers give different keys."""
+    number = torch.as_tensor(number, dtype=torch.int64, device=key.device)
+    z = key + (number + 1) * _GOLDEN_GAMMA
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own `>>` drags the sign bit along."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniform(key: Tensor) -> Tensor:
+    """float32 in [0, 1), one for each key: its upper 24 bits."""
+    return _shift_right(key, 40).to(torch.float32) * 2.0**-24
+
+
+def randint(key: Tensor, high: int) -> Tensor:
+    """int64 in [0, high), one for each key; `high` is small beside 2^24."""
+    return (uniform(key) * high).to(torch.int64)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator of torch, for what is drawn on the host (initialisation, order of samples), keyed by integers."""
+    return torch.Generator().manual_seed(_host_seed(*numbers))
+
+
+def seed_torch(*numbers: int) -> None:
+    """Reseed torch's global generators, from which dropout alone draws: called before each step."""
+    torch.manual_seed(_host_seed(*numbers))
+
+
+def _host_seed(seed: int, *numbers: int) -> int:
+    folded = key(seed)
+    for number in numbers:
+        folded = fold_in(folded, number)
+    return folded.item()

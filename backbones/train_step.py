@@ -1,0 +1,148 @@
+"""The heart: (state, batch) -> (state, metrics), pure, to be compiled as a whole."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.augment import normalize
+from backbones.distributed import GradAndValue, LossFn
+from backbones.losses import cross_entropy
+from backbones.metrics import in_top_k
+from backbones.models import Model
+from backbones.optim import GradientTransformation, ScaleByLearningRateState, apply_updates
+from backbones.types import Batch, Metrics, ModelState, OptState, Params
+
+
+class TrainState(NamedTuple):
+    """All that training remembers, and nothing but tensors: this is the checkpoint."""
+
+    step: Tensor
+    """Steps done, 0-D int64."""
+    key: Tensor
+    """Random key of the run, 0-D int64; never changes."""
+    params: Params
+    model_state: ModelState
+    opt_state: OptState
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class EvalSums(NamedTuple):
+    """Sums over the rows of a batch whose label is not -1; 0-D float64."""
+
+    loss: Tensor
+    """Cross-entropy in nats, without label smoothing."""
+    top1: Tensor
+    top5: Tensor
+    count: Tensor
+
+
+EvalStep = Callable[[Params, ModelState, Batch], EvalSums]
+
+
+def init_train_state(model: Model, optimizer: GradientTransformation, *, seed: int, device: torch.device) -> TrainState:
+    """The state before the first step, on `device`; a function of the seed alone."""
+    params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(seed, 0)))
+    step = torch.zeros((), dtype=torch.int64, device=device)
+    return TrainState(step, random.key(seed, device=device), params, model_state, optimizer.init(params))
+
+
+def make_loss_fn(model: Model, *, precision: torch.dtype, label_smoothing: float) -> LossFn:
+    """The pure function that is differentiated: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
+
+    Args:
+        model: the backbone.
+        precision: `torch.float32`, or `torch.bfloat16` for autocast around the model; the loss is always float32.
+        label_smoothing: see `losses.cross_entropy`.
+    """
+
+    def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
+        with torch.autocast(batch.images.device.type, precision, enabled=precision != torch.float32):
+            logits, model_state = model.apply(params, model_state, batch.images, train=True)
+        loss = cross_entropy(logits, batch.labels, label_smoothing=label_smoothing).mean()
+        accuracy = in_top_k(logits, batch.labels, 1).to(torch.float32).mean()
+        return loss, (model_state, {"accuracy": accuracy})
+
+    return loss_fn
+
+
+def make_train_step(
+    grad_and_value: GradAndValue,
+    optimizer: GradientTransformation,
+    *,
+    augment: Callable[[Tensor, Tensor], Tensor],
+    mean: Tensor,
+    std: Tensor,
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
+) -> TrainStep:
+    """One step of training: augmented batch -> gradients -> updates -> the next state.
+
+    The step that is returned donates its state: the new one lies in the memory of the old one, which must not be used
+    again. Its metrics are `loss`, `accuracy` (of the augmented batch), `grad_norm`, `learning_rate` and `nonfinite`
+    (1 where the loss or a gradient was not finite, else 0).
+
+    Args:
+        grad_and_value: from `distributed.grad_and_value`.
+        optimizer: the chain that turns gradients into updates.
+        augment: `(keys [B] int64, images uint8) -> images uint8`.
+        mean: [C], of the images.
+        std: [C], of the images.
+        accumulate: micro-batches that the batch is cut into; divides the batch of each process.
+        skip_nonfinite: leave parameters and memory as they are when the loss or a gradient is not finite.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = random.fold_in(random.fold_in(state.key, state.step), batch.index)
+        batch = batch._replace(images=normalize(augment(keys, batch.images), mean, std))
+        micro_batches = [Batch(*parts) for parts in zip(*(leaf.chunk(accumulate) for leaf in batch), strict=True)]
+
+        grads, (loss, (model_state, metrics)) = grad_and_value(state.params, state.model_state, micro_batches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = apply_updates(state.params, updates)
+        new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
+
+        grad_norm = tree.global_norm(grads)
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        if skip_nonfinite:
+            kept = tree.map(lambda new, old: torch.where(finite, new, old), new_state, state)
+            new_state = kept._replace(step=state.step + 1)  # onward, to another batch
+        metrics |= {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": tree.find(opt_state, ScaleByLearningRateState)[-1].learning_rate,
+            "nonfinite": (~finite).to(torch.int64),
+        }
+        return tree.donate(state, new_state), metrics
+
+    return train_step
+
+
+def make_eval_step(model: Model, *, precision: torch.dtype, mean: Tensor, std: Tensor) -> EvalStep:
+    """One batch of evaluation: `(params, model_state, batch) -> EvalSums`.
+
+    Args:
+        model: the backbone.
+        precision: as for `make_loss_fn`.
+        mean: [C], of the training images.
+        std: [C], of the training images.
+    """
+
+    def eval_step(params: Params, model_state: ModelState, batch: Batch) -> EvalSums:
+        images = normalize(batch.images, mean, std)
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            logits, _ = model.apply(params, model_state, images, train=False)
+        rows = EvalSums(
+            loss=cross_entropy(logits, batch.labels),
+            top1=in_top_k(logits, batch.labels, 1),
+            top5=in_top_k(logits, batch.labels, 5),
+            count=batch.labels >= 0,
+        )
+        return tree.map(lambda row: row.to(torch.float64).sum(), rows)
+
+    return eval_step

@@ -1,0 +1,73 @@
+"""Trees of tensors: dicts, tuples and NamedTuples, nested as one likes, with tensors as leaves."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+Tree = Any
+
+
+def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `function` leaf by leaf to trees of one structure; the result has that structure."""
+    return optree.tree_map(function, tree, *rest)
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The leaves, in the tree's own fixed order (dicts by sorted key)."""
+    return optree.tree_leaves(tree)
+
+
+def named_leaves(tree: Tree) -> dict[str, Tensor]:
+    """The leaves by path, such as `opt_state/1/mu/head.weight`; the order is that of `leaves`."""
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree)
+    return {"/".join(_entry_name(entry) for entry in path): leaf for path, leaf in zip(accessors, leaves, strict=True)}
+
+
+def _entry_name(entry: optree.PyTreeEntry) -> str:
+    return entry.field if isinstance(entry, optree.NamedTupleEntry) else str(entry.entry)
+
+
+def find(tree: Tree, node_type: type) -> list[Any]:
+    """All nodes of one NamedTuple type, in order of traversal."""
+    nodes = optree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, node_type))
+    return [node for node in nodes if isinstance(node, node_type)]
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """A tree of zeros with the shapes, dtypes, devices and memory formats of `tree`."""
+    return map(torch.zeros_like, tree)
+
+
+def size(tree: Tree) -> int:
+    """Number of elements over all leaves."""
+    return sum(leaf.numel() for leaf in leaves(tree))
+
+
+def global_norm(tree: Tree) -> Tensor:
+    """Euclidean norm of all leaves taken as one vector, 0-D."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
+
+
+def donate(old: Tree, new: Tree) -> Tree:
+    """Move the values of `new` into the memory of `old` and return `old`: a step then needs no second copy of itself.
+
+    What `jax.jit(donate_argnums=...)` does. Whoever still holds `old` sees the new values.
+    """
+    old_leaves, new_leaves = leaves(old), leaves(new)
+    with torch.no_grad():
+        for old_leaf, new_leaf in zip(old_leaves, new_leaves, strict=True):
+            old_leaf.copy_(new_leaf)
+    return old
+
+
+def sha256(tree: Tree) -> str:
+    """Hex digest over every leaf's name, dtype, shape and bytes: equal if and only if the trees are, bit for bit."""
+    digest = hashlib.sha256()
+    for name, leaf in named_leaves(tree).items():
+        digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
+        digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

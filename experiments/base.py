@@ -1,0 +1,141 @@
+"""What an experiment is: a frozen dataclass of plain values, some of them components that are chosen by name.
+
+A component (data set, model, optimizer, schedule) is a frozen dataclass made from the signature of the function that it
+stands for: the keyword-only parameters are its fields, and `make` calls the function. The signature is the
+configuration and its docstring the help, so a new model is one function and one line in `MODELS`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import docstring_parser
+import tyro
+
+from backbones.data import DATASETS
+from backbones.models import MODELS
+from backbones.optim import OPTIMIZERS, SCHEDULES
+from backbones.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A function by its name, with its options filled in; a value to compare, print and `dataclasses.replace`."""
+
+    def make(self, *args: Any) -> Any:
+        """Call the function with `args` and these options."""
+        raise NotImplementedError
+
+
+def component(name: str, function: Callable[..., Any]) -> type[Component]:
+    """The dataclass that stands for `function` under a name: its keyword-only parameters, their defaults and help."""
+    documented = function.func if isinstance(function, partial) else function
+    helps = {param.arg_name: param.description for param in docstring_parser.parse(documented.__doc__ or "").params}
+    options = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+
+    def make(self: Component, *args: Any) -> Any:
+        return function(*args, **{option.name: getattr(self, option.name) for option in options})
+
+    fields = [
+        (option.name, Annotated[option.annotation, tyro.conf.arg(help=helps.get(option.name))], option.default)
+        for option in options
+    ]
+    namespace = {"make": make, "__doc__": documented.__doc__.partition("\n")[0]}
+    return dataclasses.make_dataclass(name, fields, bases=(Component,), frozen=True, kw_only=True, namespace=namespace)
+
+
+def components(functions: dict[str, Callable[..., Any]]) -> dict[str, type[Component]]:
+    """One component a function, by the same names."""
+    return {name: component(name, function) for name, function in functions.items()}
+
+
+COMPONENTS: dict[str, dict[str, type[Component]]] = {
+    "data": components(DATASETS),
+    "model": components(MODELS),
+    "optim": components(OPTIMIZERS),
+    "schedule": components(SCHEDULES),
+}
+"""Field of `Experiment` -> name -> component: `COMPONENTS["model"]["vit-tiny"](depth=6)` is `--model vit-tiny
+--model.depth 6`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters."""
+
+    name: str
+    """Name of the experiment, and of its run folder unless --run-dir is given."""
+    data: Component
+    """Data set."""
+    model: Component
+    """Backbone."""
+    optim: Component
+    """Optimizer."""
+    schedule: Component
+    """Factor on the learning rate over the run."""
+
+    steps: int
+    """Updates of the parameters."""
+    batch_size: int
+    """Images a step, over all processes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that each process cuts its batch into, to save memory."""
+    clip: float | None = None
+    """Largest norm of the gradient; longer ones are scaled down to it."""
+    label_smoothing: float = 0.0
+    """Weight in [0, 1) of the uniform distribution in the target."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when the loss or a gradient is not finite: stop the run, or leave the parameters as they are."""
+    seed: int = 0
+    """Seed of initialisation, order of samples, augmentation and dropout."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto is the GPU where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the model: float32, or bfloat16 by autocast. Parameters and updates are float32 in both."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, where it pays."""
+    deterministic: bool = True
+    """Whether CUDA may only use algorithms that give the same bits each time; on CPUs they all do."""
+
+    log_every: int = 10
+    """Steps between lines of training metrics."""
+    eval_every: int = 500
+    """Steps between evaluations on the held-out samples."""
+    eval_batch_size: int = 500
+    """Images a batch of evaluation, over all processes."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many of the latest checkpoints to keep; the best one is kept besides."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `config.json`: a component is a dict of its name and its options."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for kind in COMPONENTS:
+            chosen = values[kind]
+            values[kind] = {"name": type(chosen).__name__, **dataclasses.asdict(chosen)}
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Experiment":
+        """The experiment that `to_json` wrote, also after a round trip through text."""
+        values = dict(values)
+        for kind, by_name in COMPONENTS.items():
+            options = {
+                name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+                for name, value in values[kind].items()
+            }
+            values[kind] = by_name[options.pop("name")](**options)
+        return cls(**values)

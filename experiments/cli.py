@@ -1,0 +1,100 @@
+"""The command line: `train.py [EXPERIMENT] [--model NAME] [--optim NAME] ... [--FIELD VALUE ...]`."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import backbones.distributed as distributed
+from backbones.types import InputError
+from experiments import DEFAULT, EXPERIMENTS
+from experiments.base import COMPONENTS, Experiment
+from experiments.run_dir import read_experiment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What one call of train.py asks for."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Folder of the run; None for runs/NAME. A folder that holds a run already is never overwritten."""
+    resume: bool = False
+    """Go on with the run in the run folder, from its newest checkpoint. Its own configuration is the default."""
+
+
+def parse(args: Sequence[str]) -> Command:
+    """Read a command line, without the program's name.
+
+    The name of an experiment and of components are looked up first, so that tyro sees, and `--help` shows, the fields
+    of what was chosen with the values that it would run with.
+
+    Raises:
+        InputError: a name is unknown; the message offers the nearest ones.
+        SystemExit: tyro has printed help or what is wrong with the fields.
+    """
+    args = list(args)
+    chosen_name = args.pop(0) if args and not args[0].startswith("-") else None
+    if chosen_name is not None:
+        experiment = EXPERIMENTS[_known("experiment", chosen_name, EXPERIMENTS)]
+    else:
+        experiment = _experiment_to_resume(args) or EXPERIMENTS[DEFAULT]
+    experiment, args = _choose_components(experiment, args)
+    return tyro.cli(
+        Command,
+        default=Command(experiment=experiment),
+        args=args,
+        prog="train.py",
+        description=_describe(experiment),
+        console_outputs=distributed.is_main(),
+    )
+
+
+def _choose_components(experiment: Experiment, args: list[str]) -> tuple[Experiment, list[str]]:
+    """Put in the components that `--KIND NAME` or `--KIND=NAME` asks for; give back what is left of `args`."""
+    left = []
+    remaining = iter(args)
+    for arg in remaining:
+        kind, equals, name = arg.removeprefix("--").partition("=")
+        if not arg.startswith("--") or kind not in COMPONENTS:
+            left.append(arg)
+            continue
+        name = _known(kind, name if equals else next(remaining, ""), COMPONENTS[kind])
+        if name != type(getattr(experiment, kind)).__name__:  # else keep the experiment's own options
+            experiment = dataclasses.replace(experiment, **{kind: COMPONENTS[kind][name]()})
+            if kind in ("data", "model"):
+                name = f"{type(experiment.data).__name__}-{type(experiment.model).__name__}"
+                experiment = dataclasses.replace(experiment, name=name)
+    return experiment, left
+
+
+def _known(kind: str, name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
+    return name
+
+
+def _experiment_to_resume(args: Sequence[str]) -> Experiment | None:
+    """The configuration of the run that is to be resumed, if the command names it by its folder alone."""
+    run_dirs = [value for flag, value in pairwise(args) if flag == "--run-dir"]
+    if "--resume" not in args or not run_dirs:
+        return None
+    return read_experiment(Path(run_dirs[-1]))
+
+
+def _describe(experiment: Experiment) -> str:
+    choices = {"[EXPERIMENT]": (experiment.name, EXPERIMENTS)}
+    for kind, by_name in COMPONENTS.items():
+        choices[f"--{kind} NAME"] = (type(getattr(experiment, kind)).__name__, by_name)
+    lines = [
+        f"{flag}: {', '.join(f'[{name}]' if name == chosen else name for name in names)}"
+        for flag, (chosen, names) in choices.items()
+    ]
+    return "\n".join(["Train an image backbone. What is chosen stands in brackets.", *lines])

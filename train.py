@@ -1,0 +1,151 @@
+"""Train an image backbone: `torchrun train.py --model vit-tiny --optim adam`.
+
+`main` is the flow of data, top to bottom. It alone puts the parts together, and it alone compiles.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import backbones.distributed as distributed
+import backbones.tree as tree
+from backbones.checkpoint import Checkpoints
+from backbones.data import Dataset, channel_statistics
+from backbones.loop import Clock, Diverged, make_evaluate, train
+from backbones.metric_writer import MetricWriter, plot_curves
+from backbones.optim import chain, clip_by_global_norm
+from backbones.overhead import Overhead, measure_overhead
+from backbones.train_step import init_train_state, make_eval_step, make_loss_fn, make_train_step
+from backbones.types import InputError
+from experiments import Experiment
+from experiments.cli import parse
+from experiments.run_dir import open_run_dir
+
+
+def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = False) -> dict[str, Any]:
+    """Run an experiment, or the rest of it, and return what stands in its `result.json`.
+
+    Args:
+        experiment: what to run.
+        run_dir: folder of the run; None for `runs/NAME`.
+        resume: whether to go on from the newest checkpoint in that folder.
+
+    Raises:
+        InputError: the experiment cannot be run as it is, or the folder is not free.
+        Diverged: the loss or a gradient is not finite.
+    """
+    check_batch_size(experiment)
+    run_dir = run_dir or Path("runs") / experiment.name
+    device = distributed.init(experiment.device)
+    if experiment.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    dataset = experiment.data.make().to(device)
+    mean, std = channel_statistics(dataset.train)
+    image_shape = tuple(dataset.train.images.shape[1:])
+
+    model = experiment.model.make(image_shape, len(dataset.class_names))
+    optimizer = experiment.optim.make(experiment.schedule.make(experiment.steps))
+    if experiment.clip is not None:
+        optimizer = chain(clip_by_global_norm(experiment.clip), optimizer)
+    state = init_train_state(model, optimizer, seed=experiment.seed, device=device)
+
+    open_run_dir(run_dir, experiment, resume=resume)
+    checkpoints = Checkpoints(run_dir / "checkpoints", experiment=experiment.to_json(), keep=experiment.keep)
+    if resume:
+        state = checkpoints.restore(like=state)
+
+    precision = getattr(torch, experiment.precision)
+    compiles = experiment.compile == "on" or (experiment.compile == "auto" and device.type == "cuda")
+    compiled = partial(torch.compile, disable=not compiles)
+    loss_fn = make_loss_fn(model, precision=precision, label_smoothing=experiment.label_smoothing)
+    train_step = make_train_step(
+        distributed.grad_and_value(compiled(loss_fn, fullgraph=True), state.params),
+        optimizer,
+        augment=dataset.augment,
+        mean=mean,
+        std=std,
+        accumulate=experiment.accumulate,
+        skip_nonfinite=experiment.nonfinite == "skip",
+    )
+    eval_step = make_eval_step(model, precision=precision, mean=mean, std=std)
+    evaluate = make_evaluate(compiled(eval_step, fullgraph=True), dataset.test, batch_size=experiment.eval_batch_size)
+
+    writer = MetricWriter(run_dir, start_step=state.step.item(), num_steps=experiment.steps)
+    overhead = measure_overhead(model, image_shape)
+    writer.say(describe(experiment, dataset, overhead, device))
+    state, metrics = train(
+        state,
+        dataset.train,
+        # In one process the whole step is one graph; in several it breaks where gradients are sent.
+        train_step=compiled(train_step, fullgraph=distributed.world_size() == 1),
+        evaluate=evaluate,
+        clock=Clock(experiment.steps, experiment.log_every, experiment.eval_every, experiment.save_every),
+        seed=experiment.seed,
+        batch_size=experiment.batch_size,
+        stop_at_nonfinite=experiment.nonfinite == "stop",
+        writer=writer,
+        checkpoints=checkpoints,
+    )
+    checkpoints.close()
+    writer.close()
+
+    result = {
+        "experiment": experiment.name,
+        "model": type(experiment.model).__name__,
+        "num_params": overhead.num_params,
+        "macs": overhead.macs,
+        "steps": state.step.item(),
+        **metrics,
+        "params_sha256": tree.sha256(state.params),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "num_processes": distributed.world_size(),
+    }
+    if distributed.is_main():
+        (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_curves(run_dir)
+        writer.say(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {run_dir}/result.json, curves.png")
+    return result
+
+
+def check_batch_size(experiment: Experiment) -> None:
+    """Raise InputError unless every process gets as many whole micro-batches as the others."""
+    parts = distributed.world_size() * experiment.accumulate
+    if experiment.batch_size % parts:
+        nearest = max(round(experiment.batch_size / parts), 1) * parts
+        raise InputError(
+            f"a batch of {experiment.batch_size} cannot be shared by {distributed.world_size()} processes "
+            f"of {experiment.accumulate} micro-batches each; set --batch-size {nearest}"
+        )
+
+
+def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
+    """One line on what is about to run."""
+    names = {kind: type(getattr(experiment, kind)).__name__ for kind in ("data", "model", "optim", "schedule")}
+    channels, height, width = dataset.train.images.shape[1:]
+    return (
+        f"{experiment.name}: {names['model']} ({overhead.num_params / 1e6:.2f} M parameters, "
+        f"{overhead.macs / 1e6:.1f} M MACs an image) on {names['data']} ({len(dataset.train.labels)} + "
+        f"{len(dataset.test.labels)} images of {channels}x{height}x{width}) "
+        f"with {names['optim']} and {names['schedule']} on {distributed.world_size()} x {device.type}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        command = parse(sys.argv[1:])
+        main(command.experiment, run_dir=command.run_dir, resume=command.resume)
+    except (InputError, Diverged) as error:
+        sys.exit(f"error: {error}" if distributed.is_main() else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        distributed.shut_down()
