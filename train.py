@@ -138,9 +138,10 @@ def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, devic
     )
 
 
-if __name__ == "__main__":
+def run(args: list[str]) -> None:
+    """Run a command line. A user's mistake ends it with one message and exit code 1 (2 for one that tyro found)."""
     try:
-        command = parse(sys.argv[1:])
+        command = parse(args)
         main(command.experiment, run_dir=command.run_dir, resume=command.resume)
     except (InputError, Diverged) as error:
         sys.exit(f"error: {error}" if distributed.is_main() else 1)
@@ -149,3 +150,7 @@ if __name__ == "__main__":
         sys.exit(130)
     finally:
         distributed.shut_down()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -55,14 +55,14 @@ def components(functions: dict[str, Callable[..., Any]]) -> dict[str, type[Compo
     return {name: component(name, function) for name, function in functions.items()}
 
 
-COMPONENTS: dict[str, dict[str, type[Component]]] = {
-    "data": components(DATASETS),
-    "model": components(MODELS),
-    "optim": components(OPTIMIZERS),
-    "schedule": components(SCHEDULES),
-}
-"""Field of `Experiment` -> name -> component: `COMPONENTS["model"]["vit-tiny"](depth=6)` is `--model vit-tiny
---model.depth 6`."""
+DATA = components(DATASETS)
+MODEL = components(MODELS)
+OPTIM = components(OPTIMIZERS)
+SCHEDULE = components(SCHEDULES)
+"""Name -> component: `MODEL["vit-tiny"](depth=6)` here is `--model vit-tiny --model.depth 6` on the command line."""
+
+COMPONENTS = {"data": DATA, "model": MODEL, "optim": OPTIM, "schedule": SCHEDULE}
+"""Field of `Experiment` -> what it can be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,27 @@
-"""UCI digits, 1,437 training and 360 held-out images of 16x16. The embedded default: nothing to download.
+"""UCI digits, 1,437 + 360 grey images of 16x16: the embedded default, nothing to download."""
 
-python train.py digits-vit-tiny
-python train.py digits-resnet18
-"""
-
-from experiments.base import COMPONENTS, Experiment
+from experiments.base import DATA, MODEL, OPTIM, SCHEDULE, Experiment
 
 digits_vit_tiny = Experiment(
     name="digits-vit-tiny",
-    data=COMPONENTS["data"]["digits"](),
-    model=COMPONENTS["model"]["vit-tiny"](patch_size=4, dropout=0.1),
-    optim=COMPONENTS["optim"]["adam"](lr=5e-4),
-    schedule=COMPONENTS["schedule"]["cosine"](warmup_steps=50, floor=0.01),
-    steps=600,
-    batch_size=96,
+    data=DATA["digits"](),
+    model=MODEL["vit-tiny"](patch_size=8, dropout=0.1),
+    optim=OPTIM["adam"](lr=1e-3),
+    schedule=SCHEDULE["cosine"](warmup_steps=50, floor=0.01),
+    steps=1000,
+    batch_size=64,
+    eval_every=200,
+    save_every=200,
+)
+
+digits_resnet18 = Experiment(
+    name="digits-resnet18",
+    data=DATA["digits"](),
+    model=MODEL["resnet18"](),
+    optim=OPTIM["sgd"](lr=0.05),
+    schedule=SCHEDULE["cosine"](warmup_steps=20, floor=0.01),
+    steps=300,
+    batch_size=64,
     eval_every=100,
     save_every=100,
 )

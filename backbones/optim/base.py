@@ -24,6 +24,11 @@ def hyperparameter(value: float, params: Params) -> Tensor:
     """A rate as a leaf of `opt_state`: 0-D float64, on the device of `params`.
 
     As a tensor it can change, be logged, saved and vmapped without compiling the step again; in float64 it is the
-    Python float that `torch.optim` computes with. A 0-D tensor never widens the float32 tensors that it meets.
+    Python float that `torch.optim` computes with.
     """
     return torch.tensor(value, dtype=torch.float64, device=tree.leaves(params)[0].device)
+
+
+def map_updates(function: Callable[..., Tensor], updates: Updates, *rest: Updates) -> Updates:
+    """`tree.map` that keeps the dtypes of `updates`: a float64 rate would widen 0-D float32 leaves."""
+    return tree.map(lambda leaf, *others: function(leaf, *others).to(leaf.dtype), updates, *rest)

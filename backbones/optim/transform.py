@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.optim.base import GradientTransformation, hyperparameter
+from backbones.optim.base import GradientTransformation, hyperparameter, map_updates
 from backbones.optim.schedule import Schedule
 from backbones.types import Params, Updates
 
@@ -23,7 +23,7 @@ def scale(factor: float) -> GradientTransformation:
 
     def update(updates: Updates, state: ScaleState, params: Params) -> tuple[Updates, ScaleState]:
         del params
-        return tree.map(lambda g: state.factor * g, updates), state
+        return map_updates(lambda g: state.factor * g, updates), state
 
     return GradientTransformation(init, update)
 
@@ -49,7 +49,7 @@ def scale_by_learning_rate(learning_rate: float, schedule: Schedule) -> Gradient
     ) -> tuple[Updates, ScaleByLearningRateState]:
         del params
         rate = state.peak * schedule(state.step)
-        return tree.map(lambda g: -rate * g, updates), ScaleByLearningRateState(state.step + 1, state.peak, rate)
+        return map_updates(lambda g: -rate * g, updates), ScaleByLearningRateState(state.step + 1, state.peak, rate)
 
     return GradientTransformation(init, update)
 
@@ -70,8 +70,8 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
 
     def update(updates: Updates, state: TraceState, params: Params) -> tuple[Updates, TraceState]:
         del params
-        trace = tree.map(lambda g, m: g + state.decay * m, updates, state.trace)
-        updates = tree.map(lambda g, m: g + state.decay * m, updates, trace) if nesterov else trace
+        trace = map_updates(lambda g, m: g + state.decay * m, updates, state.trace)
+        updates = map_updates(lambda g, m: g + state.decay * m, updates, trace) if nesterov else trace
         return updates, TraceState(state.decay, trace)
 
     return GradientTransformation(init, update)
@@ -103,10 +103,10 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Grad
     def update(updates: Updates, state: ScaleByAdamState, params: Params) -> tuple[Updates, ScaleByAdamState]:
         del params
         step, b1, b2, eps = state.step + 1, state.b1, state.b2, state.eps
-        mu = tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
-        nu = tree.map(lambda g, n: b2 * n + (1 - b2) * g * g, updates, state.nu)
+        mu = map_updates(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+        nu = map_updates(lambda g, n: b2 * n + (1 - b2) * g * g, updates, state.nu)
         mu_correction, nu_correction = 1 - b1**step, 1 - b2**step
-        updates = tree.map(lambda m, n: (m / mu_correction) / ((n / nu_correction).sqrt() + eps), mu, nu)
+        updates = map_updates(lambda m, n: (m / mu_correction) / ((n / nu_correction).sqrt() + eps), mu, nu)
         return updates, ScaleByAdamState(step, b1, b2, eps, mu, nu)
 
     return GradientTransformation(init, update)
@@ -129,7 +129,7 @@ def add_decayed_weights(weight_decay: float) -> GradientTransformation:
     def update(
         updates: Updates, state: AddDecayedWeightsState, params: Params
     ) -> tuple[Updates, AddDecayedWeightsState]:
-        return tree.map(lambda g, p: g + state.weight_decay * p, updates, params), state
+        return map_updates(lambda g, p: g + state.weight_decay * p, updates, params), state
 
     return GradientTransformation(init, update)
 
@@ -150,6 +150,6 @@ def clip_by_global_norm(max_norm: float) -> GradientTransformation:
     def update(updates: Updates, state: ClipByGlobalNormState, params: Params) -> tuple[Updates, ClipByGlobalNormState]:
         del params
         factor = (state.max_norm / tree.global_norm(updates)).clamp(max=1.0)
-        return tree.map(lambda g: factor * g, updates), state
+        return map_updates(lambda g: factor * g, updates), state
 
     return GradientTransformation(init, update)

@@ -1,0 +1,42 @@
+"""What several tests need: a small experiment on real images, and real processes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import EXPERIMENTS, Experiment
+from experiments.base import MODEL
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    """A small ViT with dropout on augmented digits: all that is random is on, and it runs in seconds."""
+    return dataclasses.replace(
+        EXPERIMENTS["digits-vit-tiny"],
+        model=MODEL["vit-tiny"](patch_size=8, width=32, depth=2, heads=2, mlp_width=64, dropout=0.1),
+        steps=12,
+        batch_size=32,
+        log_every=1,
+        eval_every=6,
+        save_every=6,
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests are not part of whatever torchrun they may have been started from."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes on this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,59 @@
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import backbones.tree as tree
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: dict[str, Tensor]
+
+
+def make_pair() -> Pair:
+    return Pair(torch.tensor([3.0]), {"b.weight": torch.tensor([[4.0, 0.0]]), "a": torch.tensor([12.0])})
+
+
+def test_named_leaves_are_paths_in_the_order_of_leaves() -> None:
+    named = tree.named_leaves({"state": (make_pair(),)})
+    assert list(named) == ["state/0/left", "state/0/right/a", "state/0/right/b.weight"]
+    assert all(a is b for a, b in zip(named.values(), tree.leaves(named), strict=True))
+
+
+def test_map_keeps_the_order_of_dicts() -> None:
+    doubled = tree.map(lambda leaf: 2 * leaf, make_pair())
+    assert list(doubled.right) == ["b.weight", "a"]
+    assert doubled.left.item() == 6
+
+
+def test_global_norm_is_that_of_one_vector() -> None:
+    assert tree.global_norm(make_pair()).item() == 13.0
+
+
+def test_find_gives_every_node_of_a_type() -> None:
+    pairs = tree.find(({"x": make_pair()}, [make_pair()], torch.zeros(())), Pair)
+    assert [type(pair) for pair in pairs] == [Pair, Pair]
+
+
+def test_donate_moves_values_and_keeps_memory() -> None:
+    old, new = make_pair(), tree.map(lambda leaf: leaf + 1, make_pair())
+    addresses = [leaf.data_ptr() for leaf in tree.leaves(old)]
+    donated = tree.donate(old, new)
+    assert [leaf.data_ptr() for leaf in tree.leaves(donated)] == addresses
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(donated), tree.leaves(new), strict=True))
+
+
+def test_sha256_sees_one_bit_one_name_one_shape_one_dtype() -> None:
+    base = {"a": torch.arange(4, dtype=torch.float32)}
+    bits = base["a"].clone()
+    bits.view(torch.int32)[2] ^= 1
+    others = [{"a": bits}, {"b": base["a"]}, {"a": base["a"].reshape(2, 2)}, {"a": base["a"].to(torch.float64)}]
+    assert tree.sha256({"a": base["a"].clone()}) == tree.sha256(base)
+    assert len({tree.sha256(each) for each in [base, *others]}) == 5
+
+
+def test_sha256_does_not_see_the_memory_format() -> None:
+    kernel = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert tree.sha256({"a": kernel}) == tree.sha256({"a": kernel.to(memory_format=torch.channels_last)})
+    assert tree.sha256({"a": torch.ones((), dtype=torch.bfloat16)})
