@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from backbones.train_step import init_train_state, make_eval_step, make_loss_fn,
 from backbones.types import InputError
 from experiments import Experiment
 from experiments.cli import parse
-from experiments.run_dir import open_run_dir
+from experiments.run_dir import prepare_run_dir, write_experiment
 
 
 def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = False) -> dict[str, Any]:
@@ -56,11 +57,6 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
         optimizer = chain(clip_by_global_norm(experiment.clip), optimizer)
     state = init_train_state(model, optimizer, seed=experiment.seed, device=device)
 
-    open_run_dir(run_dir, experiment, resume=resume)
-    checkpoints = Checkpoints(run_dir / "checkpoints", experiment=experiment.to_json(), keep=experiment.keep)
-    if resume:
-        state = checkpoints.restore(like=state)
-
     precision = getattr(torch, experiment.precision)
     compiles = experiment.compile == "on" or (experiment.compile == "auto" and device.type == "cuda")
     compiled = partial(torch.compile, disable=not compiles)
@@ -74,27 +70,32 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
         accumulate=experiment.accumulate,
         skip_nonfinite=experiment.nonfinite == "skip",
     )
-    eval_step = make_eval_step(model, precision=precision, mean=mean, std=std)
-    evaluate = make_evaluate(compiled(eval_step, fullgraph=True), dataset.test, batch_size=experiment.eval_batch_size)
+    # In one process the whole step is one graph; in several it breaks where gradients are sent.
+    train_step = compiled(train_step, fullgraph=distributed.world_size() == 1)
+    eval_step = compiled(make_eval_step(model, precision=precision, mean=mean, std=std), fullgraph=True)
 
-    writer = MetricWriter(run_dir, start_step=state.step.item(), num_steps=experiment.steps)
-    overhead = measure_overhead(model, image_shape)
-    writer.say(describe(experiment, dataset, overhead, device))
-    state, metrics = train(
-        state,
-        dataset.train,
-        # In one process the whole step is one graph; in several it breaks where gradients are sent.
-        train_step=compiled(train_step, fullgraph=distributed.world_size() == 1),
-        evaluate=evaluate,
-        clock=Clock(experiment.steps, experiment.log_every, experiment.eval_every, experiment.save_every),
-        seed=experiment.seed,
-        batch_size=experiment.batch_size,
-        stop_at_nonfinite=experiment.nonfinite == "stop",
-        writer=writer,
-        checkpoints=checkpoints,
-    )
-    checkpoints.close()
-    writer.close()
+    prepare_run_dir(run_dir, resume=resume)
+    with closing(
+        Checkpoints(run_dir / "checkpoints", experiment=experiment.to_json(), keep=experiment.keep)
+    ) as checkpoints:
+        if resume:
+            state = checkpoints.restore(like=state)
+        write_experiment(run_dir, experiment)
+        with closing(MetricWriter(run_dir, start_step=state.step.item(), num_steps=experiment.steps)) as writer:
+            overhead = measure_overhead(model, image_shape)
+            writer.say(describe(experiment, dataset, overhead, device))
+            state, metrics = train(
+                state,
+                dataset.train,
+                train_step=train_step,
+                evaluate=make_evaluate(eval_step, dataset.test, batch_size=experiment.eval_batch_size),
+                clock=Clock(experiment.steps, experiment.log_every, experiment.eval_every, experiment.save_every),
+                seed=experiment.seed,
+                batch_size=experiment.batch_size,
+                stop_at_nonfinite=experiment.nonfinite == "stop",
+                writer=writer,
+                checkpoints=checkpoints,
+            )
 
     result = {
         "experiment": experiment.name,
@@ -111,7 +112,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     if distributed.is_main():
         (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         plot_curves(run_dir)
-        writer.say(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {run_dir}/result.json, curves.png")
+        print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {run_dir}/result.json and curves.png")
     return result
 
 

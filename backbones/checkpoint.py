@@ -20,7 +20,7 @@ class Checkpoints:
     Each holds the whole `TrainState` as a flat dict from path (`params/head.weight`) to array, and the experiment.
 
     Args:
-        folder: where they lie, one sub-folder a step.
+        folder: where they lie, one sub-folder a step; it exists.
         experiment: the run's configuration as plain JSON data; stored with every checkpoint.
         keep: how many of the latest to keep; the one with the best `top1` is kept besides.
     """
@@ -31,9 +31,6 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
         self.folder = folder
-        if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-        distributed.barrier()  # the other ranks only read what rank 0 has made
         self._args = ocp.args
         self._experiment = experiment
         self._manager = ocp.CheckpointManager(
@@ -108,18 +105,22 @@ def from_arrays(arrays: dict[str, np.ndarray], like: TrainState) -> TrainState:
     """
     leaves = tree.named_leaves(like)
     tensors = {name: _from_array(array) for name, array in arrays.items()}
-    differences = [f"{name} is missing" for name in leaves.keys() - tensors.keys()]
-    differences += [f"{name} is not expected" for name in tensors.keys() - leaves.keys()]
-    for name in leaves.keys() & tensors.keys():
-        got, wanted = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (tensors[name], leaves[name]))
+    differences = []
+    for name, leaf in leaves.items():
+        got, wanted = _describe(tensors.get(name)), _describe(leaf)
         if got != wanted:
             differences.append(f"{name} is {got}, expected {wanted}")
+    differences += [f"{name} is not expected" for name in tensors if name not in leaves]
     if differences:
-        shown = "\n  ".join(sorted(differences)[:8] + ["..."] * (len(differences) > 8))
-        raise InputError(f"the checkpoint is of another model or optimizer:\n  {shown}")
+        more = [f"and {len(differences) - 8} more"] if len(differences) > 8 else []
+        raise InputError("\n  ".join(["the checkpoint is of another model or optimizer:", *differences[:8], *more]))
     for name, leaf in leaves.items():
         leaf.copy_(tensors[name])
     return like
+
+
+def _describe(leaf: Tensor | None) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype} {list(leaf.shape)}".removeprefix("torch.")
 
 
 def _from_array(array: np.ndarray) -> Tensor:

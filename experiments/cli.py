@@ -1,9 +1,9 @@
 """The command line: `train.py [EXPERIMENT] [--model NAME] [--optim NAME] ... [--FIELD VALUE ...]`."""
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -82,11 +82,12 @@ def _known(kind: str, name: str, names: Iterable[str]) -> str:
 
 
 def _experiment_to_resume(args: Sequence[str]) -> Experiment | None:
-    """The configuration of the run that is to be resumed, if the command names it by its folder alone."""
-    run_dirs = [value for flag, value in pairwise(args) if flag == "--run-dir"]
-    if "--resume" not in args or not run_dirs:
-        return None
-    return read_experiment(Path(run_dirs[-1]))
+    """The configuration of the run that is to be resumed, if the command names its folder."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(args)
+    return read_experiment(known.run_dir) if known.resume and known.run_dir else None
 
 
 def _describe(experiment: Experiment) -> str:

@@ -1,4 +1,4 @@
-"""UCI digits, 1,437 + 360 grey images of 16x16: the embedded default, nothing to download."""
+"""UCI digits, 1,433 + 364 grey images of 16x16: the embedded default, nothing to download."""
 
 from experiments.base import DATA, MODEL, OPTIM, SCHEDULE, Experiment
 

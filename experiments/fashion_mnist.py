@@ -6,8 +6,8 @@ fashion_mnist_resnet18 = Experiment(
     name="fashion-mnist-resnet18",
     data=DATA["fashion-mnist"](),
     model=MODEL["resnet18"](),
-    optim=OPTIM["sgd"](lr=0.1),
-    schedule=SCHEDULE["cosine"](warmup_steps=50, floor=0.01),
+    optim=OPTIM["sgd"](lr=0.05, nesterov=True),
+    schedule=SCHEDULE["cosine"](warmup_steps=25, floor=0.01),
     steps=7050,  # 30 epochs
     batch_size=256,
     precision="bfloat16",

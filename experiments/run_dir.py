@@ -23,24 +23,30 @@ def read_experiment(run_dir: Path) -> Experiment | None:
         raise InputError(f"{path} is damaged, or of another version of this program: {error!r}") from error
 
 
-def open_run_dir(run_dir: Path, experiment: Experiment, *, resume: bool) -> None:
-    """Make the folder of a new run and write its `config.json`, or make sure that there is a run to go on with.
+def write_experiment(run_dir: Path, experiment: Experiment) -> None:
+    """Write `config.json`, which makes the folder the folder of a run."""
+    if distributed.is_main():
+        (run_dir / "config.json").write_text(json.dumps(experiment.to_json(), indent=2) + "\n")
+
+
+def prepare_run_dir(run_dir: Path, *, resume: bool) -> None:
+    """Make the folder of a new run, or make sure that there is a run to go on with.
 
     Raises:
-        InputError: the folder holds a run and is not to be resumed, or the other way round, or cannot be written.
+        InputError: the folder holds a run that is not to be resumed, or none that could be, or cannot be made.
     """
-    path = run_dir / "config.json"
-    if resume and not path.exists():
+    holds_a_run = (run_dir / "config.json").exists()
+    if resume and not holds_a_run:
         raise InputError(
-            f"there is no run to resume in {run_dir}; start it without --resume, or name another --run-dir"
+            f"no run to resume in {run_dir}; start it without --resume, or name another --run-dir"
         )
-    if path.exists() and not resume:
+    if holds_a_run and not resume:
         raise InputError(f"{run_dir} holds a run already; go on with it by --resume, or name another --run-dir")
     distributed.barrier()  # all ranks have looked before rank 0 writes
     if distributed.is_main():
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(experiment.to_json(), indent=2) + "\n")
+            (run_dir / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write into {run_dir}: {error.strerror}; name another --run-dir") from error
     distributed.barrier()

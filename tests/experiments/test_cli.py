@@ -1,0 +1,90 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from backbones.types import InputError
+from experiments import EXPERIMENTS
+from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
+from experiments.cli import parse
+
+DEFAULT = EXPERIMENTS["digits-vit-tiny"]
+
+
+def test_no_arguments_are_the_embedded_default() -> None:
+    command = parse([])
+    assert command.experiment == DEFAULT and command.run_dir is None and not command.resume
+
+
+def test_naming_what_is_chosen_already_changes_nothing() -> None:
+    assert parse(["--model", "vit-tiny", "--optim", "adam"]).experiment == DEFAULT
+
+
+def test_experiment_by_name_with_overrides_in_any_order() -> None:
+    base = EXPERIMENTS["cifar10-resnet18"]
+    experiment = parse(["cifar10-resnet18", "--optim.lr", "0.05", "--steps=7", "--seed", "3"]).experiment
+    assert experiment == dataclasses.replace(base, optim=dataclasses.replace(base.optim, lr=0.05), steps=7, seed=3)
+
+
+def test_components_by_name_with_their_own_fields() -> None:
+    arguments = (
+        "--optim.weight-decay 0.1 --model vit-small --model.depth 6 --optim=adamw --data fashion-mnist --data.no-flip "
+        "--schedule multi-step --schedule.milestones 0.4 0.8 --clip 1 --run-dir there --resume"
+    )
+    command = parse(arguments.split())
+    assert command.run_dir == Path("there") and command.resume
+    assert command.experiment == dataclasses.replace(
+        DEFAULT,
+        name="fashion-mnist-vit-small",  # it is not the experiment of that name any more
+        data=DATA["fashion-mnist"](flip=False),
+        model=MODEL["vit-small"](depth=6),
+        optim=OPTIM["adamw"](weight_decay=0.1),
+        schedule=SCHEDULE["multi-step"](milestones=(0.4, 0.8)),
+        clip=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vit-tinny"], "unknown model 'vit-tinny'; did you mean vit-tiny"),
+        (["--optim=adamm"], "unknown optim 'adamm'; did you mean adam"),
+        (["--data", "fashion_mnist"], "unknown data 'fashion_mnist'; did you mean fashion-mnist"),
+        (["--schedule", "cosin"], "unknown schedule 'cosin'; did you mean cosine"),
+        (["cifar10-resnet"], "unknown experiment 'cifar10-resnet'; did you mean cifar10-resnet18"),
+        (["zzz"], "unknown experiment 'zzz'; There are: digits-vit-tiny"),
+        (["--model"], "unknown model ''"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(arguments)
+
+
+def test_help_shows_the_fields_of_what_is_chosen_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse(["cifar10-resnet18", "--optim", "adam", "--optim.lr", "0.25", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert exit.value.code == 0
+    assert "--model.stem {cifar,imagenet}" in shown and "--model.depth" not in shown
+    assert "--optim.b2" in shown and "--steps INT Updates of the parameters. (default: 64000)" in shown
+    assert "--optim NAME: sgd, [adam], adamw" in shown and "[cifar10-resnet18]" in shown
+
+
+def test_unknown_fields_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse(["--model.dept", "6"])
+    assert exit.value.code == 2 and "--model.depth" in capsys.readouterr().err
+
+
+def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    assert parse(["--resume", "--run-dir", str(tmp_path)]).experiment == experiment
+    longer = parse(["--run-dir", str(tmp_path), "--resume", "--steps", "22"]).experiment
+    assert longer == dataclasses.replace(experiment, steps=22)
+    assert parse(["digits-vit-tiny", "--resume", "--run-dir", str(tmp_path)]).experiment == DEFAULT
+    (tmp_path / "config.json").write_text('{"name": "x"')
+    with pytest.raises(InputError, match=r"config.json is damaged"):
+        parse(["--resume", "--run-dir", str(tmp_path)])

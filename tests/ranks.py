@@ -1,0 +1,67 @@
+"""What each rank runs in test_distributed.py, under torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import backbones.distributed as distributed
+import backbones.random as random
+import backbones.tree as tree
+import train
+from backbones.models.resnet import BasicBlock, resnet
+from backbones.train_step import make_loss_fn
+from backbones.types import Batch
+from experiments import Experiment
+
+
+def seam() -> None:
+    """`grad_and_value` over two ranks against the definition: each rank's own gradients, averaged by hand."""
+    distributed.init("cpu")
+    model = resnet(BasicBlock, (1, 1), (3, 8, 8), 10)
+    params, model_state = model.init(random.generator(0))
+    loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.0)
+    by_ddp = distributed.grad_and_value(loss_fn, params)
+    by_hand = torch.func.grad_and_value(loss_fn, has_aux=True)
+
+    for call in range(3):  # the later calls bring other leaves in other memory
+        generator = random.generator(1, call, distributed.rank())
+        micro_batches = [
+            Batch(torch.randn(4, 3, 8, 8, generator=generator), torch.randint(10, (4,), generator=generator), None)
+            for _ in range(call + 1)
+        ]
+        own, expected_state = [], model_state
+        for batch in micro_batches:
+            grads, (loss, (expected_state, metrics)) = by_hand(params, expected_state, batch)
+            own.append((grads, loss, metrics))
+        expected = tree.map(lambda *leaves: sum(leaves) / len(leaves), *own)
+        for leaf in (*tree.leaves(expected), *(s for s in expected_state.values() if s.is_floating_point())):
+            dist.all_reduce(leaf)
+            leaf /= 2
+
+        before = tree.sha256((params, model_state))
+        grads, (loss, (new_state, metrics)) = by_ddp(params, model_state, micro_batches)
+        assert tree.sha256((params, model_state)) == before
+        for got, wanted in zip(tree.leaves((grads, loss, metrics)), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        for got, wanted in zip(new_state.values(), expected_state.values(), strict=True):
+            assert got.dtype == wanted.dtype
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        params = tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        model_state = new_state
+
+    assert distributed.sum_over_ranks(torch.tensor([1.0, distributed.rank()])).tolist() == [2.0, 1.0]
+    print("all equal")
+
+
+def run(config: str, run_dir: str) -> None:
+    """Train, and write down what this rank ended with."""
+    result = train.main(Experiment.from_json(json.loads(config)), run_dir=Path(run_dir))
+    Path(f"result-{distributed.rank()}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    {"seam": seam, "train": run}[sys.argv[1]](*sys.argv[2:])
+    distributed.shut_down()

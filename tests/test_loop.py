@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from backbones.data import Split
+from backbones.loop import Clock, Diverged, make_evaluate, train
+from backbones.train_step import EvalSums, TrainState
+
+
+class Recorder:
+    """Stands in for the writer and the checkpoints: remembers what it was told, and when."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, int]] = []
+        self.saved: list[tuple[int, dict[str, float]]] = []
+        self.folder = "checkpoints"
+
+    def step_done(self) -> None: ...
+
+    def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        self.written.append((split, step))
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        self.saved.append((state.step.item(), metrics))
+
+    def latest_step(self) -> int | None:
+        return self.saved[-1][0] if self.saved else None
+
+
+def run(recorder: Recorder, *, bad_step: int | None = None, stop: bool = True, start: int = 0, num_steps: int = 10):
+    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, torch.Tensor]]:
+        state = state._replace(step=state.step + 1)
+        flag = torch.tensor(int(state.step == bad_step))
+        return state, {"loss": torch.tensor(1.0), "nonfinite": flag}
+
+    return train(
+        TrainState(torch.tensor(start), torch.tensor(0), {}, {}, ()),
+        Split(torch.zeros(12, 1, 2, 2, dtype=torch.uint8), torch.zeros(12, dtype=torch.int64)),
+        train_step=train_step,
+        evaluate=lambda state: {"top1": state.step.item() / 10},
+        clock=Clock(num_steps, log_every=2, eval_every=4, save_every=3),
+        seed=0,
+        batch_size=4,
+        stop_at_nonfinite=stop,
+        writer=recorder,
+        checkpoints=recorder,
+    )
+
+
+def test_what_is_due_when() -> None:
+    recorder = Recorder()
+    state, metrics = run(recorder)
+    assert state.step == 10 and metrics["top1"] == 1.0 and metrics["images_per_second"] > 0
+    assert [step for split, step in recorder.written if split == "train"] == [2, 4, 6, 8, 10]
+    assert [step for split, step in recorder.written if split == "test"] == [4, 8, 10]
+    assert recorder.saved == [(3, {}), (6, {}), (9, {}), (10, {"top1": 1.0})]
+
+
+def test_goes_on_from_where_the_state_is() -> None:
+    recorder = Recorder()
+    run(recorder, start=5)
+    assert recorder.written == [("train", 6), ("train", 8), ("test", 8), ("train", 10), ("test", 10)]
+
+
+def test_nothing_left_to_do_is_evaluated_only() -> None:
+    recorder = Recorder()
+    _, metrics = run(recorder, start=10)
+    assert metrics["top1"] == 1.0 and recorder.written == recorder.saved == []
+
+
+def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
+    recorder = Recorder()
+    with pytest.raises(Diverged, match=r"not finite at step 5; the last good checkpoint is step 3 in checkpoints"):
+        run(recorder, bad_step=5)
+    assert recorder.saved == [(3, {})]
+    with pytest.raises(Diverged, match=r"at step 1; no checkpoint yet"):
+        run(Recorder(), bad_step=1)
+    state, _ = run(Recorder(), bad_step=5, stop=False)
+    assert state.step == 10
+
+
+def test_evaluate_averages_over_samples_not_batches() -> None:
+    split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+
+    def eval_step(params, model_state, batch) -> EvalSums:
+        real = batch.labels >= 0
+        return EvalSums(
+            (batch.labels * real).sum().double(), (batch.labels[real] == 4).sum().double(), *[real.sum()] * 2
+        )
+
+    metrics = make_evaluate(eval_step, split, batch_size=2)(TrainState(None, None, {}, {}, ()))
+    assert metrics == {"loss": 10 / 5, "top1": 1 / 5, "top5": 1.0}

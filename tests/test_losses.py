@@ -1,0 +1,18 @@
+import torch
+
+from backbones.losses import cross_entropy
+
+
+def test_is_minus_log_probability_of_the_smoothed_target() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    for smoothing in (0.0, 0.1):
+        target = torch.full((6, 5), smoothing / 5)
+        target[torch.arange(6), labels] += 1 - smoothing
+        expected = -(target * (logits.exp() / logits.exp().sum(1, keepdim=True)).log()).sum(1)
+        torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=smoothing), expected)
+
+
+def test_rows_that_only_fill_the_batch_cost_nothing_and_bfloat16_becomes_float32() -> None:
+    losses = cross_entropy(torch.ones(2, 4, dtype=torch.bfloat16), torch.tensor([1, -1]))
+    assert losses.dtype == torch.float32 and losses[1] == 0 and losses[0] > 1

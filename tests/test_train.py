@@ -1,0 +1,197 @@
+"""The whole program, on real images."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, torchrun
+
+import backbones.data as data
+import train
+from backbones.loop import Diverged
+from backbones.metric_writer import read_metrics
+from backbones.types import InputError
+from experiments import Experiment
+from experiments.base import DATA, MODEL, OPTIM
+from experiments.run_dir import read_experiment
+
+SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32"
+
+
+def without_times(run_dir: Path) -> list[dict]:
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
+    result = train.main(experiment, run_dir=tmp_path / "run")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["experiment"] == "digits-vit-tiny" and result["model"] == "vit-tiny" and result["steps"] == 12
+    assert result["torch"] == torch.__version__ and result["device"] == "cpu" and result["num_processes"] == 1
+    assert 0 <= result["top1"] <= result["top5"] <= 1 and result["images_per_second"] > 0
+    assert len(result["params_sha256"]) == 64
+    assert read_experiment(tmp_path / "run") == experiment
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json", "curves.png"}
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
+    assert lines[-1]["top1"] == result["top1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16", "accumulate": 2, "clip": 1.0}], ids=str)
+def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    """With dropout and augmentation on. Half of 12 steps lies in the middle of an epoch."""
+    experiment = dataclasses.replace(experiment, **options)
+    straight = train.main(experiment, run_dir=tmp_path / "straight")
+    again = train.main(experiment, run_dir=tmp_path / "again")
+    assert again["params_sha256"] == straight["params_sha256"]
+
+    make_train_step = train.make_train_step
+
+    def make_step_that_dies(*args, **kwargs):
+        train_step = make_train_step(*args, **kwargs)
+
+        def step(state, batch):
+            if state.step == 8:
+                raise KeyboardInterrupt
+            return train_step(state, batch)
+
+        return step
+
+    monkeypatch.setattr(train, "make_train_step", make_step_that_dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(experiment, run_dir=tmp_path / "resumed")
+    monkeypatch.undo()
+    torch.rand(1000)  # another history
+    resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume=True)
+    assert resumed["params_sha256"] == straight["params_sha256"]
+    assert without_times(tmp_path / "resumed") == without_times(tmp_path / "straight")
+    other_seed = train.main(dataclasses.replace(experiment, seed=1), run_dir=tmp_path / "other")
+    assert other_seed["params_sha256"] != straight["params_sha256"]
+
+
+def test_a_killed_process_is_resumed_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the number of threads decides how sums are rounded
+    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "60", "--save-every", "10", "--run-dir"]
+    process = subprocess.Popen([*command, tmp_path / "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "20").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run([*command, tmp_path / "killed", "--resume"], cwd=tmp_path, check=True)
+    # torchrun with one process is the same program
+    finished = torchrun(1, ROOT / "train.py", *SMALL.split(), *["--steps", "60", "--save-every", "10"], cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    killed, straight = tmp_path / "killed", tmp_path / "runs" / "digits-vit-tiny"
+    assert without_times(killed)[-1] == without_times(straight)[-1]
+
+
+def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--model", "vit-tinny"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert finished.returncode == 1 and finished.stdout == ""
+    assert finished.stderr.startswith("error: unknown model 'vit-tinny'; did you mean vit-tiny")
+    assert finished.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--optim adamm", "unknown optim 'adamm'"),
+        ("--data mnist", "unknown data 'mnist'; did you mean fashion-mnist"),
+        ("cifar10-resnet", "unknown experiment 'cifar10-resnet'"),
+        ("--data fashion-mnist", "Fashion-MNIST is neither in"),
+        ("cifar10-resnet18", "CIFAR10 is not in"),
+        ("--model.patch-size 5", "a patch size of 5 does not divide images of 16x16 pixels"),
+        ("--batch-size 65 --accumulate 2", "a batch of 65 cannot be shared by 1 processes of 2 micro-batches each"),
+        ("--resume", "no run to resume in runs/digits-vit-tiny"),
+        ("--device cuda", "torch sees no GPU"),
+    ],
+)
+def test_a_users_mistake_is_one_message(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    with pytest.raises(SystemExit) as exit:
+        train.run(arguments.split())
+    assert str(exit.value).startswith("error: ") and message in str(exit.value)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
+    finished = torchrun(2, ROOT / "train.py", "--batch-size", "33", cwd=tmp_path)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: a batch of 33 cannot be shared by 2 processes") == 1
+
+
+def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, steps=2)
+    train.main(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds a run already; go on with it by --resume"):
+        train.main(experiment, run_dir=tmp_path)
+    with pytest.raises(InputError, match="the checkpoint is of another model or optimizer"):
+        train.main(dataclasses.replace(experiment, model=MODEL["resnet18"]()), run_dir=tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    with pytest.raises(InputError, match="there is no checkpoint in"):
+        train.main(experiment, run_dir=tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*name another --run-dir"):
+        train.main(experiment, run_dir=tmp_path / "file" / "run")
+
+
+def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    experiment = dataclasses.replace(experiment, optim=OPTIM["sgd"](lr=1e30), schedule=experiment.schedule, log_every=5)
+    with pytest.raises(Diverged, match=r"not finite at step [2-9]\b.*no checkpoint yet.*--nonfinite skip"):
+        train.main(experiment, run_dir=tmp_path / "stop")
+    result = train.main(dataclasses.replace(experiment, nonfinite="skip"), run_dir=tmp_path / "skip")
+    assert result["steps"] == 12
+    lines = read_metrics(tmp_path / "skip" / "metrics.jsonl")
+    assert any(line.get("nonfinite") for line in lines)
+
+
+def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    make_loss_fn = train.make_loss_fn
+
+    def make_bad_loss_fn(*args, **kwargs):
+        loss_fn, calls = make_loss_fn(*args, **kwargs), []
+
+        def bad_loss_fn(params, model_state, batch):
+            calls.append(None)
+            loss, aux = loss_fn(params, model_state, batch)
+            return (loss * torch.nan if len(calls) == 10 else loss), aux
+
+        return bad_loss_fn
+
+    monkeypatch.setattr(train, "make_loss_fn", make_bad_loss_fn)
+    with pytest.raises(Diverged, match=r"not finite at step 10; the last good checkpoint is step 6 in .*checkpoints"):
+        train.main(dataclasses.replace(experiment, log_every=7), run_dir=tmp_path)
+    monkeypatch.undo()
+    assert train.main(experiment, run_dir=tmp_path, resume=True)["steps"] == 12
+
+
+def test_experiments_compose_in_python(experiment: Experiment, tmp_path: Path) -> None:
+    composed = dataclasses.replace(
+        experiment, data=DATA["digits"](crop_padding=0), optim=dataclasses.replace(experiment.optim, lr=1e-4), steps=2
+    )
+    assert train.main(composed, run_dir=tmp_path)["steps"] == 2
+    assert os.environ.get("JAX_PLATFORMS") == "cpu"
