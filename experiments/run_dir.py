@@ -37,9 +37,7 @@ def prepare_run_dir(run_dir: Path, *, resume: bool) -> None:
     """
     holds_a_run = (run_dir / "config.json").exists()
     if resume and not holds_a_run:
-        raise InputError(
-            f"no run to resume in {run_dir}; start it without --resume, or name another --run-dir"
-        )
+        raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name another --run-dir")
     if holds_a_run and not resume:
         raise InputError(f"{run_dir} holds a run already; go on with it by --resume, or name another --run-dir")
     distributed.barrier()  # all ranks have looked before rank 0 writes

@@ -10,7 +10,6 @@ from conftest import torchrun
 import train
 from backbones.metric_writer import read_metrics
 from experiments import Experiment
-from experiments.base import MODEL
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -39,11 +38,3 @@ def test_two_processes_train_as_one_does(options: dict[str, object], experiment:
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6)
-
-
-def test_batch_norm_statistics_end_equal_on_all_ranks(experiment: Experiment, tmp_path: Path) -> None:
-    experiment = dataclasses.replace(experiment, model=MODEL["resnet18"](), steps=3, batch_size=8)
-    finished = torchrun(2, RANKS, "train", json.dumps(experiment.to_json()), tmp_path / "run", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    results = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2)]
-    assert results[0] == results[1]
