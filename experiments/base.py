@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import docstring_parser
 import tyro
 
-from backbones.data import DATASETS
+from backbones.datasets import DATASETS
 from backbones.models import MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
 from backbones.types import InputError

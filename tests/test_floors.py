@@ -13,6 +13,7 @@ FLOORS = [
     {"backbones.loop"},
     {"backbones.checkpoint", "backbones.metric_writer", "backbones.overhead"},
     {"backbones.train_step"},
+    {"backbones.datasets"},
     {"backbones.models", "backbones.optim", "backbones.losses", "backbones.metrics", "backbones.data"},
     {"backbones.augment"},
     {"backbones.distributed"},
@@ -21,7 +22,7 @@ FLOORS = [
 ]
 ONLY_IMPORTERS = {
     "optree": "backbones.tree",
-    "torchvision": "backbones.data",
+    "torchvision": "backbones.datasets",
     "orbax": "backbones.checkpoint",
     "fvcore": "backbones.overhead",
     "tensorboard": "backbones.metric_writer",

@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import ROOT, torchrun
 
-import backbones.data as data
+import backbones.datasets as datasets
+import backbones.loop as loop
 import train
+from backbones.data import train_batch
 from backbones.loop import Diverged
 from backbones.metric_writer import read_metrics
 from backbones.types import InputError
@@ -46,7 +48,9 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert lines[-1]["top1"] == result["top1"]
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16", "accumulate": 2, "clip": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bfloat16", "accumulate": 2, "clip": 1.0}, {"compile": "on"}], ids=str
+)
 def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     """With dropout and augmentation on. Half of 12 steps lies in the middle of an epoch."""
     experiment = dataclasses.replace(experiment, **options)
@@ -54,19 +58,12 @@ def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experimen
     again = train.main(experiment, run_dir=tmp_path / "again")
     assert again["params_sha256"] == straight["params_sha256"]
 
-    make_train_step = train.make_train_step
+    def die_at_step_8(*args, step: int, **kwargs):
+        if step == 8:
+            raise KeyboardInterrupt
+        return train_batch(*args, step=step, **kwargs)
 
-    def make_step_that_dies(*args, **kwargs):
-        train_step = make_train_step(*args, **kwargs)
-
-        def step(state, batch):
-            if state.step == 8:
-                raise KeyboardInterrupt
-            return train_step(state, batch)
-
-        return step
-
-    monkeypatch.setattr(train, "make_train_step", make_step_that_dies)
+    monkeypatch.setattr(loop, "train_batch", die_at_step_8)
     with pytest.raises(KeyboardInterrupt):
         train.main(experiment, run_dir=tmp_path / "resumed")
     monkeypatch.undo()
@@ -123,7 +120,7 @@ def test_a_users_mistake_is_one_message(
     arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     with pytest.raises(SystemExit) as exit:
         train.run(arguments.split())
     assert str(exit.value).startswith("error: ") and message in str(exit.value)

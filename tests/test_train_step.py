@@ -8,7 +8,8 @@ import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
 from backbones import optim
-from backbones.data import DATASETS, Dataset, channel_statistics, train_batch
+from backbones.data import Dataset, channel_statistics, train_batch
+from backbones.datasets import DATASETS
 from backbones.models import MODELS, Model
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim.schedule import cosine
