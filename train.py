@@ -3,7 +3,6 @@
 `main` is the flow of data, top to bottom. It alone puts the parts together, and it alone compiles.
 """
 
-import json
 import os
 import sys
 from contextlib import closing
@@ -18,7 +17,7 @@ import backbones.tree as tree
 from backbones.checkpoint import Checkpoints
 from backbones.data import Dataset, channel_statistics
 from backbones.loop import Clock, Diverged, make_evaluate, train
-from backbones.metric_writer import MetricWriter, plot_curves
+from backbones.metric_writer import MetricWriter, plot_curves, to_json
 from backbones.optim import chain, clip_by_global_norm
 from backbones.overhead import Overhead, measure_overhead
 from backbones.train_step import init_train_state, make_eval_step, make_loss_fn, make_train_step
@@ -43,12 +42,11 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     check_batch_size(experiment)
     run_dir = run_dir or Path("runs") / experiment.name
     device = distributed.init(experiment.device)
-    if experiment.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    set_arithmetic(deterministic=experiment.deterministic and device.type == "cuda")
 
-    dataset = experiment.data.make().to(device)
-    mean, std = channel_statistics(dataset.train)
+    dataset = experiment.data.make()
+    mean, std = (statistic.to(device) for statistic in channel_statistics(dataset.train))
+    dataset = dataset.to(device)
     image_shape = tuple(dataset.train.images.shape[1:])
 
     model = experiment.model.make(image_shape, len(dataset.class_names))
@@ -74,7 +72,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     train_step = compiled(train_step, fullgraph=distributed.world_size() == 1)
     eval_step = compiled(make_eval_step(model, precision=precision, mean=mean, std=std), fullgraph=True)
 
-    prepare_run_dir(run_dir, resume=resume)
+    prepare_run_dir(run_dir, experiment, resume=resume)
     with closing(
         Checkpoints(run_dir / "checkpoints", experiment=experiment.to_json(), keep=experiment.keep)
     ) as checkpoints:
@@ -99,7 +97,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
 
     result = {
         "experiment": experiment.name,
-        "model": type(experiment.model).__name__,
+        "model": experiment.model.name,
         "num_params": overhead.num_params,
         "macs": overhead.macs,
         "steps": state.step.item(),
@@ -110,10 +108,18 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
         "num_processes": distributed.world_size(),
     }
     if distributed.is_main():
-        (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        (run_dir / "result.json").write_text(to_json(result, indent=2) + "\n")
         plot_curves(run_dir)
         print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {run_dir}/result.json and curves.png")
     return result
+
+
+def set_arithmetic(*, deterministic: bool) -> None:
+    """Let float32 be float32, and on CUDA let every operator give the same bits each time, if so wanted."""
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and we read none
 
 
 def check_batch_size(experiment: Experiment) -> None:
@@ -122,20 +128,19 @@ def check_batch_size(experiment: Experiment) -> None:
     if experiment.batch_size % parts:
         nearest = max(round(experiment.batch_size / parts), 1) * parts
         raise InputError(
-            f"a batch of {experiment.batch_size} cannot be shared by {distributed.world_size()} processes "
-            f"of {experiment.accumulate} micro-batches each; set --batch-size {nearest}"
+            f"a batch of {experiment.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
+            f"{distributed.world_size()} x {experiment.accumulate}); set --batch-size {nearest}"
         )
 
 
 def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
     """One line on what is about to run."""
-    names = {kind: type(getattr(experiment, kind)).__name__ for kind in ("data", "model", "optim", "schedule")}
     channels, height, width = dataset.train.images.shape[1:]
     return (
-        f"{experiment.name}: {names['model']} ({overhead.num_params / 1e6:.2f} M parameters, "
-        f"{overhead.macs / 1e6:.1f} M MACs an image) on {names['data']} ({len(dataset.train.labels)} + "
+        f"{experiment.name}: {experiment.model.name} ({overhead.num_params / 1e6:.2f} M parameters, "
+        f"{overhead.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({len(dataset.train.labels)} + "
         f"{len(dataset.test.labels)} images of {channels}x{height}x{width}) "
-        f"with {names['optim']} and {names['schedule']} on {distributed.world_size()} x {device.type}"
+        f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type}"
     )
 
 
@@ -145,12 +150,14 @@ def run(args: list[str]) -> None:
         command = parse(args)
         main(command.experiment, run_dir=command.run_dir, resume=command.resume)
     except (InputError, Diverged) as error:
+        distributed.barrier()  # leave together: when one rank leaves, torchrun ends the others
+        distributed.shut_down()
         sys.exit(f"error: {error}" if distributed.is_main() else 1)
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the newest checkpoint", file=sys.stderr)
+        if distributed.is_main():
+            print("interrupted; the same command with --resume goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
-    finally:
-        distributed.shut_down()
+    distributed.shut_down()
 
 
 if __name__ == "__main__":

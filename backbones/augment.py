@@ -4,11 +4,24 @@
 way, whichever process it falls to. B images, C channels, H and W height and width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import backbones.random as random
+
+
+def make_augment(*, crop_padding: int, flip: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The training augmentation `(keys, images) -> images`: a shifted crop, then perhaps a mirror."""
+
+    def augment(keys: Tensor, images: Tensor) -> Tensor:
+        if crop_padding > 0:
+            images = random_crop(random.fold_in(keys, 0), images, padding=crop_padding)
+        return random_flip(random.fold_in(keys, 1), images) if flip else images
+
+    return augment
 
 
 def random_crop(keys: Tensor, images: Tensor, *, padding: int) -> Tensor:

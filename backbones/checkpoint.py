@@ -69,7 +69,7 @@ class Checkpoints:
         """
         step = self.latest_step()
         if step is None:
-            raise InputError(f"there is no checkpoint in {self.folder}; start the run without --resume")
+            raise InputError(f"there is no checkpoint in {self.folder}; start again with another --run-dir")
         args = self._args.Composite(state=self._args.StandardRestore())
         return from_arrays(self._manager.restore(step, args=args).state, like)
 

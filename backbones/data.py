@@ -43,12 +43,12 @@ class Dataset(NamedTuple):
 
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all pixels of a split, [C] float32 each, in [0, 255]."""
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in split.images.cpu().unbind(1)])
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in split.images.unbind(1)])
     values = torch.arange(256, dtype=torch.float64)  # exact, and without a float copy of every pixel
-    weights = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]
-    mean = weights @ values
-    variance = (weights * (values - mean[:, None]) ** 2).sum(dim=1)
-    return mean.to(split.images.device, torch.float32), variance.sqrt().to(split.images.device, torch.float32)
+    frequencies = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]
+    mean = frequencies @ values
+    variance = (frequencies * (values - mean[:, None]) ** 2).sum(dim=1)
+    return mean.to(torch.float32), variance.sqrt().to(torch.float32)
 
 
 def train_batch(split: Split, *, seed: int, step: int, batch_size: int) -> Batch:
@@ -78,7 +78,7 @@ def train_batch(split: Split, *, seed: int, step: int, batch_size: int) -> Batch
 
 @lru_cache(maxsize=2)  # a batch can reach into the next epoch
 def epoch_order(seed: int, epoch: int, size: int, device: torch.device) -> Tensor:
-    """The order of samples in one epoch, [size] int64: a permutation that depends on nothing else."""
+    """The order of `size` samples in one epoch, [size] int64: a permutation that depends on nothing else."""
     return torch.randperm(size, generator=random.generator(seed, 1, epoch)).to(device)
 
 
@@ -89,7 +89,8 @@ def eval_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
         split: the split.
         batch_size: samples a batch over all ranks.
     """
-    share = max(batch_size // distributed.world_size(), 1)
+    share = min(batch_size, len(split.labels))
+    share = -(-share // distributed.world_size())  # rounded up
     index = torch.arange(len(split.labels), device=split.labels.device)[distributed.rank() :: distributed.world_size()]
     for part in index.split(share):
         padding = share - len(part)

@@ -14,11 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.datasets
-from torch import Tensor
 
 import backbones.distributed as distributed
-import backbones.random as random
-from backbones.augment import random_crop, random_flip
+from backbones.augment import make_augment
 from backbones.data import Dataset, Split
 from backbones.types import InputError
 
@@ -103,7 +101,7 @@ def _read_idx(folder: Path, stem: str, *, ndim: int) -> np.ndarray:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:  # not to be read, or cut short
         raise InputError(f"{path} is damaged ({error}); delete it and fetch it again") from error
     header = np.frombuffer(content[: 4 * (ndim + 1)], dtype=">i4")
     if len(header) <= ndim or header[0] != 0x0800 + ndim or len(content) != 4 * len(header) + math.prod(header[1:]):
@@ -148,23 +146,13 @@ def cifar(
 
 
 def _download(dataset_class: type, root: str) -> None:
-    if distributed.is_main():
+    def download() -> None:
         try:
             dataset_class(root, download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(f"could not download {dataset_class.__name__} into {root}: {error}") from error
-    distributed.barrier()
 
-
-def make_augment(*, crop_padding: int, flip: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """The training augmentation `(keys, images) -> images`: a shifted crop, then perhaps a mirror."""
-
-    def augment(keys: Tensor, images: Tensor) -> Tensor:
-        if crop_padding > 0:
-            images = random_crop(random.fold_in(keys, 0), images, padding=crop_padding)
-        return random_flip(random.fold_in(keys, 1), images) if flip else images
-
-    return augment
+    distributed.on_main(download)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

@@ -34,17 +34,15 @@ def init(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if use_cuda and num_local > num_gpus:
+        raise InputError(f"{num_local} processes want a GPU each and there are {num_gpus}; lower --nproc_per_node")
+    local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     if use_cuda:
-        if local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes want a GPU each and there are "
-                f"{torch.cuda.device_count()}; start torchrun with that --nproc_per_node"
-            )
-        torch.cuda.set_device(local_rank)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
-    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+        torch.cuda.set_device(local_device)
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo", device_id=local_device if use_cuda else None)
+    return local_device
 
 
 def shut_down() -> None:
@@ -72,6 +70,20 @@ def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def on_main(function: Callable[[], None]) -> None:
+    """Call `function` on rank 0 while the other ranks wait; if it raises an InputError, all of them do."""
+    message: list[str | None] = [None]
+    if is_main():
+        try:
+            function()
+        except InputError as error:
+            message = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise InputError(message[0])
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -104,7 +116,7 @@ def grad_and_value(loss_fn: LossFn, params: Params) -> GradAndValue:
         loss_fn: pure; `(params, model_state, batch) -> (loss, (model_state, metrics))` with a 0-D loss.
         params: leaves of the shapes and memory formats of those to come.
     """
-    return _with_ddp(loss_fn, params) if dist.is_initialized() else _with_func(loss_fn)
+    return _with_ddp(loss_fn, params) if world_size() > 1 else _with_func(loss_fn)
 
 
 def _with_func(loss_fn: LossFn) -> GradAndValue:

@@ -1,5 +1,6 @@
 """The clock: when to step, log, evaluate and save. All that is learnt happens in `train_step`."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,7 +28,7 @@ class Clock(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The loss or a gradient is not finite. The message names the step and the last good checkpoint."""
+    """The loss, a gradient or an update is not finite. The message names the step and the last good checkpoint."""
 
 
 def train(
@@ -63,6 +64,8 @@ def train(
     Raises:
         Diverged: see `stop_at_nonfinite`.
     """
+    if state.step == 0:
+        checkpoints.save(state, {})  # a run that was begun can be resumed, however early it dies
     stopwatch = Stopwatch()
     nonfinite: list[Tensor] = []  # one flag a step since the last look: looking waits for the device
     test_metrics: dict[str, float] = {}
@@ -82,8 +85,10 @@ def train(
 
         flags, nonfinite = torch.stack(nonfinite).tolist(), []
         stopwatch.stop()
-        if stop_at_nonfinite and any(flags):
-            raise _diverged(step - len(flags) + 1 + flags.index(1), checkpoints)
+        for bad_step in (step - len(flags) + 1 + i for i, flag in enumerate(flags) if flag):
+            if stop_at_nonfinite:
+                raise _diverged(bad_step, checkpoints)
+            writer.say(f"step {bad_step}/{clock.num_steps}  skipped: the loss, a gradient or an update is not finite")
         if log_due:
             values = {name: value.item() for name, value in metrics.items()}
             writer.write("train", step, {**values, "images_per_second": stopwatch.rate})
@@ -97,11 +102,10 @@ def train(
 
 
 def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
-    latest = checkpoints.latest_step()
-    last_good = f"the last good checkpoint is step {latest} in {checkpoints.folder}" if latest else "no checkpoint yet"
     return Diverged(
-        f"the loss or a gradient is not finite at step {step}; {last_good}. "
-        "Lower --optim.lr, clip with --clip 1, or pass over such batches with --nonfinite skip"
+        f"the loss, a gradient or an update is not finite at step {step}; the last good checkpoint is step "
+        f"{checkpoints.latest_step()} in {checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or skip such "
+        "steps with --nonfinite skip"
     )
 
 
@@ -109,11 +113,11 @@ class Stopwatch:
     """Images a second of training alone, without evaluating and saving."""
 
     def __init__(self) -> None:
-        self.rate = 0.0
+        self.rate = math.nan
         """Of the stretch between the latest `start` and `stop`."""
-        self.mean_rate = 0.0
+        self.mean_rate = math.nan
         """Of all stretches, but the first if there are more: it compiles and warms up."""
-        self._stretches: list[tuple[int, float]] = []
+        self._num_stretches, self._total_images, self._total_seconds = 0, 0, 0.0
         self.start()
 
     def start(self) -> None:
@@ -126,10 +130,13 @@ class Stopwatch:
 
     def stop(self) -> None:
         """End a stretch; call it when the device has finished."""
-        self._stretches.append((self._images, time.perf_counter() - self._since))
-        images, seconds = zip(*(self._stretches[1:] or self._stretches), strict=True)
-        self.rate = images[-1] / seconds[-1]
-        self.mean_rate = sum(images) / sum(seconds)
+        seconds = time.perf_counter() - self._since
+        self._num_stretches += 1
+        if self._num_stretches <= 2:
+            self._total_images, self._total_seconds = 0, 0.0
+        self._total_images += self._images
+        self._total_seconds += seconds
+        self.rate, self.mean_rate = self._images / seconds, self._total_images / self._total_seconds
 
 
 def make_evaluate(eval_step: EvalStep, split: Split, *, batch_size: int) -> Evaluate:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -31,8 +32,9 @@ class MetricWriter:
             return
         path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
-        self._file = path.open("w", buffering=1)  # by lines: what was said is on the disk when the process dies
-        self._file.writelines(json.dumps(line) + "\n" for line in kept)
+        path.with_suffix(".tmp").write_text("".join(to_json(line) + "\n" for line in kept))
+        path.with_suffix(".tmp").replace(path)  # at once: a process that dies here loses no history
+        self._file = path.open("a", buffering=1)  # by lines: what was said is on the disk when the process dies
         self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty())
         self._num_steps = num_steps
@@ -48,8 +50,7 @@ class MetricWriter:
         """Record the metrics of one split (`train` or `test`) after `step` steps."""
         if not self._is_main:
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # strict JSON
-        self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        self._file.write(to_json({"step": step, "split": split, **metrics}) + "\n")
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         self._print(split, step, metrics)
@@ -94,6 +95,14 @@ _FORMATS = {
 
 def _describe(metrics: Mapping[str, float], names: tuple[str, ...]) -> str:
     return "  ".join(_FORMATS[name].format(metrics[name]) for name in names)
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON as all programs read it: a number that is not finite becomes null."""
+    strict = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(strict, indent=indent)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import backbones.tree as tree
 from backbones.models import Model
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # importing fvcore meets torch.jit.script, deprecated in torch 2.15
+    warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated")  # what importing fvcore calls
     from fvcore.nn import FlopCountAnalysis
 
 

@@ -29,7 +29,7 @@ def key(seed: int, *, device: torch.device | str = "cpu") -> Tensor:
 
 def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
     """A new key from a key and an integer; both broadcast. For one key, different numbers give different keys."""
-    number = torch.as_tensor(number, dtype=torch.int64, device=key.device)
+    number = number if isinstance(number, Tensor) else key.new_full((), number)
     z = key + (number + 1) * _GOLDEN_GAMMA
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2

@@ -84,8 +84,8 @@ def make_train_step(
     """One step of training: augmented batch -> gradients -> updates -> the next state.
 
     The step that is returned donates its state: the new one lies in the memory of the old one, which must not be used
-    again. Its metrics are `loss`, `accuracy` (of the augmented batch), `grad_norm`, `learning_rate` and `nonfinite`
-    (1 where the loss or a gradient was not finite, else 0).
+    again. Its metrics are `loss`, `accuracy` (of the augmented batch), `grad_norm`, `update_norm`, `learning_rate` and
+    `nonfinite` (1 if one of the loss and the norms is not finite, else 0).
 
     Args:
         grad_and_value: from `distributed.grad_and_value`.
@@ -94,7 +94,7 @@ def make_train_step(
         mean: [C], of the images.
         std: [C], of the images.
         accumulate: micro-batches that the batch is cut into; divides the batch of each process.
-        skip_nonfinite: leave parameters and memory as they are when the loss or a gradient is not finite.
+        skip_nonfinite: leave all but the step as it is after a step that is `nonfinite`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -107,14 +107,15 @@ def make_train_step(
         params = apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
-        grad_norm = tree.global_norm(grads)
-        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(updates)
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm) & torch.isfinite(update_norm)
         if skip_nonfinite:
             kept = tree.map(lambda new, old: torch.where(finite, new, old), new_state, state)
             new_state = kept._replace(step=state.step + 1)  # onward, to another batch
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
+            "update_norm": update_norm,
             "learning_rate": tree.find(opt_state, ScaleByLearningRateState)[-1].learning_rate,
             "nonfinite": (~finite).to(torch.int64),
         }

@@ -53,9 +53,9 @@ def global_norm(tree: Tree) -> Tensor:
 
 
 def donate(old: Tree, new: Tree) -> Tree:
-    """Move the values of `new` into the memory of `old` and return `old`: a step then needs no second copy of itself.
+    """Move the values of `new` into the memory of `old` and return `old`, as `jax.jit(donate_argnums=...)` does.
 
-    What `jax.jit(donate_argnums=...)` does. Whoever still holds `old` sees the new values.
+    A compiled step then writes its state in place. Whoever still holds `old` sees the new values.
     """
     return map(Tensor.copy_, old, new)
 

@@ -24,13 +24,23 @@ from backbones.types import InputError
 class Component:
     """A function by its name, with its options filled in; a value to compare, print and `dataclasses.replace`."""
 
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return type(self).__name__
+
     def make(self, *args: Any) -> Any:
         """Call the function with `args` and these options."""
         raise NotImplementedError
 
 
-def component(name: str, function: Callable[..., Any]) -> type[Component]:
-    """The dataclass that stands for `function` under a name: its keyword-only parameters, their defaults and help."""
+def make_component(name: str, function: Callable[..., Any]) -> type[Component]:
+    """The dataclass that stands for `function` under a name: its keyword-only parameters, their defaults and help.
+
+    Args:
+        name: what the command line and `config.json` call it.
+        function: documents each keyword-only parameter under `Args:` and gives it a default.
+    """
     documented = function.func if isinstance(function, partial) else function
     helps = {param.arg_name: param.description for param in docstring_parser.parse(documented.__doc__ or "").params}
     options = [
@@ -50,15 +60,15 @@ def component(name: str, function: Callable[..., Any]) -> type[Component]:
     return dataclasses.make_dataclass(name, fields, bases=(Component,), frozen=True, kw_only=True, namespace=namespace)
 
 
-def components(functions: dict[str, Callable[..., Any]]) -> dict[str, type[Component]]:
+def make_components(functions: dict[str, Callable[..., Any]]) -> dict[str, type[Component]]:
     """One component a function, by the same names."""
-    return {name: component(name, function) for name, function in functions.items()}
+    return {name: make_component(name, function) for name, function in functions.items()}
 
 
-DATA = components(DATASETS)
-MODEL = components(MODELS)
-OPTIM = components(OPTIMIZERS)
-SCHEDULE = components(SCHEDULES)
+DATA = make_components(DATASETS)
+MODEL = make_components(MODELS)
+OPTIM = make_components(OPTIMIZERS)
+SCHEDULE = make_components(SCHEDULES)
 """Name -> component: `MODEL["vit-tiny"](depth=6)` here is `--model vit-tiny --model.depth 6` on the command line."""
 
 COMPONENTS = {"data": DATA, "model": MODEL, "optim": OPTIM, "schedule": SCHEDULE}
@@ -67,7 +77,11 @@ COMPONENTS = {"data": DATA, "model": MODEL, "optim": OPTIM, "schedule": SCHEDULE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters."""
+    """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
 
     name: str
     """Name of the experiment, and of its run folder unless --run-dir is given."""
@@ -98,11 +112,11 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the model: float32, or bfloat16 by autocast. Parameters and updates are float32 in both."""
+    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast. Parameters are float32 in both."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, where it pays."""
     deterministic: bool = True
-    """Whether CUDA may only use algorithms that give the same bits each time; on CPUs they all do."""
+    """Whether CUDA may only use algorithms that repeat themselves to the last bit, as CPUs do anyway."""
 
     log_every: int = 10
     """Steps between lines of training metrics."""
@@ -111,21 +125,28 @@ class Experiment:
     eval_batch_size: int = 500
     """Images a batch of evaluation, over all processes."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
     keep: int = 2
     """How many of the latest checkpoints to keep; the best one is kept besides."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name != "seed" and value < 1:
+                raise InputError(f"--{field.name.replace('_', '-')} is {value}; it must be 1 or more")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"--clip is {self.clip}; it must be above 0, or None")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"--label-smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; it must be at least 0 and below 2^63")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`: a component is a dict of its name and its options."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for kind in COMPONENTS:
             chosen = values[kind]
-            values[kind] = {"name": type(chosen).__name__, **dataclasses.asdict(chosen)}
+            values[kind] = {"name": chosen.name, **dataclasses.asdict(chosen)}
         return values
 
     @classmethod

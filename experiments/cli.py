@@ -38,16 +38,15 @@ def parse(args: Sequence[str]) -> Command:
         SystemExit: tyro has printed help or what is wrong with the fields.
     """
     args = list(args)
-    chosen_name = args.pop(0) if args and not args[0].startswith("-") else None
-    if chosen_name is not None:
-        experiment = EXPERIMENTS[_known("experiment", chosen_name, EXPERIMENTS)]
-    else:
-        experiment = _experiment_to_resume(args) or EXPERIMENTS[DEFAULT]
-    experiment, args = _choose_components(experiment, args)
+    name = args.pop(0) if args and not args[0].startswith("-") else DEFAULT
+    experiment, fields = _choose_components(EXPERIMENTS[_known("experiment", name, EXPERIMENTS)], args)
+    stored = _experiment_to_resume(fields, run_name=experiment.name)
+    if stored is not None:
+        experiment, fields = _choose_components(stored, args)
     return tyro.cli(
         Command,
         default=Command(experiment=experiment),
-        args=args,
+        args=fields,
         prog="train.py",
         description=_describe(experiment),
         console_outputs=distributed.is_main(),
@@ -64,11 +63,10 @@ def _choose_components(experiment: Experiment, args: list[str]) -> tuple[Experim
             left.append(arg)
             continue
         name = _known(kind, name if equals else next(remaining, ""), COMPONENTS[kind])
-        if name != type(getattr(experiment, kind)).__name__:  # else keep the experiment's own options
+        if name != getattr(experiment, kind).name:  # else keep the experiment's own options
             experiment = dataclasses.replace(experiment, **{kind: COMPONENTS[kind][name]()})
             if kind in ("data", "model"):
-                name = f"{type(experiment.data).__name__}-{type(experiment.model).__name__}"
-                experiment = dataclasses.replace(experiment, name=name)
+                experiment = dataclasses.replace(experiment, name=f"{experiment.data.name}-{experiment.model.name}")
     return experiment, left
 
 
@@ -81,19 +79,19 @@ def _known(kind: str, name: str, names: Iterable[str]) -> str:
     return name
 
 
-def _experiment_to_resume(args: Sequence[str]) -> Experiment | None:
-    """The configuration of the run that is to be resumed, if the command names its folder."""
+def _experiment_to_resume(args: Sequence[str], *, run_name: str) -> Experiment | None:
+    """The configuration of the run that the command resumes, if it does and there is one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(args)
-    return read_experiment(known.run_dir) if known.resume and known.run_dir else None
+    return read_experiment(known.run_dir or Path("runs") / run_name) if known.resume else None
 
 
 def _describe(experiment: Experiment) -> str:
     choices = {"[EXPERIMENT]": (experiment.name, EXPERIMENTS)}
     for kind, by_name in COMPONENTS.items():
-        choices[f"--{kind} NAME"] = (type(getattr(experiment, kind)).__name__, by_name)
+        choices[f"--{kind} NAME"] = (getattr(experiment, kind).name, by_name)
     lines = [
         f"{flag}: {', '.join(f'[{name}]' if name == chosen else name for name in names)}"
         for flag, (chosen, names) in choices.items()

@@ -7,6 +7,9 @@ import backbones.distributed as distributed
 from backbones.types import InputError
 from experiments.base import Experiment
 
+STORED_IN_THE_STATE = ("data", "model", "optim", "clip", "seed")
+"""Fields of an experiment that live on in the checkpoint, where a new value would go unheeded."""
+
 
 def read_experiment(run_dir: Path) -> Experiment | None:
     """The experiment of a run folder; None if it holds no run.
@@ -24,27 +27,34 @@ def read_experiment(run_dir: Path) -> Experiment | None:
 
 
 def write_experiment(run_dir: Path, experiment: Experiment) -> None:
-    """Write `config.json`, which makes the folder the folder of a run."""
+    """Write `config.json` on rank 0."""
     if distributed.is_main():
         (run_dir / "config.json").write_text(json.dumps(experiment.to_json(), indent=2) + "\n")
 
 
-def prepare_run_dir(run_dir: Path, *, resume: bool) -> None:
-    """Make the folder of a new run, or make sure that there is a run to go on with.
+def prepare_run_dir(run_dir: Path, experiment: Experiment, *, resume: bool) -> None:
+    """Make the folder of a new run, or make sure that it holds the run that the experiment goes on with.
 
     Raises:
-        InputError: the folder holds a run that is not to be resumed, or none that could be, or cannot be made.
+        InputError: the folder holds another run, or one that is not to be resumed, or none to resume; or it cannot be
+            made.
     """
-    holds_a_run = (run_dir / "config.json").exists()
-    if resume and not holds_a_run:
-        raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name another --run-dir")
-    if holds_a_run and not resume:
+    stored = read_experiment(run_dir)
+    if resume:
+        if stored is None:
+            raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name another --run-dir")
+        for name in STORED_IN_THE_STATE:
+            was, now = getattr(stored, name), getattr(experiment, name)
+            if was != now:
+                raise InputError(f"the run in {run_dir} cannot go on as another one: {name} was {was}, not {now}")
+    elif any(path.is_file() for path in run_dir.rglob("*")):
         raise InputError(f"{run_dir} holds a run already; go on with it by --resume, or name another --run-dir")
     distributed.barrier()  # all ranks have looked before rank 0 writes
-    if distributed.is_main():
+
+    def make_folders() -> None:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "checkpoints").mkdir(exist_ok=True)
+            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write into {run_dir}: {error.strerror}; name another --run-dir") from error
-    distributed.barrier()
+
+    distributed.on_main(make_folders)

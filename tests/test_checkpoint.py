@@ -64,7 +64,7 @@ def test_keeps_the_latest_and_the_best_also_after_a_restart(tmp_path: Path) -> N
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, experiment={}, keep=2)
-    with pytest.raises(InputError, match=r"no checkpoint in .*without --resume"):
+    with pytest.raises(InputError, match=r"no checkpoint in .*another --run-dir"):
         checkpoints.restore(make_state())
     checkpoints.close()
 

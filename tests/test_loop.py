@@ -12,9 +12,13 @@ class Recorder:
     def __init__(self) -> None:
         self.written: list[tuple[str, int]] = []
         self.saved: list[tuple[int, dict[str, float]]] = []
+        self.said: list[str] = []
         self.folder = "checkpoints"
 
     def step_done(self) -> None: ...
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
         self.written.append((split, step))
@@ -52,7 +56,7 @@ def test_what_is_due_when() -> None:
     assert state.step == 10 and metrics["top1"] == 1.0 and metrics["images_per_second"] > 0
     assert [step for split, step in recorder.written if split == "train"] == [2, 4, 6, 8, 10]
     assert [step for split, step in recorder.written if split == "test"] == [4, 8, 10]
-    assert recorder.saved == [(3, {}), (6, {}), (9, {}), (10, {"top1": 1.0})]
+    assert recorder.saved == [(0, {}), (3, {}), (6, {}), (9, {}), (10, {"top1": 1.0})]
 
 
 def test_goes_on_from_where_the_state_is() -> None:
@@ -71,11 +75,12 @@ def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
     recorder = Recorder()
     with pytest.raises(Diverged, match=r"not finite at step 5; the last good checkpoint is step 3 in checkpoints"):
         run(recorder, bad_step=5)
-    assert recorder.saved == [(3, {})]
-    with pytest.raises(Diverged, match=r"at step 1; no checkpoint yet"):
+    assert recorder.saved == [(0, {}), (3, {})]
+    with pytest.raises(Diverged, match=r"at step 1; the last good checkpoint is step 0"):
         run(Recorder(), bad_step=1)
-    state, _ = run(Recorder(), bad_step=5, stop=False)
+    state, _ = run(recorder, bad_step=5, stop=False)
     assert state.step == 10
+    assert recorder.said == ["step 5/10  skipped: the loss, a gradient or an update is not finite"]
 
 
 def test_evaluate_averages_over_samples_not_batches() -> None:

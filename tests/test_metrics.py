@@ -15,7 +15,8 @@ def test_more_guesses_than_classes_is_always_right() -> None:
     assert in_top_k(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 5).all()
 
 
-def test_padding_ties_and_nan_are_wrong() -> None:
+def test_padding_and_nan_are_wrong_and_ties_go_by_class() -> None:
     logits = torch.tensor([[3.0, 1, 2], [1, 1, 1], [torch.nan, 1, 2]])
-    assert in_top_k(logits, torch.tensor([0, 0, 2]), 1).tolist() == [True, False, False]
+    assert in_top_k(logits, torch.tensor([0, 1, 2]), 1).tolist() == [True, False, False]
+    assert in_top_k(logits, torch.tensor([0, 1, 2]), 2).tolist() == [True, True, False]
     assert in_top_k(logits, torch.tensor([-1, -1, -1]), 5).tolist() == [False, False, False]

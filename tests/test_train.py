@@ -66,31 +66,48 @@ def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experimen
     monkeypatch.setattr(loop, "train_batch", die_at_step_8)
     with pytest.raises(KeyboardInterrupt):
         train.main(experiment, run_dir=tmp_path / "resumed")
-    monkeypatch.undo()
+    steps = []
+
+    def record(*args, step: int, **kwargs):
+        steps.append(step)
+        return train_batch(*args, step=step, **kwargs)
+
+    monkeypatch.setattr(loop, "train_batch", record)
     torch.rand(1000)  # another history
     resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume=True)
+    assert steps == [6, 7, 8, 9, 10, 11]
     assert resumed["params_sha256"] == straight["params_sha256"]
     assert without_times(tmp_path / "resumed") == without_times(tmp_path / "straight")
-    other_seed = train.main(dataclasses.replace(experiment, seed=1), run_dir=tmp_path / "other")
-    assert other_seed["params_sha256"] != straight["params_sha256"]
+
+
+OPTIONS = [{"seed": 1}, {"clip": 0.01}, {"label_smoothing": 0.3}, {"accumulate": 4}, {"precision": "bfloat16"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_reaches_the_step(options: dict, experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, steps=3)
+    plain = train.main(experiment, run_dir=tmp_path / "plain")
+    other = train.main(dataclasses.replace(experiment, **options), run_dir=tmp_path / "other")
+    assert plain["params_sha256"] != other["params_sha256"]
 
 
 def test_a_killed_process_is_resumed_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the number of threads decides how sums are rounded
-    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "60", "--save-every", "10", "--run-dir"]
+    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "200", "--save-every", "10", "--run-dir"]
     process = subprocess.Popen([*command, tmp_path / "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoints" / "20").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert (tmp_path / "killed" / "checkpoints" / "20").exists()
     assert not (tmp_path / "killed" / "result.json").exists()
     subprocess.run([*command, tmp_path / "killed", "--resume"], cwd=tmp_path, check=True)
     # torchrun with one process is the same program
     finished = torchrun(1, ROOT / "train.py", *SMALL.split(), *["--steps", "60", "--save-every", "10"], cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     killed, straight = tmp_path / "killed", tmp_path / "runs" / "digits-vit-tiny"
-    assert without_times(killed)[-1] == without_times(straight)[-1]
+    assert without_times(killed) == without_times(straight)
 
 
 def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
@@ -111,7 +128,7 @@ def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
         ("--data fashion-mnist", "Fashion-MNIST is neither in"),
         ("cifar10-resnet18", "CIFAR10 is not in"),
         ("--model.patch-size 5", "a patch size of 5 does not divide images of 16x16 pixels"),
-        ("--batch-size 65 --accumulate 2", "a batch of 65 cannot be shared by 1 processes of 2 micro-batches each"),
+        ("--batch-size 65 --accumulate 2", "a batch of 65 cannot be cut into 2 equal parts"),
         ("--resume", "no run to resume in runs/digits-vit-tiny"),
         ("--device cuda", "torch sees no GPU"),
     ],
@@ -130,7 +147,7 @@ def test_a_users_mistake_is_one_message(
 def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
     finished = torchrun(2, ROOT / "train.py", "--batch-size", "33", cwd=tmp_path)
     assert finished.returncode != 0
-    assert finished.stderr.count("error: a batch of 33 cannot be shared by 2 processes") == 1
+    assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
 
 
 def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path) -> None:
@@ -139,7 +156,7 @@ def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="holds a run already; go on with it by --resume"):
         train.main(experiment, run_dir=tmp_path)
-    with pytest.raises(InputError, match="the checkpoint is of another model or optimizer"):
+    with pytest.raises(InputError, match=r"cannot go on as another one: model was vit-tiny.* not resnet18"):
         train.main(dataclasses.replace(experiment, model=MODEL["resnet18"]()), run_dir=tmp_path, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -158,10 +175,10 @@ def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) ->
 
 def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     experiment = dataclasses.replace(experiment, optim=OPTIM["sgd"](lr=1e30), schedule=experiment.schedule, log_every=5)
-    with pytest.raises(Diverged, match=r"not finite at step [2-9]\b.*no checkpoint yet.*--nonfinite skip"):
+    with pytest.raises(Diverged, match=r"not finite at step [2-9]\b.*good checkpoint is step 0.*--nonfinite skip"):
         train.main(experiment, run_dir=tmp_path / "stop")
     result = train.main(dataclasses.replace(experiment, nonfinite="skip"), run_dir=tmp_path / "skip")
-    assert result["steps"] == 12
+    assert result["steps"] == 12 and json.loads((tmp_path / "skip" / "result.json").read_text())["steps"] == 12
     lines = read_metrics(tmp_path / "skip" / "metrics.jsonl")
     assert any(line.get("nonfinite") for line in lines)
 

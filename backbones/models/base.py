@@ -4,6 +4,7 @@ Shapes: B images a batch, C channels, H and W height and width, K classes.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ def make_model(
 
     Args:
         make_module: makes the module; called under `torch.device("meta")`, so it costs no memory.
-        init_module: called for each submodule that owns parameters or buffers, in order of registration; fills them.
+        init_module: `(submodule, generator)`; fills the parameters and buffers of a submodule that has any of its own.
     """
 
     def make_skeleton() -> nn.Module:
@@ -47,7 +48,7 @@ def make_model(
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         module = make_skeleton().to_empty(device="cpu")
         for submodule in module.modules():
-            if next(submodule.parameters(recurse=False), None) is not None:
+            if any(True for _ in chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))):
                 init_module(submodule, generator)
         params = {name: _channels_last(leaf.detach()) for name, leaf in module.named_parameters()}
         return params, dict(module.named_buffers())

@@ -43,8 +43,6 @@ def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
     match module:
         case nn.Conv2d():
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         case nn.Linear():
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)

@@ -7,7 +7,7 @@ from backbones.models import MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
 from backbones.types import InputError
 from experiments import EXPERIMENTS, Experiment
-from experiments.base import COMPONENTS, MODEL, OPTIM, SCHEDULE, component
+from experiments.base import COMPONENTS, MODEL, OPTIM, SCHEDULE, make_component
 
 
 def test_fields_are_the_keyword_only_parameters_with_their_defaults() -> None:
@@ -30,7 +30,7 @@ def test_make_calls_the_function_with_the_fields() -> None:
         """
         return a, b, c
 
-    made = component("some-name", function)(c="y")
+    made = make_component("some-name", function)(c="y")
     assert made.make(1) == (1, 2, "y")
     assert repr(made) == "some-name(b=2, c='y')"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -68,6 +68,10 @@ def test_the_reference_settings_of_cifar10() -> None:
         assert experiment.schedule == SCHEDULE["cosine"](warmup_steps=0, floor=0.01)  # 0.1 to 0.001, 1e-3 to 1e-5
 
 
-def test_counts_must_be_positive() -> None:
-    with pytest.raises(InputError, match="--eval-every is 0; it must be 1 or more"):
-        dataclasses.replace(EXPERIMENTS["digits-vit-tiny"], eval_every=0)
+OUT_OF_RANGE = {"eval_every": 0, "keep": 0, "steps": -1, "clip": -1.0, "label_smoothing": 1.5, "seed": 2**63}
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE.items())
+def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is {value}; it must be"):
+        dataclasses.replace(EXPERIMENTS["digits-vit-tiny"], **{field: value})

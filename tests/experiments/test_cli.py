@@ -78,13 +78,24 @@ def test_unknown_fields_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit.value.code == 2 and "--model.depth" in capsys.readouterr().err
 
 
+def test_resume_finds_the_folder_that_the_same_command_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = parse(["cifar10-resnet18", "--model", "resnet34", "--steps", "11", "--seed", "3"]).experiment
+    folder = tmp_path / "runs" / "cifar10-resnet34"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(begun.to_json()))
+    assert parse(["cifar10-resnet18", "--model", "resnet34", "--resume"]).experiment == begun
+
+
 def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
     experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
     (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
     assert parse(["--resume", "--run-dir", str(tmp_path)]).experiment == experiment
     longer = parse(["--run-dir", str(tmp_path), "--resume", "--steps", "22"]).experiment
     assert longer == dataclasses.replace(experiment, steps=22)
-    assert parse(["digits-vit-tiny", "--resume", "--run-dir", str(tmp_path)]).experiment == DEFAULT
+    assert parse(["digits-vit-tiny", "--resume", f"--run-dir={tmp_path}"]).experiment == experiment
+    other_model = parse(["--model", "vit-tiny", "--resume", "--run-dir", str(tmp_path)]).experiment
+    assert other_model.model == MODEL["vit-tiny"]() and other_model.steps == 11
     (tmp_path / "config.json").write_text('{"name": "x"')
     with pytest.raises(InputError, match=r"config.json is damaged"):
         parse(["--resume", "--run-dir", str(tmp_path)])

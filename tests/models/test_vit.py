@@ -94,3 +94,6 @@ def test_bad_sizes_are_refused_with_what_would_fit() -> None:
         MODELS["vit-tiny"]((3, 32, 32), 10, patch_size=5)
     with pytest.raises(InputError, match="5 attention heads do not divide a width of 192"):
         MODELS["vit-tiny"]((3, 32, 32), 10, heads=5)
+    for name, value in (("patch_size", 0), ("heads", -1), ("width", 0), ("depth", 0), ("dropout", 1.0)):
+        with pytest.raises(InputError, match=f"{name} is {value}; it must be"):
+            MODELS["vit-tiny"]((3, 32, 32), 10, **{name: value})
