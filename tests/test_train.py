@@ -93,7 +93,8 @@ def test_every_option_reaches_the_step(options: dict, experiment: Experiment, tm
 
 def test_a_killed_process_is_resumed_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the number of threads decides how sums are rounded
-    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "200", "--save-every", "10", "--run-dir"]
+    arguments = [ROOT / "train.py", *SMALL.split(), "--steps", "200", "--save-every", "10"]
+    command = [sys.executable, *arguments, "--run-dir"]
     process = subprocess.Popen([*command, tmp_path / "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoints" / "20").exists() and time.monotonic() < deadline:
@@ -104,7 +105,7 @@ def test_a_killed_process_is_resumed_by_its_command(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "killed" / "result.json").exists()
     subprocess.run([*command, tmp_path / "killed", "--resume"], cwd=tmp_path, check=True)
     # torchrun with one process is the same program
-    finished = torchrun(1, ROOT / "train.py", *SMALL.split(), *["--steps", "60", "--save-every", "10"], cwd=tmp_path)
+    finished = torchrun(1, *arguments, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     killed, straight = tmp_path / "killed", tmp_path / "runs" / "digits-vit-tiny"
     assert without_times(killed) == without_times(straight)
