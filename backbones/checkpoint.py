@@ -1,5 +1,6 @@
 """Checkpoints in orbax's open format. The only importer of orbax, and so of jax: late, and on the CPU."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax remarks on every save that has no metrics
         self.folder = folder
         self._args = ocp.args
         self._experiment = experiment
