@@ -58,9 +58,14 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     precision = getattr(torch, experiment.precision)
     compiles = experiment.compile == "on" or (experiment.compile == "auto" and device.type == "cuda")
     compiled = partial(torch.compile, disable=not compiles)
+    # One process makes one graph of the whole step. In several it breaks where DDP sends gradients: the loss before it
+    # is then a graph of its own.
+    one_process = distributed.world_size() == 1
     loss_fn = make_loss_fn(model, precision=precision, label_smoothing=experiment.label_smoothing)
+    if not one_process:
+        loss_fn = compiled(loss_fn, fullgraph=True)
     train_step = make_train_step(
-        distributed.grad_and_value(compiled(loss_fn, fullgraph=True), state.params),
+        distributed.grad_and_value(loss_fn, state.params),
         optimizer,
         augment=dataset.augment,
         mean=mean,
@@ -68,8 +73,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
         accumulate=experiment.accumulate,
         skip_nonfinite=experiment.nonfinite == "skip",
     )
-    # In one process the whole step is one graph; in several it breaks where gradients are sent.
-    train_step = compiled(train_step, fullgraph=distributed.world_size() == 1)
+    train_step = compiled(train_step, fullgraph=one_process)
     eval_step = compiled(make_eval_step(model, precision=precision, mean=mean, std=std), fullgraph=True)
 
     prepare_run_dir(run_dir, experiment, resume=resume)
