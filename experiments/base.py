@@ -114,7 +114,7 @@ class Experiment:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast. Parameters are float32 in both."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, where it pays."""
+    """Whether torch.compile turns the step into one graph; auto compiles on CUDA only."""
     deterministic: bool = True
     """Whether CUDA may only use algorithms that repeat themselves to the last bit, as CPUs do anyway."""
 
