@@ -57,7 +57,7 @@ def make_loss_fn(model: Model, *, precision: torch.dtype, label_smoothing: float
 
     Args:
         model: the backbone.
-        precision: `torch.float32`, or `torch.bfloat16` for autocast around the model; the loss is always float32.
+        precision: `torch.float32`, or `torch.bfloat16` for autocast around the model, not around the loss.
         label_smoothing: see `losses.cross_entropy`.
     """
 

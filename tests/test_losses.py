@@ -13,6 +13,11 @@ def test_is_minus_log_probability_of_the_smoothed_target() -> None:
         torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=smoothing), expected)
 
 
-def test_rows_that_only_fill_the_batch_cost_nothing_and_bfloat16_becomes_float32() -> None:
-    losses = cross_entropy(torch.ones(2, 4, dtype=torch.bfloat16), torch.tensor([1, -1]))
-    assert losses.dtype == torch.float32 and losses[1] == 0 and losses[0] > 1
+def test_rows_that_only_fill_the_batch_cost_nothing() -> None:
+    losses = cross_entropy(torch.ones(2, 4), torch.tensor([1, -1]))
+    assert losses[1] == 0 and losses[0] > 1
+
+
+def test_computes_in_float32_at_least() -> None:
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert cross_entropy(torch.ones(1, 4, dtype=dtype), torch.tensor([1])).dtype == expected
