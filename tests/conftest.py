@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import EXPERIMENTS, Experiment
 from experiments.base import MODEL
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each, and for what they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 
