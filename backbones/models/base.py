@@ -1,4 +1,4 @@
-"""A model is a pair of pure functions. This file is the only caller of `torch.func.functional_call`.
+"""A model is two pure functions. This file is the only caller of `torch.func.functional_call`.
 
 Shapes: B images a batch, C channels, H and W height and width, K classes.
 """
@@ -26,6 +26,9 @@ class Model(NamedTuple):
     Leaves its arguments as they are. With `train=True` BatchNorm uses and updates batch statistics and dropout draws
     from torch's generator; with `train=False` the `model_state` that comes out is the one that went in.
     """
+
+    skeleton: nn.Module
+    """The layers without their weights, on the meta device: for `print`, and for tools that look into modules."""
 
 
 def make_model(
@@ -61,7 +64,7 @@ def make_model(
         logits = functional_call(skeletons[True], (params, model_state), (images,))
         return logits, model_state
 
-    return Model(init, apply)
+    return Model(init, apply, skeletons[False])
 
 
 def _channels_last(leaf: Tensor) -> Tensor:

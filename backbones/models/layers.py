@@ -1,48 +1,83 @@
-"""What more than one paper uses: stems, and how to fill a fresh module."""
+"""What more than one paper uses: stems, stages, checks, and how to fill a fresh module."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
+from backbones.types import InputError
+
 Stem = Literal["cifar", "imagenet"]
 
+Block = Callable[[int, int, int], nn.Module]
+"""(in_channels, width, stride) -> a residual block, which tells its `out_channels`."""
 
-def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Conv2d:
+
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """3x3 convolution that keeps the image's size (at stride 1) and leaves the bias to the norm that follows."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
-def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Conv2d:
+def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """1x1 convolution without bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, groups=groups, bias=False)
 
 
-def make_stem(stem: Stem, in_channels: int, out_channels: int) -> nn.Sequential:
-    """The first layers of a ConvNet.
+def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bool = True) -> nn.Sequential:
+    """The first layers of a residual network.
 
     `cifar` is one 3x3 convolution and keeps 32x32 images at their size (He et al. 2015, section 4.2). `imagenet` is a
     7x7 convolution and a 3x3 max-pool, each of stride 2 (He et al. 2015, table 1).
+
+    Args:
+        stem: which of the two.
+        in_channels: channels of the image.
+        out_channels: channels of what comes out.
+        activation: whether BatchNorm and ReLU follow the convolution.
     """
     if stem == "cifar":
-        return nn.Sequential(conv3x3(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU())
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
+        layers = [conv3x3(in_channels, out_channels)]
+    else:
+        layers = [nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)]
+    if activation:
+        layers += [nn.BatchNorm2d(out_channels), nn.ReLU()]
+    if stem == "imagenet":
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(*layers)
+
+
+def make_stages(block: Block, in_channels: int, width: int, stage_depths: Sequence[int]) -> nn.Sequential:
+    """Stages of residual blocks. Each stage but the first doubles the width, and its first block halves the image.
+
+    Args:
+        block: the kind of block in all stages.
+        in_channels: channels of what enters the first stage.
+        width: of the blocks of the first stage.
+        stage_depths: number of blocks in each stage.
+    """
+    stages = nn.Sequential()
+    for stage, depth in enumerate(stage_depths):
+        blocks = nn.Sequential()
+        for i in range(depth):
+            blocks.append(block(in_channels, width * 2**stage, 2 if stage > 0 and i == 0 else 1))
+            in_channels = blocks[-1].out_channels
+        stages.append(blocks)
+    return stages
 
 
 def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer of a ConvNet: He fan-out for convolutions, LeCun uniform for the head, identity for BatchNorm.
+    """Fill one layer of a ConvNet: He fan-out for convolutions, LeCun uniform for linear layers, identity for norms.
 
-    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14; the head as `torch.nn.Linear`.
+    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14; linear layers as
+    `torch.nn.Linear` has them.
     """
     match module:
         case nn.Conv2d():
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         case nn.Linear():
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
@@ -51,3 +86,44 @@ def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()  # ones and zeros: draws nothing
         case _:
             raise TypeError(f"no rule for filling a {type(module).__name__}")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise InputError unless every size is 1 or more."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; it must be 1 or more")
+
+
+def check_probability(**probabilities: float) -> None:
+    """Raise InputError unless every probability of dropping something is in [0, 1)."""
+    for name, probability in probabilities.items():
+        if not 0 <= probability < 1:
+            raise InputError(f"{name} is {probability}; it must be at least 0 and below 1")
+
+
+def check_reduction(reduction: int) -> None:
+    """Raise InputError unless 64 channels, the fewest of a residual block, can be squeezed that many times."""
+    if not 1 <= reduction <= 64:
+        raise InputError(f"reduction is {reduction}; it must be from 1 to 64")
+
+
+def check_image_size(image_shape: tuple[int, int, int], *, smallest: int) -> None:
+    """Raise InputError if a side of the image is too short to be halved as often as the model does."""
+    _, height, width = image_shape
+    if min(height, width) < smallest:
+        raise InputError(
+            f"images of {height}x{width} pixels are too small; this model takes {smallest}x{smallest} or more"
+        )
+
+
+def check_patch_size(patch_size: int, image_shape: tuple[int, int, int]) -> None:
+    """Raise InputError, with the sizes that would do, unless patches tile the image."""
+    check_sizes(patch_size=patch_size)
+    _, height, width = image_shape
+    if height % patch_size or width % patch_size:
+        tiling = [size for size in range(1, min(height, width) + 1) if height % size == width % size == 0]
+        raise InputError(
+            f"a patch size of {patch_size} does not divide images of {height}x{width} pixels; "
+            f"set patch_size to one of {', '.join(map(str, tiling))}"
+        )

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from backbones.models.base import Model, make_model
-from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net, make_stem
+from backbones.models.layers import Block, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions (figure 5, left)."""
 
-    expansion = 1
-
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
+        self.out_channels = width
         self.conv1 = conv3x3(in_channels, width, stride=stride)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width)
@@ -39,18 +38,16 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 to narrow, 3x3, 1x1 to widen (figure 5, right)."""
 
-    expansion = 4
-
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        out_channels = width * self.expansion
+        self.out_channels = 4 * width
         self.conv1 = conv1x1(in_channels, width)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width, stride=stride)
         self.norm2 = nn.BatchNorm2d(width)
-        self.conv3 = conv1x1(width, out_channels)
-        self.norm3 = nn.BatchNorm2d(out_channels)
-        self.shortcut = make_shortcut(in_channels, out_channels, stride)
+        self.conv3 = conv1x1(width, self.out_channels)
+        self.norm3 = nn.BatchNorm2d(self.out_channels)
+        self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -67,29 +64,15 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 
 
 class ResNetModule(nn.Module):
-    """Stem, four stages of blocks at 64, 128, 256 and 512 times the expansion, global average, head (table 1)."""
+    """Stem, stages of blocks 64, 128, 256 and 512 wide, global average, head (table 1)."""
 
     def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        stage_depths: Sequence[int],
-        *,
-        stem: Stem,
-        in_channels: int,
-        num_classes: int,
+        self, block: Block, stage_depths: Sequence[int], *, stem: Stem, in_channels: int, num_classes: int
     ) -> None:
         super().__init__()
         self.stem = make_stem(stem, in_channels, 64)
-        self.stages = nn.Sequential()
-        channels = 64
-        for stage, depth in enumerate(stage_depths):
-            width = 64 * 2**stage
-            blocks = nn.Sequential()
-            for i in range(depth):
-                blocks.append(block(channels, width, stride=2 if stage > 0 and i == 0 else 1))
-                channels = width * block.expansion
-            self.stages.append(blocks)
-        self.head = nn.Linear(channels, num_classes)
+        self.stages = make_stages(block, 64, 64, stage_depths)
+        self.head = nn.Linear(self.stages[-1][-1].out_channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
         x = self.stages(self.stem(images))
@@ -97,7 +80,7 @@ class ResNetModule(nn.Module):
 
 
 def resnet(
-    block: type[BasicBlock] | type[Bottleneck],
+    block: Block,
     stage_depths: Sequence[int],
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -113,9 +96,8 @@ def resnet(
         num_classes: number of classes K.
         stem: first layers; cifar keeps the size of the image, imagenet quarters it.
     """
-    in_channels, _, _ = image_shape
     make_module = partial(
-        ResNetModule, block, stage_depths, stem=stem, in_channels=in_channels, num_classes=num_classes
+        ResNetModule, block, stage_depths, stem=stem, in_channels=image_shape[0], num_classes=num_classes
     )
     return make_model(make_module, init_conv_net)
 

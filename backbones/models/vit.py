@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.models.base import Model, make_model
+from backbones.models.layers import check_patch_size, check_probability, check_sizes
 from backbones.types import InputError
 
 
@@ -139,19 +140,9 @@ def vit(
         InputError: a number is out of its range, the patches do not tile the image, or the heads do not divide the
             width.
     """
-    sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width}
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} is {size}; it must be 1 or more")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
-    _, height, image_width = image_shape
-    if height % patch_size or image_width % patch_size:
-        tiling = [size for size in range(1, min(height, image_width) + 1) if height % size == image_width % size == 0]
-        raise InputError(
-            f"a patch size of {patch_size} does not divide images of {height}x{image_width} pixels; "
-            f"set patch_size to one of {', '.join(map(str, tiling))}"
-        )
+    check_sizes(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
+    check_probability(dropout=dropout)
+    check_patch_size(patch_size, image_shape)
     if width % heads:
         raise InputError(f"{heads} attention heads do not divide a width of {width}; change one of them")
     make_module = partial(

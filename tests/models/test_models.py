@@ -1,38 +1,57 @@
-"""What holds for every model."""
+"""What holds for every model in MODELS."""
+
+import inspect
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import backbones.random as random
 import backbones.tree as tree
-from backbones.models import MODELS
+from backbones.models import MODELS, Model
+from backbones.types import InputError, ModelState, Params
 
-SMALL = {name: {"depth": 2} if name.startswith("vit") else {} for name in MODELS}
-NAMES = ["vit-tiny", "vit-small", "resnet18", "resnet50"]
-
-
-@pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+Built = tuple[Model, Params, ModelState]
 
 
-def make(name: str, image_shape: tuple[int, int, int] = (3, 32, 32)):
-    model = MODELS[name](image_shape, 10, **SMALL[name])
+NAMES_AND_STEMS = [
+    (name, {"stem": stem} if stem else {})
+    for name in MODELS
+    for stem in (["cifar", "imagenet"] if "stem" in inspect.signature(MODELS[name]).parameters else [None])
+]
+
+
+def options(name: str) -> dict[str, int]:
+    """Two blocks for a transformer or a mixer: the others repeat them."""
+    return {"depth": 2} if name.startswith(("vit", "mixer")) else {}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def built(request: pytest.FixtureRequest) -> Built:
+    """The model and its trees; no test changes them."""
+    model = MODELS[request.param]((3, 32, 32), 10, **options(request.param))
     return model, *model.init(random.generator(0))
 
 
-def images(*shape: int) -> torch.Tensor:
+def images(batch_size: int = 2) -> Tensor:
+    shape = (batch_size, 3, 32, 32)
     return torch.randn(shape, generator=random.generator(1)).contiguous(memory_format=torch.channels_last)
 
 
-def test_init_is_a_function_of_the_generator(name: str) -> None:
-    model, params, model_state = make(name)
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def test_init_is_a_function_of_the_generator(built: Built) -> None:
+    model, *trees = built
     torch.manual_seed(7)  # the global generator has no part in it
-    assert tree.sha256(model.init(random.generator(0))) == tree.sha256((params, model_state))
-    assert tree.sha256(model.init(random.generator(1))[0]) != tree.sha256(params)
+    assert tree.sha256(model.init(random.generator(0))) == tree.sha256(tuple(trees))
+    assert tree.sha256(model.init(random.generator(1))[0]) != tree.sha256(trees[0])
 
 
-def test_init_fills_every_leaf(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_fills_every_leaf(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.nn.Module.to_empty
 
     def to_nan(module: torch.nn.Module, **kwargs: object) -> torch.nn.Module:
@@ -42,45 +61,81 @@ def test_init_fills_every_leaf(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         return module
 
     monkeypatch.setattr(torch.nn.Module, "to_empty", to_nan)
-    _, params, model_state = make(name)
-    assert all(leaf.isfinite().all() and (leaf != 77).all() for leaf in tree.leaves((params, model_state)))
+    trees = built[0].init(random.generator(0))
+    assert all(leaf.isfinite().all() and (leaf != 77).all() for leaf in tree.leaves(trees))
 
 
-def test_apply_leaves_its_arguments_alone(name: str) -> None:
-    model, params, model_state = make(name)
-    batch = images(2, 3, 32, 32)
+def test_apply_leaves_its_arguments_alone_and_gradients_reach_every_parameter(built: Built) -> None:
+    model, params, model_state = built
+    batch = images()
     before = tree.sha256((params, model_state, batch))
-    logits, new_model_state = model.apply(params, model_state, batch, train=True)
-    assert logits.shape == (2, 10)
-    assert tree.sha256((params, model_state, batch)) == before
-    if model_state:
-        assert tree.sha256(new_model_state) != tree.sha256(model_state)
-    assert tree.sha256(model.apply(params, model_state, batch, train=False)[1]) == tree.sha256(model_state)
 
+    def loss(params: Params) -> tuple[Tensor, ModelState]:
+        logits, new_model_state = model.apply(params, model_state, batch, train=True)
+        assert logits.shape == (2, 10)
+        return (logits * torch.arange(20.0).view(2, 10)).sum(), new_model_state
 
-def test_gradients_reach_every_parameter(name: str) -> None:
-    model, params, model_state = make(name)
-    batch = images(4, 3, 32, 32)
-    grads = torch.func.grad(lambda p: model.apply(p, model_state, batch, train=True)[0].square().sum())(params)
+    grads, new_model_state = torch.func.grad(loss, has_aux=True)(params)
     assert [key for key, leaf in grads.items() if not leaf.abs().sum() > 0] == []
+    assert [key for key, leaf in new_model_state.items() if torch.equal(leaf, model_state[key])] == []
+    _, same_model_state = model.apply(params, model_state, batch, train=False)
+    assert tree.sha256((params, same_model_state, batch)) == before
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 48)])
-def test_any_image_shape(name: str, shape: tuple[int, int, int]) -> None:
-    model, params, model_state = make(name, shape)
-    assert model.apply(params, model_state, images(2, *shape), train=False)[0].shape == (2, 10)
+def test_compiled_is_eager(built: Built) -> None:
+    model, *trees = built
+    apply = partial(model.apply, train=True)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = apply(*trees, images())
+        compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")(*trees, images())
+    for got, wanted in zip(tree.leaves(compiled), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_float64_runs(name: str) -> None:
-    model, params, model_state = make(name)
-    params, model_state = (tree.map(lambda leaf: leaf.double(), part) for part in (params, model_state))
-    assert model.apply(params, model_state, images(2, 3, 32, 32).double(), train=True)[0].dtype == torch.float64
+# Attention has no batching rule on the CPU: vmap computes it one by one, and says so.
+@pytest.mark.filterwarnings("ignore:There is a performance drop.*scaled_dot_product:UserWarning")
+@pytest.mark.parametrize("train", [False, True])
+def test_vmap_over_models_is_one_call_each(train: bool, built: Built) -> None:
+    model, *_ = built
+    trees = [model.init(random.generator(seed)) for seed in range(3)]
+    stacked = tree.map(lambda *leaves: torch.stack(leaves), *trees)
+    batch = images()
+    with torch.no_grad():
+        together = torch.func.vmap(partial(model.apply, train=train), in_dims=(0, 0, None))(*stacked, batch)
+        for i, (params, model_state) in enumerate(trees):
+            logits, new_model_state = model.apply(params, model_state, batch, train=train)
+            assert relative_error(together[0][i], logits) < 1e-5
+            for key, leaf in new_model_state.items():
+                torch.testing.assert_close(together[1][key][i], leaf, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_by_autocast_is_near(name: str) -> None:
-    model, params, model_state = make(name)
-    batch = images(8, 3, 32, 32)
-    exact, _ = model.apply(params, model_state, batch, train=False)
-    with torch.autocast("cpu", torch.bfloat16):
-        near, _ = model.apply(params, model_state, batch, train=False)
-    assert 0 < (near - exact).norm() / exact.norm() < 0.05
+def test_float64_runs_and_bfloat16_by_autocast_is_near(built: Built) -> None:
+    model, *trees = built
+    batch = images()
+    with torch.no_grad():
+        logits, _ = model.apply(*trees, batch, train=False)
+        params, model_state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tuple(trees))
+        exact, _ = model.apply(params, model_state, batch.double(), train=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, _ = model.apply(*trees, batch, train=False)
+    assert exact.dtype == torch.float64
+    assert 0 < relative_error(logits, exact) < 1e-5
+    assert 1e-4 < relative_error(rounded, exact) < 0.1
+
+
+@pytest.mark.parametrize(("name", "stem"), NAMES_AND_STEMS)
+def test_any_image(name: str, stem: dict[str, str]) -> None:
+    """Shapes alone, at full depth: nothing is computed."""
+    for shape in ((3, 16, 16), (1, 28, 28), (1, 32, 32), (3, 64, 48), (1, 224, 224), (3, 224, 224)):
+        make = partial(MODELS[name], shape, 7, **stem)
+        if name.startswith("convnext") and stem["stem"] == "imagenet" and shape[1] < 32:
+            with pytest.raises(InputError, match="pixels are too small; this model takes 32x32 or more"):
+                make()
+            continue
+        model = make()
+        with FakeTensorMode():
+            params = {key: torch.empty(leaf.shape) for key, leaf in model.skeleton.named_parameters()}
+            model_state = {key: torch.empty(leaf.shape) for key, leaf in model.skeleton.named_buffers()}
+            logits, _ = model.apply(params, model_state, torch.empty(2, *shape), train=False)
+        assert logits.shape == (2, 7)

@@ -1,0 +1,101 @@
+"""airbench: Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
+
+The small net of airbench94, as a reference of speed. Differs from the paper: `init` sees no images, so the filters of
+the first layer start as a random orthonormal basis and are learnt, where the paper freezes those that whiten the
+training images; the last pool is over all places, which is the paper's 3x3 pool for images of 32x32.
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import check_image_size, conv3x3
+
+WIDTHS = (64, 256, 256)
+"""Channels of the three stages (section 3.1)."""
+
+
+class CenterNorm(nn.Module):
+    """BatchNorm with a bias and no weight (section 3.1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4, affine=False)
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        return self.norm(x) + self.bias[:, None, None]
+
+
+class ConvGroup(nn.Module):
+    """3x3 convolution, pool that halves the image, norm, GELU; 3x3 convolution, norm, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm1 = CenterNorm(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = CenterNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/2, W/2]
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class AirbenchModule(nn.Module):
+    """2x2 filters, three groups of convolutions, global maximum, scaled head."""
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        channels = 2 * in_channels * 2 * 2  # each filter of a basis of the patches, and its negative
+        self.whiten = nn.Conv2d(in_channels, channels, 2)
+        self.stages = nn.Sequential()
+        for width in WIDTHS:
+            self.stages.append(ConvGroup(channels, width))
+            channels = width
+        self.head = nn.Linear(channels, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.stages(F.gelu(self.whiten(images)))
+        return self.head(x.amax(dim=(2, 3))) / 9
+
+
+def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill one layer: an orthonormal basis and its negative, then convolutions that begin by passing on their input.
+
+    Source: section 3.2 (first layer) and 3.3 (the others: as torch's own, with the first filters set to the identity).
+    """
+    match module:
+        case nn.Conv2d(kernel_size=(2, 2)):
+            half = len(module.weight) // 2
+            basis = nn.init.orthogonal_(torch.empty(half, half), generator=generator).view_as(module.weight[:half])
+            module.weight.data = torch.cat([basis, -basis])
+            nn.init.zeros_(module.bias)
+        case nn.Conv2d():
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+            nn.init.dirac_(module.weight.data[: module.in_channels])
+        case nn.Linear():
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+        case nn.BatchNorm2d():
+            module.reset_parameters()  # zeros and ones: draws nothing
+        case CenterNorm():
+            nn.init.zeros_(module.bias)
+
+
+def airbench(image_shape: tuple[int, int, int], num_classes: int) -> Model:
+    """Small ConvNet that trains in seconds (arXiv 2404.00498), for images of 9x9 or more.
+
+    Args:
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+
+    Raises:
+        InputError: the image is smaller than that.
+    """
+    check_image_size(image_shape, smallest=9)
+    return make_model(partial(AirbenchModule, in_channels=image_shape[0], num_classes=num_classes), init_airbench)

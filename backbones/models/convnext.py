@@ -1,0 +1,145 @@
+"""ConvNeXt: Zhuang Liu, Hanzi Mao, Chao-Yuan Wu, Christoph Feichtenhofer, Trevor Darrell and Saining Xie, "A ConvNet
+for the 2020s", CVPR 2022, arXiv 2201.03545. Atto is from ConvNeXt V2, arXiv 2301.00808, with the blocks of V1.
+
+Differs from the paper: with the stem `cifar` the first patches are 2x2 pixels instead of 4x4.
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import Stem, check_image_size, check_probability
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DropPath(nn.Module):
+    """Drop the whole branch of some samples, in training (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, ...] -> [B, ...]
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.probability
+        return x * kept / (1 - self.probability)
+
+
+class ConvNeXtBlock(nn.Module):
+    """7x7 convolution of each channel by itself, norm, MLP over channels, scaled (figure 4; section 2.6)."""
+
+    def __init__(self, channels: int, drop_path: float) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
+        self.scale = nn.Parameter(torch.empty(channels))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))  # [B, H, W, C]
+        y = self.scale * self.fc2(F.gelu(self.fc1(y)))
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class ConvNeXtModule(nn.Module):
+    """Patches, four stages of blocks, global average, norm, head (table 9)."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        stage_depths: Sequence[int],
+        *,
+        stem: Stem,
+        drop_path: float,
+        in_channels: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        patch_size = 4 if stem == "imagenet" else 2
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), ChannelNorm(widths[0]))
+        last = sum(stage_depths) - 1
+        drop_paths = (drop_path * i / last for i in range(last + 1))  # grow linearly from the first to the last block
+        self.stages = nn.Sequential()
+        for stage, (width, depth) in enumerate(zip(widths, stage_depths, strict=True)):
+            downsample = nn.Sequential()
+            if stage > 0:
+                channels = widths[stage - 1]
+                downsample.extend([ChannelNorm(channels), nn.Conv2d(channels, width, 2, stride=2)])
+            blocks = nn.Sequential(*(ConvNeXtBlock(width, next(drop_paths)) for _ in range(depth)))
+            self.stages.append(nn.Sequential(downsample, blocks))
+        self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.stages(self.stem(images))
+        return self.head(self.norm(x.mean(dim=(2, 3))))
+
+
+def init_convnext(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill one layer: truncated normal of deviation 0.02, zero biases, identity norms, scales of 1e-6 (table 5)."""
+    match module:
+        case nn.LayerNorm():
+            module.reset_parameters()  # ones and zeros: draws nothing
+        case ConvNeXtBlock():
+            nn.init.constant_(module.scale, 1e-6)
+        case _:
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+def convnext(
+    widths: Sequence[int],
+    stage_depths: Sequence[int],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+    drop_path: float = 0.0,
+) -> Model:
+    """ConvNet in the manner of a transformer (arXiv 2201.03545), for images of 16x16 (imagenet: 32x32) or more.
+
+    Args:
+        widths: channels of each stage.
+        stage_depths: number of blocks in each stage.
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: side of the first patches; cifar has 2 pixels, imagenet 4.
+        drop_path: probability in [0, 1) of dropping the last block of a sample; less for earlier ones (table 5: 0.1).
+
+    Raises:
+        InputError: the image is too small, or the probability is out of its range.
+    """
+    check_probability(drop_path=drop_path)
+    check_image_size(image_shape, smallest=32 if stem == "imagenet" else 16)
+    make_module = partial(
+        ConvNeXtModule,
+        widths,
+        stage_depths,
+        stem=stem,
+        drop_path=drop_path,
+        in_channels=image_shape[0],
+        num_classes=num_classes,
+    )
+    return make_model(make_module, init_convnext)
+
+
+convnext_atto = partial(convnext, (40, 80, 160, 320), (2, 2, 6, 2))
+convnext_tiny = partial(convnext, (96, 192, 384, 768), (3, 3, 9, 3))

@@ -1,0 +1,75 @@
+"""MobileNetV2: Mark Sandler, Andrew Howard, Menglong Zhu, Andrey Zhmoginov and Liang-Chieh Chen, "MobileNetV2:
+inverted residuals and linear bottlenecks", CVPR 2018, arXiv 1801.04381.
+
+Differs from the paper: with the stem `cifar`, the stem and the second stage keep the size of the image.
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
+
+STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+"""(expansion t, channels c, blocks n, stride s of the first block) of each stage (table 2)."""
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to widen, 3x3 of each channel by itself, 1x1 to narrow without activation (figure 3, b; figure 4, d)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = expansion * in_channels
+        self.expand = nn.Sequential()
+        if expansion > 1:
+            self.expand.extend([conv1x1(in_channels, inner), nn.BatchNorm2d(inner), nn.ReLU6()])
+        self.depthwise = conv3x3(inner, inner, stride=stride, groups=inner)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.project = conv1x1(inner, out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.keeps_shape = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
+        y = F.relu6(self.norm1(self.depthwise(self.expand(x))))
+        y = self.norm2(self.project(y))
+        return x + y if self.keeps_shape else y
+
+
+class MobileNetV2Module(nn.Module):
+    """Stem, inverted residuals in seven stages, 1x1 convolution, global average, head (table 2)."""
+
+    def __init__(self, *, stem: Stem, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        stem_stride = 2 if stem == "imagenet" else 1
+        self.stem = nn.Sequential(conv3x3(in_channels, 32, stride=stem_stride), nn.BatchNorm2d(32), nn.ReLU6())
+        self.blocks = nn.Sequential()
+        channels = 32
+        for stage, (expansion, out_channels, depth, first_stride) in enumerate(STAGES):
+            if stage == 1 and stem == "cifar":
+                first_stride = 1
+            for i in range(depth):
+                stride = first_stride if i == 0 else 1
+                self.blocks.append(InvertedResidual(channels, out_channels, stride, expansion))
+                channels = out_channels
+        self.last = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU6())
+        self.head = nn.Linear(1280, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.last(self.blocks(self.stem(images)))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def mobilenet_v2(image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:
+    """ConvNet of inverted residuals (arXiv 1801.04381), for images of any size.
+
+    Args:
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
+    """
+    make_module = partial(MobileNetV2Module, stem=stem, in_channels=image_shape[0], num_classes=num_classes)
+    return make_model(make_module, init_conv_net)

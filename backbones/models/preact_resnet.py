@@ -1,0 +1,112 @@
+"""PreAct-ResNet: Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun, "Identity mappings in deep residual networks",
+ECCV 2016, arXiv 1603.05027.
+
+Differs from the paper: the shortcut of a block that changes shape has a BatchNorm and a ReLU of its own before its 1x1
+convolution, where the paper lets it share those of the residual branch; and the first block starts like all the others,
+so the stem is a convolution alone. The last activation, before the average, is the paper's (its appendix).
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import Block, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+
+
+class PreActBasicBlock(nn.Module):
+    """Two 3x3 convolutions, each after its BatchNorm and ReLU (figure 4, e)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, width, stride=stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.shortcut = make_shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
+        y = self.conv1(torch.relu(self.norm1(x)))
+        y = self.conv2(torch.relu(self.norm2(y)))
+        return y + self.shortcut(x)
+
+
+class PreActBottleneck(nn.Module):
+    """1x1 to narrow, 3x3, 1x1 to widen, each after its BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.out_channels = 4 * width
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv1x1(in_channels, width)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride=stride)
+        self.norm3 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, self.out_channels)
+        self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
+        y = self.conv1(torch.relu(self.norm1(x)))
+        y = self.conv2(torch.relu(self.norm2(y)))
+        y = self.conv3(torch.relu(self.norm3(y)))
+        return y + self.shortcut(x)
+
+
+def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """The identity where the shape stays, else a projection after an activation."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(), conv1x1(in_channels, out_channels, stride=stride))
+
+
+class PreActResNetModule(nn.Module):
+    """Stem, stages of blocks 64, 128, 256 and 512 wide, activation, global average, head."""
+
+    def __init__(
+        self, block: Block, stage_depths: Sequence[int], *, stem: Stem, in_channels: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.stem = make_stem(stem, in_channels, 64, activation=False)
+        self.stages = make_stages(block, 64, 64, stage_depths)
+        channels = self.stages[-1][-1].out_channels
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.stages(self.stem(images))
+        return self.head(torch.relu(self.norm(x)).mean(dim=(2, 3)))
+
+
+def preact_resnet(
+    block: Block,
+    stage_depths: Sequence[int],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+) -> Model:
+    """Residual network with pre-activation (arXiv 1603.05027), for images of any size.
+
+    Args:
+        block: the kind of block in all stages.
+        stage_depths: number of blocks in each stage.
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
+    """
+    make_module = partial(
+        PreActResNetModule, block, stage_depths, stem=stem, in_channels=image_shape[0], num_classes=num_classes
+    )
+    return make_model(make_module, init_conv_net)
+
+
+preact_resnet18 = partial(preact_resnet, PreActBasicBlock, (2, 2, 2, 2))
+preact_resnet34 = partial(preact_resnet, PreActBasicBlock, (3, 4, 6, 3))
+preact_resnet50 = partial(preact_resnet, PreActBottleneck, (3, 4, 6, 3))
+preact_resnet101 = partial(preact_resnet, PreActBottleneck, (3, 4, 23, 3))
+preact_resnet152 = partial(preact_resnet, PreActBottleneck, (3, 8, 36, 3))

@@ -1,0 +1,81 @@
+"""ResNeXt: Saining Xie, Ross Girshick, Piotr Dollar, Zhuowen Tu and Kaiming He, "Aggregated residual transformations
+for deep neural networks", CVPR 2017, arXiv 1611.05431.
+
+The trunk is ResNet's; `32x4d` is 32 groups (the cardinality) of 4 channels each in the first stage (table 1). The nets
+of 29 layers are the CIFAR ones, of three stages (section 5.3).
+
+Differs from the paper: the nets of 29 layers halve the image in the first 1x1 convolution of a stage, which saves an
+eighth of their multiply-accumulates; `downsample="3x3"` gives the paper's.
+
+Shapes: B images, C channels, H and W height and width.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from backbones.models.base import Model
+from backbones.models.layers import Stem, conv1x1, conv3x3
+from backbones.models.resnet import make_shortcut, resnet
+
+Downsample = Literal["1x1", "3x3"]
+
+
+class ResNeXtBlock(nn.Module):
+    """1x1 to narrow, 3x3 in groups, 1x1 to widen (figure 3, c)."""
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, *, groups: int, group_width: int, downsample: Downsample
+    ) -> None:
+        super().__init__()
+        self.out_channels = 4 * width
+        inner = groups * group_width * width // 64  # `group_width` is that of the first stage, which is 64 wide
+        stride1, stride2 = (stride, 1) if downsample == "1x1" else (1, stride)
+        self.conv1 = conv1x1(in_channels, inner, stride=stride1)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride=stride2, groups=groups)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, self.out_channels)
+        self.norm3 = nn.BatchNorm2d(self.out_channels)
+        self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
+        y = torch.relu(self.norm1(self.conv1(x)))
+        y = torch.relu(self.norm2(self.conv2(y)))
+        y = self.norm3(self.conv3(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+def resnext(
+    groups: int,
+    group_width: int,
+    stage_depths: Sequence[int],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+    downsample: Downsample = "3x3",
+) -> Model:
+    """Residual network of grouped convolutions (arXiv 1611.05431), for images of any size.
+
+    Args:
+        groups: the cardinality, number of groups in each 3x3 convolution.
+        group_width: channels of a group in the first stage; each further stage doubles them.
+        stage_depths: number of blocks in each stage.
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
+        downsample: which convolution of a stage's first block halves the image.
+    """
+    block = partial(ResNeXtBlock, groups=groups, group_width=group_width, downsample=downsample)
+    return resnet(block, stage_depths, image_shape, num_classes, stem=stem)
+
+
+resnext29_32x4d = partial(resnext, 32, 4, (3, 3, 3), downsample="1x1")
+resnext29_2x64d = partial(resnext, 2, 64, (3, 3, 3), downsample="1x1")
+resnext50_32x4d = partial(resnext, 32, 4, (3, 4, 6, 3))
+resnext101_32x8d = partial(resnext, 32, 8, (3, 4, 23, 3))
+resnext101_64x4d = partial(resnext, 64, 4, (3, 4, 23, 3))

@@ -1,0 +1,94 @@
+"""WideResNet: Sergey Zagoruyko and Nikos Komodakis, "Wide residual networks", BMVC 2016, arXiv 1605.07146.
+
+`wrn-28-10` has 28 layers, ten times as wide as ResNet's for CIFAR. Blocks are pre-activated; a projection shares the
+activation of its residual branch (table 1, figure 1 c and d).
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from backbones.models.base import Model, make_model
+from backbones.models.layers import Stem, check_probability, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+
+
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, each after its BatchNorm and ReLU, dropout between (figure 1, d)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, *, dropout: float) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, width, stride=stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv3x3(width, width)
+        changes_shape = stride != 1 or in_channels != width
+        self.projection = conv1x1(in_channels, width, stride=stride) if changes_shape else None
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
+        activated = torch.relu(self.norm1(x))
+        y = self.conv1(activated)
+        y = self.conv2(self.dropout(torch.relu(self.norm2(y))))
+        return y + (x if self.projection is None else self.projection(activated))
+
+
+class WideResNetModule(nn.Module):
+    """Stem of 16 channels, three stages of blocks, activation, global average, head (table 1)."""
+
+    def __init__(
+        self, depth: int, widen: int, *, stem: Stem, dropout: float, in_channels: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.stem = make_stem(stem, in_channels, 16, activation=False)
+        stage_depth = (depth - 4) // 6  # what is not in the stages: the stem, two projections, the head
+        self.stages = make_stages(partial(WideBlock, dropout=dropout), 16, 16 * widen, (stage_depth,) * 3)
+        self.norm = nn.BatchNorm2d(64 * widen)
+        self.head = nn.Linear(64 * widen, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+        x = self.stages(self.stem(images))
+        return self.head(torch.relu(self.norm(x)).mean(dim=(2, 3)))
+
+
+def wide_resnet(
+    depth: int,
+    widen: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    stem: Stem = "cifar",
+    dropout: float = 0.0,
+) -> Model:
+    """Wide residual network (arXiv 1605.07146), for images of any size.
+
+    Args:
+        depth: number of layers; 6 n + 4 for n blocks a stage.
+        widen: k, how many times wider the stages are than 16, 32 and 64 channels.
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
+        dropout: probability in [0, 1) of dropping between the convolutions of a block (section 3.3 tries 0.3).
+
+    Raises:
+        InputError: the dropout is out of its range.
+    """
+    check_probability(dropout=dropout)
+    make_module = partial(
+        WideResNetModule,
+        depth,
+        widen,
+        stem=stem,
+        dropout=dropout,
+        in_channels=image_shape[0],
+        num_classes=num_classes,
+    )
+    return make_model(make_module, init_conv_net)
+
+
+wrn_16_8 = partial(wide_resnet, 16, 8)
+wrn_28_10 = partial(wide_resnet, 28, 10)
+wrn_40_4 = partial(wide_resnet, 40, 4)
