@@ -1,0 +1,228 @@
+"""Weights in and out: the state dicts of torchvision and timm <-> our trees, by explicit key maps.
+
+params, model_state = import_weights("resnet50", read_state_dict("resnet50.pth"), like=model.init(generator))
+write_state_dict("ours.safetensors", export_weights("resnet50", params, model_state))
+"""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from backbones.types import InputError, ModelState, Params, check_known
+
+StateDict = dict[str, Tensor]
+
+
+class Format(NamedTuple):
+    """How another library writes the weights of a model down."""
+
+    rules: list[tuple[str, str | Callable[[re.Match[str]], str]]]
+    """(pattern, replacement), each applied in turn: our name of a leaf -> theirs."""
+    linear_as_conv: bool = False
+    """Whether the layers `fc1` and `fc2` are 1x1 convolutions there."""
+    bias_before_norm: bool = False
+    """Whether convolutions have a bias there though a BatchNorm follows. It only shifts the running mean."""
+
+
+TORCHVISION_RESNET = Format(
+    [
+        (r"^stem\.0\.", "conv1."),
+        (r"^stem\.1\.", "bn1."),
+        (r"^stages\.(\d)\.", lambda match: f"layer{int(match[1]) + 1}."),
+        (r"\.norm(\d)\.", r".bn\1."),
+        (r"\.shortcut\.", ".downsample."),
+        (r"^head\.", "fc."),
+    ]
+)
+TORCHVISION_VGG = Format(
+    [
+        (r"^head\.2\.", "classifier.0."),
+        (r"^head\.5\.", "classifier.3."),
+        (r"^head\.8\.", "classifier.6."),
+    ]
+)
+TORCHVISION_VGG_BN = TORCHVISION_VGG._replace(bias_before_norm=True)
+TORCHVISION_MOBILENET_V2 = Format(
+    [
+        (r"^stem\.", "features.0."),
+        (r"^last\.", "features.18."),
+        (r"^head\.", "classifier.1."),
+        (r"^blocks\.0\.depthwise\.", "features.1.conv.0.0."),  # the first block does not expand
+        (r"^blocks\.0\.norm1\.", "features.1.conv.0.1."),
+        (r"^blocks\.0\.project\.", "features.1.conv.1."),
+        (r"^blocks\.0\.norm2\.", "features.1.conv.2."),
+        (r"^blocks\.(\d+)\.", lambda match: f"features.{int(match[1]) + 1}.conv."),
+        (r"\.expand\.", ".0."),
+        (r"\.depthwise\.", ".1.0."),
+        (r"\.norm1\.", ".1.1."),
+        (r"\.project\.", ".2."),
+        (r"\.norm2\.", ".3."),
+    ]
+)
+TIMM_SE_RESNET = TORCHVISION_RESNET._replace(linear_as_conv=True)
+TIMM_VIT = Format([(r"^patch_embed\.", "patch_embed.proj.")])
+TIMM_CONVNEXT = Format(
+    [
+        (r"^head\.", "head.fc."),
+        (r"^norm\.", "head.norm."),
+        (r"^stages\.(\d)\.0\.", r"stages.\1.downsample."),
+        (r"^stages\.(\d)\.1\.", r"stages.\1.blocks."),
+        (r"\.depthwise\.", ".conv_dw."),
+        (r"\.fc(\d)\.", r".mlp.fc\1."),
+        (r"\.scale$", ".gamma"),
+    ]
+)
+TIMM_CONVNEXT_CONV_MLP = TIMM_CONVNEXT._replace(linear_as_conv=True)
+TIMM_MIXER = Format(
+    [
+        (r"^patch_embed\.", "stem.proj."),
+        (r"\.token_mlp\.", ".mlp_tokens."),
+        (r"\.channel_mlp\.", ".mlp_channels."),
+    ]
+)
+
+FORMATS = {
+    "resnet18": TORCHVISION_RESNET,
+    "resnet34": TORCHVISION_RESNET,
+    "resnet50": TORCHVISION_RESNET,
+    "resnet101": TORCHVISION_RESNET,
+    "resnet152": TORCHVISION_RESNET,
+    "resnext50-32x4d": TORCHVISION_RESNET,
+    "resnext101-32x8d": TORCHVISION_RESNET,
+    "resnext101-64x4d": TORCHVISION_RESNET,
+    "se-resnet50": TIMM_SE_RESNET,
+    "se-resnet101": TIMM_SE_RESNET,
+    "se-resnet152": TIMM_SE_RESNET,
+    "vgg11": TORCHVISION_VGG,
+    "vgg13": TORCHVISION_VGG,
+    "vgg16": TORCHVISION_VGG,
+    "vgg19": TORCHVISION_VGG,
+    "vgg11-bn": TORCHVISION_VGG_BN,
+    "vgg13-bn": TORCHVISION_VGG_BN,
+    "vgg16-bn": TORCHVISION_VGG_BN,
+    "vgg19-bn": TORCHVISION_VGG_BN,
+    "mobilenet-v2": TORCHVISION_MOBILENET_V2,
+    "vit-tiny": TIMM_VIT,
+    "vit-small": TIMM_VIT,
+    "vit-base": TIMM_VIT,
+    "vit-large": TIMM_VIT,
+    "vit-huge": TIMM_VIT,
+    "convnext-tiny": TIMM_CONVNEXT,
+    "convnext-atto": TIMM_CONVNEXT_CONV_MLP,
+    "mixer-small": TIMM_MIXER,
+}
+"""Model -> the format of its published weights."""
+
+
+def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, ModelState]) -> tuple[Params, ModelState]:
+    """Our trees with the weights of a state dict of torchvision or timm.
+
+    Args:
+        name: name of the model, one of `FORMATS`.
+        state_dict: their name -> tensor. The image size, patch size and number of classes are those of `like`; weights
+            for 224x224 images want `stem="imagenet"`, `patch_size=16` or, for a VGG, `head="mlp"`.
+        like: what `init` of the model gives: the names, shapes, dtypes and devices of what comes out.
+
+    Raises:
+        InputError: the model has no format, or leaves are missing, left over or of another shape; all are listed.
+    """
+    format = FORMATS[check_known("format of a model", name, FORMATS)]
+    if format.bias_before_norm:
+        state_dict = _fold_biases(state_dict)
+    ours = {**like[0], **like[1]}
+    theirs = {our_name: _rename(our_name, format) for our_name in ours}
+    problems = [f"missing: {their_name}" for their_name in theirs.values() if their_name not in state_dict]
+    problems += [f"not wanted: {their_name}" for their_name in state_dict.keys() - theirs.values()]
+    found = {
+        our_name: _squeeze(state_dict[key], ours[our_name]) for our_name, key in theirs.items() if key in state_dict
+    }
+    problems += [
+        f"wrong shape: {theirs[our_name]} is {tuple(leaf.shape)}, wanted {tuple(ours[our_name].shape)}"
+        for our_name, leaf in found.items()
+        if leaf.shape != ours[our_name].shape
+    ]
+    if problems:
+        raise InputError("\n  ".join([f"these are not the weights of this {name}:", *sorted(problems)]))
+    return tuple({key: torch.empty_like(leaf).copy_(found[key]) for key, leaf in part.items()} for part in like)
+
+
+def export_weights(name: str, params: Params, model_state: ModelState) -> StateDict:
+    """The state dict in which torchvision or timm would hold these weights; on the CPU.
+
+    Args:
+        name: name of the model, one of `FORMATS`.
+        params: tree of the model.
+        model_state: tree of the model.
+
+    Raises:
+        InputError: the model has no format.
+    """
+    format = FORMATS[check_known("format of a model", name, FORMATS)]
+    state_dict = {}
+    for our_name, leaf in {**params, **model_state}.items():
+        if format.linear_as_conv and re.search(r"\.fc\d\.weight$", our_name):
+            leaf = leaf[:, :, None, None]
+        state_dict[_rename(our_name, format)] = leaf.detach().cpu().contiguous()
+    if format.bias_before_norm:
+        for key in [key for key, leaf in state_dict.items() if leaf.ndim == 4]:
+            state_dict[key.replace("weight", "bias")] = torch.zeros(len(state_dict[key]))
+    return state_dict
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors in a file that `torch.save` or safetensors wrote; no pickled code is run.
+
+    Raises:
+        InputError: the file is absent, damaged, or holds something else than a dict of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path}: cannot be read as weights, it may be cut off: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state_dict, dict) or not all(isinstance(leaf, Tensor) for leaf in state_dict.values()):
+        raise InputError(f"{path}: wanted a dict of tensors, as `torch.save(module.state_dict(), path)` writes it")
+    return dict(state_dict)
+
+
+def write_state_dict(path: str | Path, state_dict: StateDict) -> None:
+    """Write tensors by safetensors if the name of the file ends in `.safetensors`, else by `torch.save`."""
+    if Path(path).suffix == ".safetensors":
+        safetensors.torch.save_file(state_dict, path)
+    else:
+        torch.save(state_dict, path)
+
+
+def _rename(name: str, format: Format) -> str:
+    for pattern, replacement in format.rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _squeeze(theirs: Tensor, ours: Tensor) -> Tensor:
+    """A linear layer that is written as a 1x1 convolution, as a linear layer."""
+    return theirs[:, :, 0, 0] if theirs.shape == (*ours.shape, 1, 1) else theirs
+
+
+def _fold_biases(state_dict: StateDict) -> StateDict:
+    """Take the biases of convolutions out, and off the running means of the norms that follow (`features.I`)."""
+    folded = dict(state_dict)
+    for key in state_dict:
+        match = re.fullmatch(r"features\.(\d+)\.running_mean", key)
+        bias_key = f"features.{int(match[1]) - 1}.bias" if match else None
+        if bias_key in folded:
+            folded[key] = folded[key] - folded.pop(bias_key)
+    return folded

@@ -1,0 +1,133 @@
+"""torchvision and timm are the oracles: their weights in our trees give their logits, in both modes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.models import MODELS, Model
+from backbones.models.convert import FORMATS, export_weights, import_weights, read_state_dict, write_state_dict
+from backbones.types import InputError
+
+
+def torchvision_model(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, num_classes=10, **options)
+
+
+def timm_model(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=10, **options)
+
+
+def small_vgg(name: str) -> nn.Module:
+    """As people make a VGG for small images out of torchvision's."""
+    module = torchvision.models.get_model(name)
+    module.avgpool, module.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(512, 10))
+    return module
+
+
+IMAGENET = {"stem": "imagenet"}
+ORACLES = {
+    "resnet18": (torchvision_model("resnet18"), IMAGENET),
+    "resnet50": (torchvision_model("resnet50"), IMAGENET),
+    "resnext50-32x4d": (torchvision_model("resnext50_32x4d"), IMAGENET),
+    "resnext101-64x4d": (torchvision_model("resnext101_64x4d"), IMAGENET),
+    "se-resnet50": (timm_model("seresnet50"), IMAGENET),
+    "vgg11": (lambda: small_vgg("vgg11"), {}),
+    "vgg16-bn": (lambda: small_vgg("vgg16_bn"), {}),
+    "vgg11-bn": (torchvision_model("vgg11_bn", dropout=0.0), {"head": "mlp", "dropout": 0.0}),
+    "mobilenet-v2": (torchvision_model("mobilenet_v2", dropout=0.0), IMAGENET),
+    "convnext-tiny": (timm_model("convnext_tiny"), IMAGENET),
+    "convnext-atto": (timm_model("convnext_atto"), IMAGENET),
+    "vit-tiny": (timm_model("vit_tiny_patch16_224", img_size=32, patch_size=4), {}),
+    "mixer-small": (timm_model("mixer_s16_224", img_size=32), {"patch_size": 16}),
+}
+"""Our name -> their model of 10 classes, our options."""
+
+
+def random_oracle(name: str) -> nn.Module:
+    """Their model with random weights, also where it would start from zeros and ones, and used statistics; float64."""
+    torch.manual_seed(0)
+    theirs = ORACLES[name][0]().double().train()
+    with torch.no_grad():
+        for leaf in theirs.parameters():
+            if leaf.ndim == 1:
+                leaf.add_(0.1 * torch.randn_like(leaf))
+        theirs(torch.randn(4, 3, 32, 32, dtype=torch.float64))
+    return theirs
+
+
+def make(name: str) -> tuple[Model, dict[str, Tensor], dict[str, Tensor]]:
+    model = MODELS[name]((3, 32, 32), 10, **ORACLES[name][1])
+    trees = model.init(random.generator(0))
+    return model, *tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, trees)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_their_weights_give_their_logits_and_come_back(name: str) -> None:
+    theirs = random_oracle(name)
+    model, *like = make(name)
+    params, model_state = import_weights(name, theirs.state_dict(), like=like)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for train in (False, True):
+        expected = theirs.train(train)(images)
+        logits, new_model_state = model.apply(params, model_state, images, train=train)
+        assert (logits - expected).norm() / expected.norm() < 1e-10
+
+    _, expected_model_state = import_weights(name, theirs.state_dict(), like=like)
+    for key, leaf in new_model_state.items():
+        torch.testing.assert_close(leaf, expected_model_state[key], rtol=1e-10, atol=1e-10)
+
+    expected = theirs.eval()(images)
+    theirs.load_state_dict(export_weights(name, params, new_model_state))
+    torch.testing.assert_close(theirs(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_every_format_has_an_oracle() -> None:
+    assert {id(FORMATS[name]) for name in ORACLES} == {id(format) for format in FORMATS.values()}
+
+
+@pytest.mark.parametrize("file_name", ["weights.pth", "weights.safetensors"])
+def test_files(file_name: str, tmp_path: Path) -> None:
+    model, *_ = make("resnet18")
+    params, model_state = model.init(random.generator(0))
+    path = tmp_path / file_name
+    write_state_dict(path, export_weights("resnet18", params, model_state))
+    loaded = import_weights("resnet18", read_state_dict(path), like=model.init(random.generator(1)))
+    assert tree.sha256(loaded) == tree.sha256((params, model_state))
+    assert loaded[0]["stem.0.weight"].is_contiguous(memory_format=torch.channels_last)
+
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: cannot be read as weights, it may be cut off"):
+        read_state_dict(path)
+
+
+def test_no_file_and_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        read_state_dict(tmp_path / "absent.pth")
+    torch.save({"model": {}, "epoch": 3}, tmp_path / "run.pth")
+    with pytest.raises(InputError, match="wanted a dict of tensors"):
+        read_state_dict(tmp_path / "run.pth")
+
+
+def test_one_error_lists_all_that_differs() -> None:
+    _, params, model_state = make("resnet18")
+    state_dict = export_weights("resnet18", params, model_state)
+    state_dict["fc.weight"] = torch.zeros(1000, 512)
+    state_dict["extra"] = state_dict.pop("layer1.0.conv1.weight")
+    with pytest.raises(InputError) as error:
+        import_weights("resnet18", state_dict, like=(params, model_state))
+    assert str(error.value).splitlines() == [
+        "these are not the weights of this resnet18:",
+        "  missing: layer1.0.conv1.weight",
+        "  not wanted: extra",
+        "  wrong shape: fc.weight is (1000, 512), wanted (10, 512)",
+    ]
+    with pytest.raises(InputError, match="unknown format of a model 'airbench'"):
+        import_weights("airbench", state_dict, like=(params, model_state))
