@@ -2,15 +2,14 @@
 
 import argparse
 import dataclasses
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 import backbones.distributed as distributed
-from backbones.types import InputError
+from backbones.types import check_known
 from experiments import DEFAULT, EXPERIMENTS
 from experiments.base import COMPONENTS, Experiment
 from experiments.run_dir import read_experiment
@@ -39,7 +38,7 @@ def parse(args: Sequence[str]) -> Command:
     """
     args = list(args)
     name = args.pop(0) if args and not args[0].startswith("-") else DEFAULT
-    experiment, fields = _choose_components(EXPERIMENTS[_known("experiment", name, EXPERIMENTS)], args)
+    experiment, fields = _choose_components(EXPERIMENTS[check_known("experiment", name, EXPERIMENTS)], args)
     stored = _experiment_to_resume(fields, run_name=experiment.name)
     if stored is not None:
         experiment, fields = _choose_components(stored, args)
@@ -62,21 +61,12 @@ def _choose_components(experiment: Experiment, args: list[str]) -> tuple[Experim
         if not arg.startswith("--") or kind not in COMPONENTS:
             left.append(arg)
             continue
-        name = _known(kind, name if equals else next(remaining, ""), COMPONENTS[kind])
+        name = check_known(kind, name if equals else next(remaining, ""), COMPONENTS[kind])
         if name != getattr(experiment, kind).name:  # else keep the experiment's own options
             experiment = dataclasses.replace(experiment, **{kind: COMPONENTS[kind][name]()})
             if kind in ("data", "model"):
                 experiment = dataclasses.replace(experiment, name=f"{experiment.data.name}-{experiment.model.name}")
     return experiment, left
-
-
-def _known(kind: str, name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
-    return name
 
 
 def _experiment_to_resume(args: Sequence[str], *, run_name: str) -> Experiment | None:
