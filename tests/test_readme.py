@@ -1,0 +1,48 @@
+"""What the README shows is done here, to the letter."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.models
+
+ROOT = Path(__file__).parent.parent
+
+
+def code_after(heading: str, language: str) -> list[str]:
+    """The blocks of code in one section of the README."""
+    section = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+def test_the_parts_are_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = torchvision.models.resnet50().state_dict()
+    torch.save(theirs, "resnet50.pth")
+    _, parts, weights = code_after("Use it", "python")
+    names = {}
+    exec(parts + weights, names)
+    exported = names["read_state_dict"]("resnet50.safetensors")
+    assert exported.keys() == theirs.keys()
+    assert all(torch.equal(exported[key], leaf) for key, leaf in theirs.items())
+
+
+def test_add_a_model(tmp_path: Path) -> None:
+    for name in ("backbones", "experiments", "train.py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (module, line), (command,) = code_after("Add a model", "python"), code_after("Add a model", "sh")
+    assert len([line for line in module.splitlines() if line]) <= 10
+    (tmp_path / "backbones" / "models" / "tiny.py").write_text(module)
+    init = tmp_path / "backbones" / "models" / "__init__.py"
+    text = init.read_text().replace("import (\n", "import (\n    tiny,\n").replace("] = {\n", "] = {\n" + line)
+    init.write_text(text)
+    args = [sys.executable, *command.split()[1:], "--steps", "2", "--device", "cpu"]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "tiny (0.00 M parameters" in done.stdout
+    assert (tmp_path / "runs" / "digits-tiny" / "result.json").exists()
