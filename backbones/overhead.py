@@ -131,8 +131,12 @@ def main(
     names = [check_known("model", name, MODELS) for name in models] or list(MODELS)
     check_sizes(image_size=image_size, channels=channels, num_classes=num_classes, batch_size=batch_size)
     options = {name: value for name, value in (("stem", stem), ("patch_size", patch_size)) if value is not None}
+    for option in options:
+        if not any(option in inspect.signature(MODELS[name]).parameters for name in names):
+            raise InputError(f"--{option.replace('_', '-')} is not for {' or '.join(names)}, which has no such field")
     image_shape = (channels, image_size, image_size)
     if depth is not None:
+        check_sizes(depth=depth)
         if len(names) != 1 or json:
             raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
         print(layer_table(_make(names[0], image_shape, num_classes, options), image_shape, depth=depth))
@@ -141,15 +145,16 @@ def main(
     rows = []
     for name in tqdm(names, unit="model", disable=not sys.stderr.isatty()):
         model = _make(name, image_shape, num_classes, options)
-        milliseconds = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
-        rows.append({"model": name, **measure_overhead(model, image_shape)._asdict(), "milliseconds": milliseconds})
+        row = {"model": name, **measure_overhead(model, image_shape)._asdict()}
+        row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
+        rows.append({**row, "batch_size": batch_size, "device": torch_device.type})
     if json:
         print(json_format.dumps(rows, indent=2))
         return
     print(f"| model | parameters | MACs (M) | activations (M) | ms for {batch_size} images ({torch_device.type}) |")
     print("|---|--:|--:|--:|--:|")
     for row in rows:
-        name, num_params, macs, activations, milliseconds = row.values()
+        name, num_params, macs, activations, milliseconds, *_ = row.values()
         print(f"| {name} | {num_params:,} | {macs / 1e6:,.1f} | {activations / 1e6:,.2f} | {milliseconds:,.1f} |")
 
 

@@ -171,8 +171,8 @@ def export_weights(name: str, params: Params, model_state: ModelState) -> StateD
             leaf = leaf[:, :, None, None]
         state_dict[_rename(our_name, format)] = leaf.detach().cpu().contiguous()
     if format.bias_before_norm:
-        for key in [key for key, leaf in state_dict.items() if leaf.ndim == 4]:
-            state_dict[key.replace("weight", "bias")] = torch.zeros(len(state_dict[key]))
+        kernels = {key: leaf for key, leaf in state_dict.items() if leaf.ndim == 4}
+        state_dict |= {key.replace("weight", "bias"): leaf.new_zeros(len(leaf)) for key, leaf in kernels.items()}
     return state_dict
 
 
@@ -190,9 +190,8 @@ def read_state_dict(path: str | Path) -> StateDict:
             return safetensors.torch.load_file(path)
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path}: cannot be read as weights, it may be cut off: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: cannot be read as weights, it may be cut off ({reason})") from error
     if not isinstance(state_dict, dict) or not all(isinstance(leaf, Tensor) for leaf in state_dict.values()):
         raise InputError(f"{path}: wanted a dict of tensors, as `torch.save(module.state_dict(), path)` writes it")
     return dict(state_dict)

@@ -52,15 +52,19 @@ ORACLES = {
 
 
 def random_oracle(name: str) -> nn.Module:
-    """Their model with random weights, also where it would start from zeros and ones, and used statistics; float64."""
+    """Their model in float64: no leaf left at zeros or ones, norms wide enough for a ReLU6, statistics of some use."""
     torch.manual_seed(0)
     theirs = ORACLES[name][0]().double().train()
     with torch.no_grad():
         for leaf in theirs.parameters():
-            if leaf.ndim == 1:
-                leaf.add_(0.1 * torch.randn_like(leaf))
+            if leaf.ndim == 1 or (leaf == 0).all():
+                leaf.add_(torch.randn_like(leaf))
         theirs(torch.randn(4, 3, 32, 32, dtype=torch.float64))
     return theirs
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
 
 
 def make(name: str) -> tuple[Model, dict[str, Tensor], dict[str, Tensor]]:
@@ -78,15 +82,17 @@ def test_their_weights_give_their_logits_and_come_back(name: str) -> None:
     for train in (False, True):
         expected = theirs.train(train)(images)
         logits, new_model_state = model.apply(params, model_state, images, train=train)
-        assert (logits - expected).norm() / expected.norm() < 1e-10
+        assert relative_error(logits, expected) < 1e-10
+        # And in what depends on the image, which is little in some fresh models.
+        assert relative_error(logits - logits.mean(dim=0), expected - expected.mean(dim=0)) < 1e-5
 
     _, expected_model_state = import_weights(name, theirs.state_dict(), like=like)
     for key, leaf in new_model_state.items():
-        torch.testing.assert_close(leaf, expected_model_state[key], rtol=1e-10, atol=1e-10)
+        assert relative_error(leaf.double(), expected_model_state[key].double()) < 1e-10
 
     expected = theirs.eval()(images)
     theirs.load_state_dict(export_weights(name, params, new_model_state))
-    torch.testing.assert_close(theirs(images), expected, rtol=1e-10, atol=1e-10)
+    assert relative_error(theirs(images), expected) < 1e-10
 
 
 def test_every_format_has_an_oracle() -> None:

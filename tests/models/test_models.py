@@ -23,15 +23,22 @@ NAMES_AND_STEMS = [
 ]
 
 
-def options(name: str) -> dict[str, int]:
-    """Two blocks for a transformer or a mixer: the others repeat them."""
-    return {"depth": 2} if name.startswith(("vit", "mixer")) else {}
+def make_shallow(name: str) -> Model:
+    """Two blocks, or two a stage, of what repeats more of them."""
+    constructor = MODELS[name]
+    if name.startswith(("vit", "mixer")):
+        return constructor((3, 32, 32), 10, depth=2)
+    if "resne" in name:
+        *others, stage_depths = constructor.args
+        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
+        constructor = partial(constructor.func, *others, stage_depths, **constructor.keywords)
+    return constructor((3, 32, 32), 10)
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def built(request: pytest.FixtureRequest) -> Built:
     """The model and its trees; no test changes them."""
-    model = MODELS[request.param]((3, 32, 32), 10, **options(request.param))
+    model = make_shallow(request.param)
     return model, *model.init(random.generator(0))
 
 

@@ -208,3 +208,14 @@ def test_mobilenet_is_that_of_timm(train: bool) -> None:
     assert (logits - expected).norm() / expected.norm() < 1e-10
     for ours, leaf in zip(new_model_state.values(), theirs.buffers(), strict=True):
         torch.testing.assert_close(ours, leaf, rtol=1e-10, atol=1e-10)
+
+
+def test_airbench_remembers_three_fifths_of_its_statistics() -> None:
+    """Section 3.1: momentum 0.6, which torch counts the other way."""
+    params, model_state = random_trees("airbench")
+    images = torch.randn(3, 3, 32, 32, generator=random.generator(2), dtype=torch.float64)
+    _, new_model_state = MODELS["airbench"]((3, 32, 32), 10).apply(params, model_state, images, train=True)
+    x = F.gelu(F.conv2d(images, params["whiten.weight"], params["whiten.bias"]))
+    x = F.max_pool2d(F.conv2d(x, params["stages.0.conv1.weight"], padding=1), 2)
+    name = "stages.0.norm1.norm.running_mean"
+    torch.testing.assert_close(new_model_state[name], 0.6 * model_state[name] + 0.4 * x.mean((0, 2, 3)))
