@@ -40,6 +40,11 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what was wanted."""
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
 def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script in several processes on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]

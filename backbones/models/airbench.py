@@ -74,7 +74,7 @@ def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
         case nn.Conv2d(kernel_size=(2, 2)):
             half = len(module.weight) // 2
             basis = nn.init.orthogonal_(torch.empty(half, half), generator=generator).view_as(module.weight[:half])
-            module.weight.data = torch.cat([basis, -basis])
+            module.weight.data.copy_(torch.cat([basis, -basis]))
             nn.init.zeros_(module.bias)
         case nn.Conv2d():
             nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)

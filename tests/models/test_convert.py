@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision.models
+from conftest import relative_error
 from torch import Tensor, nn
 
 import backbones.random as random
@@ -61,10 +62,6 @@ def random_oracle(name: str) -> nn.Module:
                 leaf.add_(torch.randn_like(leaf))
         theirs(torch.randn(4, 3, 32, 32, dtype=torch.float64))
     return theirs
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    return ((got - wanted).norm() / wanted.norm()).item()
 
 
 def make(name: str) -> tuple[Model, dict[str, Tensor], dict[str, Tensor]]:

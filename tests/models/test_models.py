@@ -5,16 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import relative_error
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import backbones.random as random
 import backbones.tree as tree
 from backbones.models import MODELS, Model
+from backbones.models.convnext import DropPath
 from backbones.types import InputError, ModelState, Params
 
 Built = tuple[Model, Params, ModelState]
-
 
 NAMES_AND_STEMS = [
     (name, {"stem": stem} if stem else {})
@@ -42,13 +43,8 @@ def built(request: pytest.FixtureRequest) -> Built:
     return model, *model.init(random.generator(0))
 
 
-def images(batch_size: int = 2) -> Tensor:
-    shape = (batch_size, 3, 32, 32)
-    return torch.randn(shape, generator=random.generator(1)).contiguous(memory_format=torch.channels_last)
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    return ((got - wanted).norm() / wanted.norm()).item()
+def images() -> Tensor:
+    return torch.randn((2, 3, 32, 32), generator=random.generator(1)).contiguous(memory_format=torch.channels_last)
 
 
 def test_init_is_a_function_of_the_generator(built: Built) -> None:
@@ -146,3 +142,49 @@ def test_any_image(name: str, stem: dict[str, str]) -> None:
             model_state = {key: torch.empty(leaf.shape) for key, leaf in model.skeleton.named_buffers()}
             logits, _ = model.apply(params, model_state, torch.empty(2, *shape), train=False)
         assert logits.shape == (2, 7)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    branch = DropPath(0.2)
+    x = torch.ones(1000, 2, 3, 3)
+    y = branch(x)
+    assert torch.equal(y, y[:, :1, :1, :1].expand_as(y))
+    assert set(y.unique().tolist()) == {0.0, 1.25}
+    assert 0.15 < (y == 0).float().mean() < 0.25
+    assert torch.equal(branch.eval()(x), x)
+
+
+@pytest.mark.parametrize(("name", "options"), [("convnext-atto", {"drop_path": 0.5}), ("wrn-16-8", {"dropout": 0.3})])
+def test_what_is_dropped_follows_the_seed_and_only_in_training(name: str, options: dict[str, float]) -> None:
+    model = MODELS[name]((3, 32, 32), 10, **options)
+    params, model_state = model.init(random.generator(0))
+    for key in params:
+        if key.endswith(".scale"):
+            params[key].fill_(1)  # as after some training: a fresh ConvNeXt hardly feels its branches
+
+    def logits(seed: int, train: bool) -> Tensor:
+        random.seed_torch(seed)
+        with torch.no_grad():
+            return model.apply(params, model_state, images(), train=train)[0]
+
+    assert torch.equal(logits(0, train=True), logits(0, train=True))
+    assert not torch.equal(logits(0, train=True), logits(1, train=True))
+    assert torch.equal(logits(0, train=False), logits(1, train=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("se-resnet18", {"reduction": 0}, "reduction is 0; it must be from 1 to 64"),
+        ("cbam-resnet18", {"reduction": 65}, "reduction is 65; it must be from 1 to 64"),
+        ("wrn-16-8", {"dropout": 1.0}, r"dropout is 1.0; it must be at least 0 and below 1"),
+        ("vgg11", {"dropout": -0.1}, r"dropout is -0.1; it must be at least 0 and below 1"),
+        ("convnext-tiny", {"drop_path": 1.5}, r"drop_path is 1.5; it must be at least 0 and below 1"),
+        ("mixer-tiny", {"depth": 0}, "depth is 0; it must be 1 or more"),
+        ("mixer-tiny", {"patch_size": 5}, "a patch size of 5 does not divide images of 32x32 pixels"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MODELS[name]((3, 32, 32), 10, **options)
