@@ -16,11 +16,17 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.checkpoint import Checkpoints
 from backbones.data import Dataset, channel_statistics
-from backbones.loop import Clock, Diverged, make_evaluate, train
+from backbones.loop import Clock, Diverged, make_evaluate, make_statistics, train
 from backbones.metric_writer import MetricWriter, plot_curves, to_json
-from backbones.optim import chain, clip_by_global_norm
+from backbones.optim import chain, clip_by_global_norm, ema_params
 from backbones.overhead import Overhead, measure_overhead
-from backbones.train_step import init_train_state, make_eval_step, make_loss_fn, make_train_step
+from backbones.train_step import (
+    init_train_state,
+    make_eval_step,
+    make_loss_fn,
+    make_model_state_step,
+    make_train_step,
+)
 from backbones.types import InputError
 from experiments import Experiment
 from experiments.cli import parse
@@ -53,6 +59,8 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     optimizer = experiment.optim.make(experiment.schedule.make(experiment.steps))
     if experiment.clip is not None:
         optimizer = chain(clip_by_global_norm(experiment.clip), optimizer)
+    if experiment.ema is not None:
+        optimizer = chain(optimizer, ema_params(experiment.ema))
     state = init_train_state(model, optimizer, seed=experiment.seed, device=device)
 
     precision = getattr(torch, experiment.precision)
@@ -75,6 +83,9 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     )
     train_step = compiled(train_step, fullgraph=one_process)
     eval_step = compiled(make_eval_step(model, precision=precision, mean=mean, std=std), fullgraph=True)
+    model_state_step = compiled(make_model_state_step(model, precision=precision, mean=mean, std=std), fullgraph=True)
+    statistics = make_statistics(model_state_step, dataset.train, batch_size=experiment.batch_size)
+    evaluate = make_evaluate(eval_step, dataset.test, batch_size=experiment.eval_batch_size, statistics=statistics)
 
     prepare_run_dir(run_dir, experiment, resume=resume)
     with closing(
@@ -90,7 +101,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
                 state,
                 dataset.train,
                 train_step=train_step,
-                evaluate=make_evaluate(eval_step, dataset.test, batch_size=experiment.eval_batch_size),
+                evaluate=evaluate,
                 clock=Clock(experiment.steps, experiment.log_every, experiment.eval_every, experiment.save_every),
                 seed=experiment.seed,
                 batch_size=experiment.batch_size,

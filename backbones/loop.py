@@ -13,9 +13,13 @@ import backbones.random as random
 from backbones.checkpoint import Checkpoints
 from backbones.data import Split, eval_batches, train_batch
 from backbones.metric_writer import MetricWriter
-from backbones.train_step import EvalStep, EvalSums, TrainState, TrainStep
+from backbones.optim import evaluation_params
+from backbones.train_step import EvalStep, EvalSums, ModelStateStep, TrainState, TrainStep
+from backbones.types import ModelState, Params
 
 Evaluate = Callable[[TrainState], dict[str, float]]
+
+Statistics = Callable[[Params, ModelState], ModelState]
 
 
 class Clock(NamedTuple):
@@ -139,19 +143,52 @@ class Stopwatch:
         self.rate, self.mean_rate = self._images / seconds, self._total_images / self._total_seconds
 
 
-def make_evaluate(eval_step: EvalStep, split: Split, *, batch_size: int) -> Evaluate:
+STATISTICS_BATCHES = 50
+"""Batches from which the statistics of averaged parameters are estimated. Running means of momentum 0.1 have then
+forgotten those of the training (0.9^50 = 0.005)."""
+
+
+def make_statistics(model_state_step: ModelStateStep, split: Split, *, batch_size: int) -> Statistics:
+    """(params, model_state) -> model_state: BatchNorm statistics of other parameters than those of the training.
+
+    From training images without augmentation (Izmailov et al., arXiv 1803.05407, section 3.2).
+
+    Args:
+        model_state_step: from `make_model_state_step`.
+        split: training samples.
+        batch_size: samples a batch, over all ranks.
+    """
+
+    def statistics(params: Params, model_state: ModelState) -> ModelState:
+        if not model_state:
+            return model_state
+        for step in range(STATISTICS_BATCHES):
+            batch = train_batch(split, seed=0, step=step, batch_size=batch_size)
+            model_state = model_state_step(params, model_state, batch)
+        return distributed.mean_over_ranks(model_state)
+
+    return statistics
+
+
+def make_evaluate(eval_step: EvalStep, split: Split, *, batch_size: int, statistics: Statistics) -> Evaluate:
     """state -> `loss` (nats), `top1` and `top5` in [0, 1], each sample counted once over all ranks.
+
+    Where the optimizer keeps an average of the parameters, the average is evaluated.
 
     Args:
         eval_step: from `make_eval_step`.
         split: held-out samples.
         batch_size: samples a batch, over all ranks.
+        statistics: from `make_statistics`, for averages.
     """
 
     def evaluate(state: TrainState) -> dict[str, float]:
         with torch.no_grad():
+            params, model_state = evaluation_params(state.opt_state, state.params), state.model_state
+            if params is not state.params:
+                model_state = statistics(params, model_state)
             batches = eval_batches(split, batch_size=batch_size)
-            sums = [eval_step(state.params, state.model_state, batch) for batch in batches]
+            sums = [eval_step(params, model_state, batch) for batch in batches]
         totals = distributed.sum_over_ranks(torch.stack([torch.stack(batch_sums) for batch_sums in sums]).sum(dim=0))
         loss, top1, top5, count = EvalSums(*totals.tolist())
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}

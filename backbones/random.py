@@ -8,6 +8,8 @@ The mixing function is SplitMix64: Steele, Lea and Flood, "Fast splittable pseud
 2014, with the constants of its `mix64` variant 13 (Stafford). It is meant for augmentation, not for secrets.
 """
 
+from math import pi
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,12 @@ def uniform(key: Tensor) -> Tensor:
 def randint(key: Tensor, high: int) -> Tensor:
     """int64 in [0, high), one for each key; `high` is small beside 2^24."""
     return (uniform(key) * high).to(torch.int64)
+
+
+def normal(key: Tensor) -> Tensor:
+    """float32 of mean 0 and variance 1, one for each key (Box and Muller, 1958)."""
+    radius = torch.sqrt(-2 * torch.log1p(-uniform(fold_in(key, 0))))
+    return radius * torch.cos(2 * pi * uniform(fold_in(key, 1)))
 
 
 def generator(*numbers: int) -> torch.Generator:

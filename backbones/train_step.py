@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import backbones.optim as optim
 import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import normalize
@@ -13,7 +14,6 @@ from backbones.distributed import GradAndValue, LossFn
 from backbones.losses import cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
-from backbones.optim import GradientTransformation, ScaleByLearningRateState, apply_updates
 from backbones.types import Batch, Metrics, ModelState, OptState, Params
 
 
@@ -44,8 +44,12 @@ class EvalSums(NamedTuple):
 
 EvalStep = Callable[[Params, ModelState, Batch], EvalSums]
 
+ModelStateStep = Callable[[Params, ModelState, Batch], ModelState]
 
-def init_train_state(model: Model, optimizer: GradientTransformation, *, seed: int, device: torch.device) -> TrainState:
+
+def init_train_state(
+    model: Model, optimizer: optim.GradientTransformation, *, seed: int, device: torch.device
+) -> TrainState:
     """The state before the first step, on `device`; a function of the seed alone."""
     params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(seed, 0)))
     step = torch.zeros((), dtype=torch.int64, device=device)
@@ -73,7 +77,7 @@ def make_loss_fn(model: Model, *, precision: torch.dtype, label_smoothing: float
 
 def make_train_step(
     grad_and_value: GradAndValue,
-    optimizer: GradientTransformation,
+    optimizer: optim.GradientTransformation,
     *,
     augment: Callable[[Tensor, Tensor], Tensor],
     mean: Tensor,
@@ -83,9 +87,10 @@ def make_train_step(
 ) -> TrainStep:
     """One step of training: augmented batch -> gradients -> updates -> the next state.
 
-    The step that is returned donates its state: the new one lies in the memory of the old one, which must not be used
-    again. Its metrics are `loss`, `accuracy` (of the augmented batch), `grad_norm`, `update_norm`, `learning_rate` and
-    `nonfinite` (1 if one of the loss and the norms is not finite, else 0).
+    The step that is returned donates its state: when compiled, the new one lies in the memory of the old one, which
+    must not be used again. Its metrics are `loss`, `accuracy` (of the augmented batch), the norms `grad_norm` and
+    `update_norm` (before and after the optimizer) and `param_norm` (after the step), `learning_rate`, and `nonfinite`
+    (1 if one of the loss and the first two norms is not finite, else 0).
 
     Args:
         grad_and_value: from `distributed.grad_and_value`.
@@ -103,25 +108,46 @@ def make_train_step(
         micro_batches = [Batch(*parts) for parts in zip(*(leaf.chunk(accumulate) for leaf in batch), strict=True)]
 
         grads, (loss, (model_state, metrics)) = grad_and_value(state.params, state.model_state, micro_batches)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = apply_updates(state.params, updates)
+        climbed = optim.climb(state.opt_state, state.params, grads)
+        if climbed is not None:  # sharpness-aware minimization: the gradient from there, and nothing else
+            grads, _ = grad_and_value(climbed, state.model_state, micro_batches)
+        params, updates, opt_state = optim.step(optimizer, grads, state.opt_state, state.params)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
         grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(updates)
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) & torch.isfinite(update_norm)
         if skip_nonfinite:
-            kept = tree.map(lambda new, old: torch.where(finite, new, old), new_state, state)
-            new_state = kept._replace(step=state.step + 1)  # onward, to another batch
+            new_state = tree.where(finite, new_state, state)._replace(step=state.step + 1)  # onward, to another batch
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
-            "learning_rate": tree.find(opt_state, ScaleByLearningRateState)[-1].learning_rate,
+            "param_norm": tree.global_norm(params),
+            "learning_rate": tree.find(opt_state, optim.ScaleByLearningRateState)[-1].learning_rate,
             "nonfinite": (~finite).to(torch.int64),
         }
         return tree.donate(state, new_state), metrics
 
     return train_step
+
+
+def make_model_state_step(model: Model, *, precision: torch.dtype, mean: Tensor, std: Tensor) -> ModelStateStep:
+    """A forward pass in training mode for what it leaves behind: `(params, model_state, batch) -> model_state`.
+
+    Args:
+        model: the backbone.
+        precision: as for `make_loss_fn`.
+        mean: [C], of the training images.
+        std: [C], of the training images.
+    """
+
+    def model_state_step(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
+        images = normalize(batch.images, mean, std)
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            _, model_state = model.apply(params, model_state, images, train=True)
+        return model_state
+
+    return model_state_step
 
 
 def make_eval_step(model: Model, *, precision: torch.dtype, mean: Tensor, std: Tensor) -> EvalStep:

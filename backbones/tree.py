@@ -1,7 +1,7 @@
 """Trees of tensors: dicts, tuples and NamedTuples, nested as one likes, with tensors as leaves."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
@@ -14,6 +14,20 @@ Tree = Any
 def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply `function` leaf by leaf to trees of one structure; the result has that structure."""
     return optree.tree_map(function, tree, *rest)
+
+
+def map_to_several(function: Callable[..., tuple], tree: Tree, *rest: Tree) -> tuple[Tree, ...]:
+    """`map` for a function of several results: one tree for each of them."""
+    leaves, structure = optree.tree_flatten(tree)
+    results = [
+        function(*leaf) for leaf in zip(leaves, *(structure.flatten_up_to(other) for other in rest), strict=True)
+    ]
+    return tuple(structure.unflatten(result) for result in zip(*results, strict=True))
+
+
+def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
+    """`yes` if the 0-D bool `condition` is true, else `no`, without waiting for the device to know."""
+    return map(lambda a, b: torch.where(condition, a, b), yes, no)
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -31,10 +45,44 @@ def _entry_name(entry: optree.PyTreeEntry) -> str:
     return entry.field if isinstance(entry, optree.NamedTupleEntry) else str(entry.entry)
 
 
-def find(tree: Tree, node_type: type) -> list[Any]:
-    """All nodes of one NamedTuple type, in order of traversal."""
+def find(tree: Tree, node_type: type | tuple[type, ...]) -> list[Any]:
+    """All nodes of a NamedTuple type, or of one of several, in order of traversal."""
     nodes = optree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, node_type))
     return [node for node in nodes if isinstance(node, node_type)]
+
+
+def part(tree: Tree, names: Sequence[str]) -> Tree:
+    """The tree with only the entries of those names in each of its dicts."""
+
+    def restrict(node: Any) -> Any:
+        return {name: node[name] for name in names} if _is_dict(node) else node
+
+    return optree.tree_map(restrict, tree, is_leaf=_is_dict)
+
+
+def join(parts: Sequence[Tree]) -> Tree:
+    """Undo `part`: each dict with the entries of all parts; what is in no dict is that of the first part."""
+
+    def merge(node: Any, *others: Any) -> Any:
+        return {key: leaf for each in (node, *others) for key, leaf in each.items()} if _is_dict(node) else node
+
+    return optree.tree_map(merge, *parts, is_leaf=_is_dict)
+
+
+def _is_dict(node: Any) -> bool:
+    return isinstance(node, dict)
+
+
+def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
+    """The tree with those fields of its NamedTuples set, wherever they occur."""
+    if isinstance(tree, Tensor):
+        return tree
+    if isinstance(tree, dict):
+        return {key: replace_fields(child, fields) for key, child in tree.items()}
+    if not hasattr(tree, "_fields"):
+        return type(tree)(replace_fields(child, fields) for child in tree)
+    children = tree._asdict()
+    return type(tree)(**{name: fields.get(name, replace_fields(child, fields)) for name, child in children.items()})
 
 
 def zeros_like(tree: Tree) -> Tree:
@@ -53,11 +101,12 @@ def global_norm(tree: Tree) -> Tensor:
 
 
 def donate(old: Tree, new: Tree) -> Tree:
-    """Move the values of `new` into the memory of `old` and return `old`, as `jax.jit(donate_argnums=...)` does.
+    """`new`, in the memory of `old` where that saves memory, as `jax.jit(donate_argnums=...)` does.
 
-    A compiled step then writes its state in place. Whoever still holds `old` sees the new values.
+    A compiled step then writes its state in place; an eager one has made the new leaves already, and leaves the old
+    ones alone. Whoever gives `old` away must not use it again.
     """
-    return map(Tensor.copy_, old, new)
+    return map(Tensor.copy_, old, new) if torch.compiler.is_compiling() else new
 
 
 def sha256(tree: Tree) -> str:

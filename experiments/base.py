@@ -53,11 +53,20 @@ def make_component(name: str, function: Callable[..., Any]) -> type[Component]:
         return function(*args, **{option.name: getattr(self, option.name) for option in options})
 
     fields = [
-        (option.name, Annotated[option.annotation, tyro.conf.arg(help=helps.get(option.name))], option.default)
+        (option.name, Annotated[option.annotation, _make_arg(option.name, helps.get(option.name))], option.default)
         for option in options
     ]
     namespace = {"make": make, "__doc__": documented.__doc__.partition("\n")[0]}
     return dataclasses.make_dataclass(name, fields, bases=(Component,), frozen=True, kw_only=True, namespace=namespace)
+
+
+SHORT_FLAGS = ("weight_decay_mask",)
+"""Options that are understood without their component's name as well, as `--weight-decay-mask`."""
+
+
+def _make_arg(name: str, help: str | None) -> Any:
+    aliases = [f"--{name.replace('_', '-')}"] if name in SHORT_FLAGS else None
+    return tyro.conf.arg(help=help, aliases=aliases)
 
 
 def make_components(functions: dict[str, Callable[..., Any]]) -> dict[str, type[Component]]:
@@ -102,6 +111,8 @@ class Experiment:
     """Micro-batches that each process cuts its batch into, to save memory."""
     clip: float | None = None
     """Largest norm of the gradient; longer ones are scaled down to it."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     label_smoothing: float = 0.0
     """Weight in [0, 1) of the uniform distribution in the target."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -136,6 +147,8 @@ class Experiment:
                 raise InputError(f"--{field.name.replace('_', '-')} is {value}; it must be 1 or more")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"--clip is {self.clip}; it must be above 0, or None")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"--ema is {self.ema}; it must be at least 0 and below 1, or None")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label-smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63:

@@ -7,7 +7,7 @@ import backbones.distributed as distributed
 from backbones.types import InputError
 from experiments.base import Experiment
 
-STORED_IN_THE_STATE = ("data", "model", "optim", "clip", "seed")
+STORED_IN_THE_STATE = ("data", "model", "optim", "clip", "ema", "seed")
 """Fields of an experiment that live on in the checkpoint, where a new value would go unheeded."""
 
 

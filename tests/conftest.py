@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from descent import Descent, record
 
 from experiments import EXPERIMENTS, Experiment
 from experiments.base import MODEL
@@ -38,6 +39,12 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are not part of whatever torchrun they may have been started from."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", params=["vit", "resnet"])
+def descent(request: pytest.FixtureRequest) -> Descent:
+    """50 gradients of a model with embeddings and attention, or with convolutions and BatchNorm."""
+    return record(request.param)
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:

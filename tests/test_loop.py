@@ -1,9 +1,15 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from backbones.data import Split
-from backbones.loop import Clock, Diverged, make_evaluate, train
-from backbones.train_step import EvalSums, TrainState
+import backbones.random as random
+import backbones.tree as tree
+from backbones.augment import normalize
+from backbones.data import Split, channel_statistics
+from backbones.loop import Clock, Diverged, make_evaluate, make_statistics, train
+from backbones.models.resnet import BasicBlock, resnet
+from backbones.optim.average import EmaParamsState
+from backbones.train_step import EvalSums, TrainState, make_eval_step, make_model_state_step
 
 
 class Recorder:
@@ -92,5 +98,30 @@ def test_evaluate_averages_over_samples_not_batches() -> None:
             (batch.labels * real).sum().double(), (batch.labels[real] == 4).sum().double(), *[real.sum()] * 2
         )
 
-    metrics = make_evaluate(eval_step, split, batch_size=2)(TrainState(None, None, {}, {}, ()))
+    evaluate = make_evaluate(eval_step, split, batch_size=2, statistics=lambda params, model_state: model_state)
+    metrics = evaluate(TrainState(None, None, {}, {}, ()))
     assert metrics == {"loss": 10 / 5, "top1": 1 / 5, "top5": 1.0}
+
+
+def test_averaged_parameters_are_evaluated_with_statistics_of_their_own() -> None:
+    """BatchNorm statistics end as those of the training images under the average, whatever they were before."""
+    images = torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split, model = Split(images, torch.arange(64) % 10), resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
+    mean, std = channel_statistics(split)
+    options = {"precision": torch.float32, "mean": mean, "std": std}
+    params, model_state = model.init(random.generator(0))
+    params["head.weight"] *= 100  # a loss that cares for what comes before the head
+    evaluate = make_evaluate(
+        make_eval_step(model, **options),
+        split,
+        batch_size=64,
+        statistics=make_statistics(make_model_state_step(model, **options), split, batch_size=64),
+    )
+    step = torch.tensor(1)
+    opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
+    garbage = tree.map(torch.zeros_like, params)
+    spoilt = tree.map(lambda leaf: leaf + 1, model_state)
+    averaged = evaluate(TrainState(step, step, garbage, spoilt, opt_state))
+    assert averaged != pytest.approx(evaluate(TrainState(step, step, params, spoilt, ())), rel=0.1)
+    logits = model.apply(params, model_state, normalize(images, mean, std), train=True)[0]  # by the batch, which is all
+    assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=0.02)

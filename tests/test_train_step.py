@@ -54,7 +54,8 @@ def run(
     mean, std = (statistic.to(dtype) for statistic in channel_statistics(digits.train))
     optimizer = optimizer or optim.sgd(cosine(10, warmup_steps=2), lr=0.05)
     state = init_train_state(model, optimizer, seed=0, device=CPU)
-    state = tree.map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, state)
+    if dtype == torch.float64:
+        state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     loss_fn = make_loss_fn(model, precision=options.pop("precision", torch.float32), label_smoothing=0.1)
     grad_and_value = distributed.grad_and_value(loss_fn, state.params)
     train_step = make_train_step(grad_and_value, optimizer, augment=digits.augment, mean=mean, std=std, **options)
@@ -162,18 +163,20 @@ def test_accumulation_is_the_same_step(accumulate: int, backend: str | None, dig
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_state_is_donated(digits: Dataset) -> None:
-    model, mean_std = make_vit(), channel_statistics(digits.train)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_state_is_donated_to_a_compiled_step(compiled: bool, digits: Dataset) -> None:
+    model, (mean, std) = make_vit(), channel_statistics(digits.train)
     optimizer = optim.adam()
     state = init_train_state(model, optimizer, seed=0, device=CPU)
     grad_and_value = distributed.grad_and_value(
         make_loss_fn(model, precision=torch.float32, label_smoothing=0.0), state.params
     )
-    train_step = make_train_step(grad_and_value, optimizer, augment=digits.augment, mean=mean_std[0], std=mean_std[1])
+    train_step = make_train_step(grad_and_value, optimizer, augment=digits.augment, mean=mean, std=std)
+    train_step = torch.compile(train_step, backend="aot_eager", fullgraph=True, disable=not compiled)
     addresses = [leaf.data_ptr() for leaf in tree.leaves(state)]
     new_state, _ = train_step(state, train_batch(digits.train, seed=0, step=0, batch_size=8))
-    assert [leaf.data_ptr() for leaf in tree.leaves(new_state)] == addresses
-    assert state.step == 1
+    assert ([leaf.data_ptr() for leaf in tree.leaves(new_state)] == addresses) == compiled
+    assert new_state.step == 1 and state.step == (1 if compiled else 0)
 
 
 @pytest.mark.parametrize("skip", [False, True])

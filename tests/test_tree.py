@@ -36,12 +36,40 @@ def test_find_gives_every_node_of_a_type() -> None:
     assert [type(pair) for pair in pairs] == [Pair, Pair]
 
 
-def test_donate_moves_values_and_keeps_memory() -> None:
+def test_donate_keeps_memory_when_compiled() -> None:
     old, new = make_pair(), tree.map(lambda leaf: leaf + 1, make_pair())
+    assert tree.donate(old, new) is new
     addresses = [leaf.data_ptr() for leaf in tree.leaves(old)]
-    donated = tree.donate(old, new)
+    donated = torch.compile(tree.donate, backend="eager", fullgraph=True)(old, new)
     assert [leaf.data_ptr() for leaf in tree.leaves(donated)] == addresses
     assert all(torch.equal(a, b) for a, b in zip(tree.leaves(donated), tree.leaves(new), strict=True))
+
+
+def test_map_to_several_gives_a_tree_for_each_result() -> None:
+    doubled, shapes = tree.map_to_several(lambda a, b: (a + b, a.shape), make_pair(), make_pair())
+    assert isinstance(doubled, Pair) and doubled.left.item() == 6 and list(doubled.right) == ["b.weight", "a"]
+    assert shapes.right["b.weight"] == (1, 2)
+
+
+def test_where_takes_one_tree_or_the_other() -> None:
+    yes, no = make_pair(), tree.zeros_like(make_pair())
+    assert tree.sha256(tree.where(torch.tensor(True), yes, no)) == tree.sha256(yes)
+    assert tree.sha256(tree.where(torch.tensor(False), yes, no)) == tree.sha256(no)
+
+
+def test_parts_of_a_tree_join_to_the_tree() -> None:
+    state = (make_pair().right, torch.tensor(7), Pair(torch.tensor(8), make_pair().right))
+    parts = [tree.part(state, [name]) for name in ("b.weight", "a")]
+    assert list(parts[0][0]) == ["b.weight"] and list(parts[1][2].right) == ["a"] and parts[0][1] == 7
+    joined = tree.join(parts)
+    assert tree.sha256(joined) == tree.sha256(state) and list(joined[0]) == ["b.weight", "a"]
+
+
+def test_replace_fields_of_every_named_tuple() -> None:
+    nested = ({"x": make_pair()}, [make_pair(), torch.tensor(1)])
+    replaced = tree.replace_fields(nested, {"left": torch.tensor(5)})
+    assert replaced[0]["x"].left == 5 and replaced[1][0].left == 5 and replaced[1][1] == 1
+    assert list(replaced[0]["x"].right) == ["b.weight", "a"] and nested[0]["x"].left == 3
 
 
 def test_sha256_sees_one_bit_one_name_one_shape_one_dtype() -> None:

@@ -1,4 +1,4 @@
-"""What a gradient transform is."""
+"""What a gradient transform is, and what transforms are written with."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +19,28 @@ class GradientTransformation(NamedTuple):
     update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
     """`update(updates, opt_state, params) -> (updates, opt_state)`."""
 
+    leafwise: bool = False
+    """A promise that makes eager steps faster (see `update.step`): no leaf of `params` looks at another, and every dict
+    in the state has a leaf for each leaf of `params`, under its name."""
+
+
+class EmptyState(NamedTuple):
+    """The memory of a transform that has none."""
+
+
+def stateless(function: Callable[[Updates, Params], Updates], *, leafwise: bool = False) -> GradientTransformation:
+    """A transform that remembers nothing, from a function of `(updates, params)`."""
+
+    def update(updates: Updates, state: EmptyState, params: Params) -> tuple[Updates, EmptyState]:
+        return function(updates, params), state
+
+    return GradientTransformation(lambda params: EmptyState(), update, leafwise)
+
+
+def identity() -> GradientTransformation:
+    """g <- g."""
+    return stateless(lambda updates, params: updates, leafwise=True)
+
 
 def hyperparameter(value: float, params: Params) -> Tensor:
     """A rate as a leaf of `opt_state`: 0-D float64, on the device of `params`.
@@ -29,6 +51,15 @@ def hyperparameter(value: float, params: Params) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device=tree.leaves(params)[0].device)
 
 
-def map_updates(function: Callable[..., Tensor], updates: Updates, *rest: Updates) -> Updates:
-    """`tree.map` that keeps the dtypes of `updates`: a float64 rate would widen 0-D float32 leaves."""
-    return tree.map(lambda leaf, *others: function(leaf, *others).to(leaf.dtype), updates, *rest)
+def no_updates(params: Params) -> Tensor:
+    """A count of updates before the first one: 0-D int64."""
+    return torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)
+
+
+def as_leaves(updates: Updates, *rates: Tensor) -> tuple[Tensor, ...]:
+    """The rates in the dtype of the leaves, which is one dtype in the whole tree.
+
+    What a rate is computed from stays float64; only the product with a leaf is rounded, and never widens it.
+    """
+    dtype = tree.leaves(updates)[0].dtype
+    return tuple(rate.to(dtype) for rate in rates)

@@ -1,12 +1,26 @@
-"""The ingredients: gradient transforms that do one thing each. Symbols: g gradient (or update so far), p parameter."""
+"""The ingredients: gradient transforms that do one thing each. Symbols: g gradient (or update so far), p parameter.
 
+The products are written as torch's fused ones, which go through memory once: `addcmul(a, b, c)` is a + b c, and
+`lerp(a, b, w)` is a + w (b - a).
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import backbones.random as random
 import backbones.tree as tree
-from backbones.optim.base import GradientTransformation, hyperparameter, map_updates
+from backbones.optim.base import (
+    GradientTransformation,
+    as_leaves,
+    hyperparameter,
+    identity,
+    no_updates,
+    stateless,
+)
+from backbones.optim.label import everything
 from backbones.optim.schedule import Schedule
 from backbones.types import Params, Updates
 
@@ -23,9 +37,29 @@ def scale(factor: float) -> GradientTransformation:
 
     def update(updates: Updates, state: ScaleState, params: Params) -> tuple[Updates, ScaleState]:
         del params
-        return map_updates(lambda g: state.factor * g, updates), state
+        (factor,) = as_leaves(updates, state.factor)
+        return tree.map(lambda g: g * factor, updates), state
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
+
+
+class ScaleByScheduleState(NamedTuple):
+    step: Tensor
+    """Updates so far, 0-D int64."""
+
+
+def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
+    """g <- schedule(step) g."""
+
+    def init(params: Params) -> ScaleByScheduleState:
+        return ScaleByScheduleState(no_updates(params))
+
+    def update(updates: Updates, state: ScaleByScheduleState, params: Params) -> tuple[Updates, ScaleByScheduleState]:
+        del params
+        (factor,) = as_leaves(updates, schedule(state.step))
+        return tree.map(lambda g: g * factor, updates), ScaleByScheduleState(state.step + 1)
+
+    return GradientTransformation(init, update, leafwise=True)
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -38,20 +72,22 @@ class ScaleByLearningRateState(NamedTuple):
 
 
 def scale_by_learning_rate(learning_rate: float, schedule: Schedule) -> GradientTransformation:
-    """g <- -learning_rate schedule(step) g: the step downhill, the last of a chain."""
+    """g <- -learning_rate schedule(step) g: the step downhill."""
 
     def init(params: Params) -> ScaleByLearningRateState:
         peak = hyperparameter(learning_rate, params)
-        return ScaleByLearningRateState(torch.zeros_like(peak, dtype=torch.int64), peak, torch.zeros_like(peak))
+        return ScaleByLearningRateState(no_updates(params), peak, torch.zeros_like(peak))
 
     def update(
         updates: Updates, state: ScaleByLearningRateState, params: Params
     ) -> tuple[Updates, ScaleByLearningRateState]:
         del params
-        rate = state.peak * schedule(state.step)
-        return map_updates(lambda g: -rate * g, updates), ScaleByLearningRateState(state.step + 1, state.peak, rate)
+        learning_rate = state.peak * schedule(state.step)
+        (downhill,) = as_leaves(updates, -learning_rate)
+        updates = tree.map(lambda g: g * downhill, updates)
+        return updates, ScaleByLearningRateState(state.step + 1, state.peak, learning_rate)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 class TraceState(NamedTuple):
@@ -60,68 +96,64 @@ class TraceState(NamedTuple):
 
 
 def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
-    """Momentum: m <- g + decay m; the update is m, or g + decay m with Nesterov's look-ahead.
+    """Momentum: m <- g + decay m; the update is m, or g + decay m with Nesterov's look-ahead. Nothing for a decay of 0.
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
     """
+    if decay == 0:
+        return identity()
 
     def init(params: Params) -> TraceState:
         return TraceState(hyperparameter(decay, params), tree.zeros_like(params))
 
     def update(updates: Updates, state: TraceState, params: Params) -> tuple[Updates, TraceState]:
         del params
-        trace = map_updates(lambda g, m: g + state.decay * m, updates, state.trace)
-        updates = map_updates(lambda g, m: g + state.decay * m, updates, trace) if nesterov else trace
+        (decay,) = as_leaves(updates, state.decay)
+        trace = tree.map(lambda g, m: torch.addcmul(g, m, decay), updates, state.trace)
+        updates = tree.map(lambda g, m: torch.addcmul(g, m, decay), updates, trace) if nesterov else trace
         return updates, TraceState(state.decay, trace)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
-class ScaleByAdamState(NamedTuple):
+class EmaState(NamedTuple):
     step: Tensor
     """Updates so far, 0-D int64."""
-    b1: Tensor
-    b2: Tensor
-    eps: Tensor
-    mu: Updates
-    """Running mean of g."""
-    nu: Updates
-    """Running mean of g^2."""
+    decay: Tensor
+    ema: Updates
 
 
-def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
-    """mu <- b1 mu + (1 - b1) g, nu <- b2 nu + (1 - b2) g^2; the update is mu^ / (sqrt(nu^) + eps), ^ unbiased.
+def ema(decay: float, *, debias: bool = True) -> GradientTransformation:
+    """Running mean of the updates: m <- decay m + (1 - decay) g; the update is m, or m / (1 - decay^t), unbiased."""
 
-    Source: Kingma and Ba, "Adam: a method for stochastic optimization", arXiv 1412.6980, algorithm 1.
-    """
+    def init(params: Params) -> EmaState:
+        return EmaState(no_updates(params), hyperparameter(decay, params), tree.zeros_like(params))
 
-    def init(params: Params) -> ScaleByAdamState:
-        rates = [hyperparameter(value, params) for value in (b1, b2, eps)]
-        step = torch.zeros_like(rates[0], dtype=torch.int64)
-        return ScaleByAdamState(step, *rates, mu=tree.zeros_like(params), nu=tree.zeros_like(params))
-
-    def update(updates: Updates, state: ScaleByAdamState, params: Params) -> tuple[Updates, ScaleByAdamState]:
+    def update(updates: Updates, state: EmaState, params: Params) -> tuple[Updates, EmaState]:
         del params
-        step, b1, b2, eps = state.step + 1, state.b1, state.b2, state.eps
-        mu = map_updates(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
-        nu = map_updates(lambda g, n: b2 * n + (1 - b2) * g * g, updates, state.nu)
-        mu_correction, nu_correction = 1 - b1**step, 1 - b2**step
-        updates = map_updates(lambda m, n: (m / mu_correction) / ((n / nu_correction).sqrt() + eps), mu, nu)
-        return updates, ScaleByAdamState(step, b1, b2, eps, mu, nu)
+        step = state.step + 1
+        weight, unbias = as_leaves(updates, 1 - state.decay, 1 / (1 - state.decay**step))
+        mean = tree.map(lambda g, m: torch.lerp(m, g, weight), updates, state.ema)
+        updates = tree.map(lambda m: m * unbias, mean) if debias else mean
+        return updates, EmaState(step, state.decay, mean)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 class AddDecayedWeightsState(NamedTuple):
     weight_decay: Tensor
 
 
-def add_decayed_weights(weight_decay: float) -> GradientTransformation:
-    """g <- g + weight_decay p.
+def add_decayed_weights(
+    weight_decay: float, mask: Callable[[str, Tensor], bool] = everything
+) -> GradientTransformation:
+    """g <- g + weight_decay p, where `mask(name, p)` is true. Nothing for a decay of 0.
 
     Before the rest of a chain it is L2 regularisation, just before the learning rate it is decoupled weight decay
     (Loshchilov and Hutter, arXiv 1711.05101).
     """
+    if weight_decay == 0:
+        return identity()
 
     def init(params: Params) -> AddDecayedWeightsState:
         return AddDecayedWeightsState(hyperparameter(weight_decay, params))
@@ -129,27 +161,92 @@ def add_decayed_weights(weight_decay: float) -> GradientTransformation:
     def update(
         updates: Updates, state: AddDecayedWeightsState, params: Params
     ) -> tuple[Updates, AddDecayedWeightsState]:
-        return map_updates(lambda g, p: g + state.weight_decay * p, updates, params), state
+        (decay,) = as_leaves(updates, state.weight_decay)
+        updates = {
+            name: torch.addcmul(g, params[name], decay) if mask(name, params[name]) else g
+            for name, g in updates.items()
+        }
+        return updates, state
+
+    return GradientTransformation(init, update, leafwise=True)
+
+
+class AddNoiseState(NamedTuple):
+    step: Tensor
+    """Updates so far, 0-D int64."""
+    key: Tensor
+    """Random key, 0-D int64; never changes."""
+    eta: Tensor
+    gamma: Tensor
+
+
+def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
+    """g <- g + noise of variance eta / t^gamma, normal, a function of the seed, the update t = 1, 2, ... and the place.
+
+    Source: Neelakantan et al., "Adding gradient noise improves learning for very deep networks", arXiv 1511.06807, eq.
+    1.
+    """
+
+    def init(params: Params) -> AddNoiseState:
+        rates = [hyperparameter(value, params) for value in (eta, gamma)]
+        return AddNoiseState(no_updates(params), random.key(seed, device=rates[0].device), *rates)
+
+    def update(updates: Updates, state: AddNoiseState, params: Params) -> tuple[Updates, AddNoiseState]:
+        del params
+        step = state.step + 1
+        (deviation,) = as_leaves(updates, (state.eta / step**state.gamma).sqrt())
+        key = random.fold_in(state.key, step)
+        noisy = {}
+        for i, (name, g) in enumerate(updates.items()):
+            places = torch.arange(g.numel(), device=g.device).reshape(g.shape)
+            noise = random.normal(random.fold_in(random.fold_in(key, i), places))
+            noisy[name] = torch.addcmul(g, noise.to(g.dtype), deviation)
+        return noisy, state._replace(step=step)
 
     return GradientTransformation(init, update)
 
 
-class ClipByGlobalNormState(NamedTuple):
-    max_norm: Tensor
+def scale_by_sign() -> GradientTransformation:
+    """g <- sign(g) (Bernstein et al., "signSGD", arXiv 1802.04434)."""
+    return stateless(lambda updates, params: tree.map(torch.sign, updates), leafwise=True)
 
 
-def clip_by_global_norm(max_norm: float) -> GradientTransformation:
-    """g <- g min(1, max_norm / |g|), where |g| is the norm over the whole tree.
+def centralize() -> GradientTransformation:
+    """g <- g minus its mean over the inputs of each unit, for matrices and kernels; vectors stay.
 
-    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", arXiv 1211.5063.
+    Source: Yong et al., "Gradient centralization", arXiv 2004.01461, eq. 1.
     """
 
-    def init(params: Params) -> ClipByGlobalNormState:
-        return ClipByGlobalNormState(hyperparameter(max_norm, params))
+    def leaf(g: Tensor) -> Tensor:
+        return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
-    def update(updates: Updates, state: ClipByGlobalNormState, params: Params) -> tuple[Updates, ClipByGlobalNormState]:
+    return stateless(lambda updates, params: tree.map(leaf, updates), leafwise=True)
+
+
+def zero_nans() -> GradientTransformation:
+    """g <- 0 where g is NaN."""
+
+    def leaf(g: Tensor) -> Tensor:
+        return torch.where(g.isnan(), torch.zeros_like(g), g)
+
+    return stateless(lambda updates, params: tree.map(leaf, updates), leafwise=True)
+
+
+class NormalizeByUpdateNormState(NamedTuple):
+    norm: Tensor
+
+
+def normalize_by_update_norm(norm: float = 1.0, *, eps: float = 1e-6) -> GradientTransformation:
+    """g <- norm g / (|g| + eps), where |g| is the norm over the whole tree."""
+
+    def init(params: Params) -> NormalizeByUpdateNormState:
+        return NormalizeByUpdateNormState(hyperparameter(norm, params))
+
+    def update(
+        updates: Updates, state: NormalizeByUpdateNormState, params: Params
+    ) -> tuple[Updates, NormalizeByUpdateNormState]:
         del params
-        factor = (state.max_norm / tree.global_norm(updates)).clamp(max=1.0)
-        return map_updates(lambda g: factor * g, updates), state
+        (factor,) = as_leaves(updates, state.norm / (tree.global_norm(updates) + eps))
+        return tree.map(lambda g: g * factor, updates), state
 
     return GradientTransformation(init, update)

@@ -1,0 +1,24 @@
+"""Leaves as matrices: [outputs, inputs], for transforms that know what multiplies what."""
+
+import math
+
+from torch import Tensor
+
+
+def as_matrix(leaf: Tensor) -> Tensor:
+    """A leaf [R, ...] of two or more dimensions as a matrix [R, C]; a kernel's columns are (height, width, channel).
+
+    That is how kernels lie in memory (`channels_last`), so nothing moves.
+    """
+    return leaf.movedim(1, -1).flatten(1)
+
+
+def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
+    """Undo `as_matrix`: [R, C] in the shape of `like`."""
+    rows, channels, *others = like.shape
+    return matrix.reshape(rows, *others, channels).movedim(-1, 1)
+
+
+def matrix_shape(leaf: Tensor) -> tuple[int, int]:
+    """(R, C)."""
+    return leaf.shape[0], math.prod(leaf.shape[1:])
