@@ -120,8 +120,8 @@ def test_averaged_parameters_are_evaluated_with_statistics_of_their_own() -> Non
     step = torch.tensor(1)
     opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
     garbage = tree.map(torch.zeros_like, params)
-    spoilt = tree.map(lambda leaf: leaf + 1, model_state)
+    spoilt = tree.map(lambda leaf: leaf + 0.1, model_state)
     averaged = evaluate(TrainState(step, step, garbage, spoilt, opt_state))
-    assert averaged != pytest.approx(evaluate(TrainState(step, step, params, spoilt, ())), rel=0.1)
+    assert averaged != pytest.approx(evaluate(TrainState(step, step, params, spoilt, ())), rel=0.5)
     logits = model.apply(params, model_state, normalize(images, mean, std), train=True)[0]  # by the batch, which is all
-    assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=0.02)
+    assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=0.06)
