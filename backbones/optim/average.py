@@ -71,7 +71,7 @@ def swa(start: int, *, every: int = 1) -> GradientTransformation:
         step = state.step + 1
         counts = (step >= start) & ((step - start) % every == 0)
         count = state.count + counts.to(torch.int64)
-        (weight,) = as_leaves(updates, counts / count.clamp(min=1))
+        (weight,) = as_leaves(updates, counts / count.clamp(min=1).to(torch.float64))
         average = tree.map(lambda a, p, u: torch.lerp(a, p + u, weight), state.average, params, updates)
         return updates, SwaState(step, count, average)
 

@@ -26,7 +26,7 @@ def multi_steps(transform: GradientTransformation, every: int) -> GradientTransf
 
     def update(updates: Updates, state: MultiStepsState, params: Params) -> tuple[Updates, MultiStepsState]:
         count = state.count + 1
-        (weight,) = as_leaves(updates, 1 / count)
+        (weight,) = as_leaves(updates, 1 / count.to(torch.float64))
         mean = tree.map(lambda g, m: torch.lerp(m, g, weight), updates, state.mean)
         acts = count == every
         updates, inner = transform.update(mean, state.inner, params)
