@@ -79,7 +79,8 @@ def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> G
 
         def leaf(g: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = torch.lerp(m, g, w1)
-            n = torch.lerp(n, (g - m).square_(), w2).add_(eps)
+            surprise = g - m
+            n = torch.lerp(n, surprise * surprise, w2).add_(eps)
             return m / n.sqrt().mul_(root_factor).add_(root_offset), m, n
 
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
