@@ -23,8 +23,7 @@ from experiments.base import OPTIM
 SPLIT = DATASETS["digits"]().train
 RATES = [0.001, 0.003, 0.01, 0.03]
 STEADY = {"muon": {"bfloat16": False}, "soap": {"eps": 1e-3, "max_size": 16}}
-"""Options under which rounding stays rounding. bfloat16 keeps three digits; the null spaces of large covariances, after so
-few steps, have bases of rounding errors."""
+"""Options under which rounding stays rounding: bfloat16 keeps three digits, and large covariances are singular at first."""
 
 
 def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]:
@@ -82,6 +81,24 @@ def test_members_of_a_stack_train_at_their_own_rates(name: str) -> None:
         torch.testing.assert_close([loss[i] for loss in losses], wanted_losses, rtol=1e-9, atol=0)
         ends.append(wanted)
     assert distance(ends[0], ends[-1]) > 1e-3
+
+
+def test_sam_takes_its_gradient_at_the_worst_point_nearby() -> None:
+    """Foret et al., eq. 2 and 3: g at p + rho g / |g|; loss and statistics are those of p."""
+    sgd, sam = (make(lr=0.1, momentum=0.0, weight_decay=0.0) for make in (optim.sgd, optim.sam_sgd))
+    state, sgd_step = make_step(sgd)
+    sam_state, sam_step = make_step(sam)
+    batch = train_batch(SPLIT, seed=0, step=0, batch_size=16)
+    stepped, metrics = sgd_step(state, batch)
+    grads = tree.map(lambda before, after: (before - after) / 0.1, state.params, stepped.params)
+    norm = tree.global_norm(grads)
+    worst = tree.map(lambda p, g: p + 0.05 * g / norm, state.params, grads)
+    from_worst, worse_metrics = sgd_step(state._replace(params=worst), batch)
+    sam_stepped, sam_metrics = sam_step(sam_state, batch)
+    wanted = tree.map(lambda p, w, after: p + (after - w), state.params, worst, from_worst.params)
+    assert distance(sam_stepped, state._replace(params=wanted)) < 1e-12
+    assert sam_metrics["loss"] == metrics["loss"] < worse_metrics["loss"]
+    assert tree.sha256(sam_stepped.model_state) == tree.sha256(stepped.model_state)
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
