@@ -23,7 +23,7 @@ from experiments.base import OPTIM
 SPLIT = DATASETS["digits"]().train
 RATES = [0.001, 0.003, 0.01, 0.03]
 STEADY = {"muon": {"bfloat16": False}, "soap": {"eps": 1e-3, "max_size": 16}}
-"""Options under which rounding stays rounding: bfloat16 keeps three digits, and large covariances are singular at first."""
+"""Options under which rounding stays rounding: bfloat16 keeps three digits; large covariances begin singular."""
 
 
 def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]:
