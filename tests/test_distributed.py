@@ -10,6 +10,7 @@ from conftest import torchrun
 import train
 from backbones.metric_writer import read_metrics
 from experiments import Experiment
+from experiments.base import OPTIM
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -21,7 +22,15 @@ def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
     assert finished.stdout.count("all equal") == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"compile": "on", "steps": 5}], ids=str)
+OPTIONS = [
+    {},
+    {"accumulate": 2},
+    {"compile": "on", "steps": 5},
+    {"optim": OPTIM["sam-sgd"](lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_two_processes_train_as_one_does(options: dict[str, object], experiment: Experiment, tmp_path: Path) -> None:
     without_dropout = dataclasses.replace(experiment.model, dropout=0.0)
     experiment = dataclasses.replace(experiment, **{"model": without_dropout, "steps": 50, "eval_every": 50, **options})

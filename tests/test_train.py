@@ -21,7 +21,7 @@ from backbones.loop import Diverged
 from backbones.metric_writer import read_metrics
 from backbones.types import InputError
 from experiments import Experiment
-from experiments.base import DATA, MODEL, OPTIM
+from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
 from experiments.run_dir import read_experiment
 
 SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32"
@@ -46,6 +46,8 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
     assert lines[-1]["top1"] == result["top1"]
+    norms = {"grad_norm", "update_norm", "param_norm", "learning_rate"}
+    assert norms <= lines[0].keys() and all(lines[0][name] > 0 for name in norms - {"update_norm", "learning_rate"})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,14 @@ def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experimen
     assert without_times(tmp_path / "resumed") == without_times(tmp_path / "straight")
 
 
-OPTIONS = [{"seed": 1}, {"clip": 0.01}, {"label_smoothing": 0.3}, {"accumulate": 4}, {"precision": "bfloat16"}]
+OPTIONS = [
+    {"seed": 1},
+    {"clip": 0.01},
+    {"optim": OPTIM["adam"](weight_decay=0.1)},
+    {"label_smoothing": 0.3},
+    {"accumulate": 4},
+    {"precision": "bfloat16"},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -202,6 +211,16 @@ def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Pat
         train.main(dataclasses.replace(experiment, log_every=7), run_dir=tmp_path)
     monkeypatch.undo()
     assert train.main(experiment, run_dir=tmp_path, resume=True)["steps"] == 12
+
+
+def test_the_average_is_what_is_evaluated(experiment: Experiment, tmp_path: Path) -> None:
+    """The training itself is the same to the last bit."""
+    schedule = SCHEDULE["constant"]()
+    plain = train.main(dataclasses.replace(experiment, schedule=schedule), run_dir=tmp_path / "plain")
+    averaged = train.main(dataclasses.replace(experiment, schedule=schedule, ema=0.99), run_dir=tmp_path / "averaged")
+    assert averaged["params_sha256"] == plain["params_sha256"] and averaged["loss"] != plain["loss"]
+    still = train.main(dataclasses.replace(experiment, schedule=schedule, ema=0.0), run_dir=tmp_path / "still")
+    assert still["loss"] == plain["loss"]
 
 
 def test_experiments_compose_in_python(experiment: Experiment, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import backbones.tree as tree
 from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
 from backbones.optim.transform import ScaleByLearningRateState
-from backbones.types import OptState, Params, Updates
+from backbones.types import InputError, OptState, Params, Updates
 
 
 class EmaParamsState(NamedTuple):
@@ -102,10 +102,10 @@ def schedule_free(transform: GradientTransformation, b1: float = 0.9) -> Gradien
     to evaluate x (Defazio et al., "The road less scheduled", arXiv 2405.15682, eq. 3 to 5 and section 4.3).
 
     Raises:
-        ValueError: b1 is not in (0, 1].
+        InputError: b1 is not in (0, 1].
     """
     if not 0 < b1 <= 1:
-        raise ValueError(f"b1 is {b1}; x cannot be told from y and z unless it is above 0, and at most 1")
+        raise InputError(f"b1 is {b1}; it must be above 0, for the average to be had, and at most 1")
 
     def init(params: Params) -> ScheduleFreeState:
         zero = hyperparameter(0.0, params)

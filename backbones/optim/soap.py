@@ -19,7 +19,7 @@ from torch import Tensor
 import backbones.tree as tree
 from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
 from backbones.optim.matrix import as_matrix, from_matrix, matrix_shape
-from backbones.types import Params, Updates
+from backbones.types import InputError, Params, Updates
 
 SHIFT = 1e-5
 """What is added to each eigenvalue of a covariance, relative to their sum. The covariance of the first few gradients is
@@ -62,7 +62,12 @@ def scale_by_soap(
         refresh_every: updates in which every basis is refreshed at least once.
         max_size: sides of more than this many rows or columns keep the identity as their basis (section 4), and so do
             vectors, for which this is Adam.
+
+    Raises:
+        InputError: `refresh_every` is below 1.
     """
+    if refresh_every < 1:
+        raise InputError(f"refresh_every is {refresh_every}; it must be 1 or more")
 
     def init(params: Params) -> ScaleBySoapState:
         rates = [hyperparameter(value, params) for value in (b1, b2, eps)]

@@ -68,7 +68,15 @@ def test_the_reference_settings_of_cifar10() -> None:
         assert experiment.schedule == SCHEDULE["cosine"](warmup_steps=0, floor=0.01)  # 0.1 to 0.001, 1e-3 to 1e-5
 
 
-OUT_OF_RANGE = {"eval_every": 0, "keep": 0, "steps": -1, "clip": -1.0, "label_smoothing": 1.5, "seed": 2**63}
+OUT_OF_RANGE = {
+    "eval_every": 0,
+    "keep": 0,
+    "steps": -1,
+    "clip": -1.0,
+    "ema": 1.0,
+    "label_smoothing": 1.5,
+    "seed": 2**63,
+}
 
 
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE.items())

@@ -1,5 +1,7 @@
 """optax is the oracle of the transforms and of what is made of them, in float64, on real gradients."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,8 @@ import backbones.tree as tree
 from backbones import optim
 from backbones.optim import GradientTransformation
 from backbones.optim.label import is_hidden_matrix, is_matrix
-from backbones.optim.schedule import cosine
-from backbones.types import Params
+from backbones.optim.schedule import cosine, restarts
+from backbones.types import InputError, Params
 
 NUM_STEPS = 12
 
@@ -240,6 +242,14 @@ def test_hyperparams_are_read_and_set_by_name(descent: Descent) -> None:
         optim.inject_hyperparams(optim.adam(), b3=cosine(10)).init(descent.params)
 
 
-def test_schedule_free_needs_a_share_of_the_average() -> None:
-    with pytest.raises(ValueError, match=r"b1 is 0.0; .* above 0"):
-        optim.schedule_free_adamw(b1=0.0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.schedule_free_adamw(b1=0.0), r"b1 is 0.0; it must be above 0"),
+        (lambda: optim.soap(refresh_every=0), r"refresh_every is 0; it must be 1 or more"),
+        (lambda: restarts(10, cycles=0), r"0 cycles with a growth of 2.0; there must be 1 or more"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()

@@ -10,6 +10,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from backbones.types import InputError
+
 Schedule = Callable[[Tensor], Tensor]
 
 
@@ -137,7 +139,12 @@ def restarts(
         cycles: how many cosines there are.
         growth: length of each cosine over that of the one before.
         floor: factor at the end of each.
+
+    Raises:
+        InputError: `cycles` is below 1, or `growth` is not above 0.
     """
+    if cycles < 1 or not growth > 0:
+        raise InputError(f"{cycles} cycles with a growth of {growth}; there must be 1 or more, and a growth above 0")
     lengths = [growth**cycle for cycle in range(cycles)]
     ends = [round((num_steps - warmup_steps) * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     cosines = [cosine(end - start, floor=floor) for start, end in zip([0, *ends], ends, strict=False)]
