@@ -111,7 +111,8 @@ def make_train_step(
         climbed = optim.climb(state.opt_state, state.params, grads)
         if climbed is not None:  # sharpness-aware minimization: the gradient from there, and nothing else
             grads, _ = grad_and_value(climbed, state.model_state, micro_batches)
-        params, updates, opt_state = optim.step(optimizer, grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optim.apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
         grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(updates)

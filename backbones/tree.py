@@ -1,7 +1,7 @@
 """Trees of tensors: dicts, tuples and NamedTuples, nested as one likes, with tensors as leaves."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -49,28 +49,6 @@ def find(tree: Tree, node_type: type | tuple[type, ...]) -> list[Any]:
     """All nodes of a NamedTuple type, or of one of several, in order of traversal."""
     nodes = optree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, node_type))
     return [node for node in nodes if isinstance(node, node_type)]
-
-
-def part(tree: Tree, names: Sequence[str]) -> Tree:
-    """The tree with only the entries of those names in each of its dicts."""
-
-    def restrict(node: Any) -> Any:
-        return {name: node[name] for name in names} if _is_dict(node) else node
-
-    return optree.tree_map(restrict, tree, is_leaf=_is_dict)
-
-
-def join(parts: Sequence[Tree]) -> Tree:
-    """Undo `part`: each dict with the entries of all parts; what is in no dict is that of the first part."""
-
-    def merge(node: Any, *others: Any) -> Any:
-        return {key: leaf for each in (node, *others) for key, leaf in each.items()} if _is_dict(node) else node
-
-    return optree.tree_map(merge, *parts, is_leaf=_is_dict)
-
-
-def _is_dict(node: Any) -> bool:
-    return isinstance(node, dict)
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:

@@ -47,46 +47,49 @@ def main(
     /,
     *,
     runs: Path = Path("runs/optimizers"),
-    train_them: bool = True,
-    rounds: int = 30,
+    accuracy: bool = True,
+    update: bool = True,
+    rounds: int = 20,
 ) -> None:
-    """Train ResNet-18 on the digits with every optimizer, time its step and its update, and print a table.
+    """Train ResNet-18 on the digits with every optimizer, time its step and its update, and print two tables.
 
-    The times are medians, of interleaved calls: each round calls every optimizer once. The update is that of 11 million
-    float32 parameters, `optim.step` here and `optimizer.step` in torch.optim, eager on a CPU and compiled on a GPU.
+    The times are medians of calls that take turns. The update is that of 11 million float32 parameters: `update` and
+    `apply_updates` here, eager and compiled, beside `step` in torch.optim.
 
     Args:
         names: optimizers; none for all.
         runs: folder of the runs; one that is finished is not run again.
-        train_them: whether to train at all.
-        rounds: how often each update is timed; the whole steps a fifth as often.
+        accuracy: print the first table: accuracy, time of a step, state.
+        update: print the second table: the update alone.
+        rounds: calls that each median is of; of whole steps a quarter.
 
     Raises:
         InputError: a name is unknown.
     """
     names = tuple(check_known("optim", name, optim.OPTIMIZERS) for name in names) or tuple(optim.OPTIMIZERS)
-    accuracies = {name: reached(name, runs) if train_them else None for name in names}
     device = distributed.init("auto")
-    step_seconds = interleaved({name: make_whole_step(name, device) for name in names}, rounds=max(rounds // 5, 3))
     params = make_params(device)
-    update_seconds = interleaved(
-        {call: make() for name in names for call, make in make_updates(name, params).items()}, rounds=rounds
-    )
-    print("| optimizer | top-1 | ms a step | state, bytes a parameter | ms an update | over foreach | over fused |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    for name in names:
-        ours = update_seconds[name, "ours"]
-        ratios = [
-            f"{ours / update_seconds[name, kind]:.2f}" if (name, kind) in update_seconds else ""
-            for kind in ("foreach", "fused")
-        ]
-        accuracy = "" if accuracies[name] is None else f"{accuracies[name]:.2%}"
-        state_bytes = state_size(name, params) / tree.size(params)
-        cells = [name, accuracy, f"{1e3 * step_seconds[name]:.0f}", f"{state_bytes:.2f}", f"{1e3 * ours:.1f}", *ratios]
-        print(f"| {' | '.join(cells)} |")
+    if accuracy:
+        reached = {name: train_recipe(name, runs) for name in names}
+        seconds = median_seconds({name: make_whole_step(name, device) for name in names}, rounds=max(rounds // 4, 3))
+        print("| optimizer | top-1 | ms a step | state, bytes a parameter |\n|---|--:|--:|--:|")
+        for name in names:
+            state_bytes = state_size(name, params) / tree.size(params)
+            print(f"| {name} | {reached[name]:.2%} | {1e3 * seconds[name]:.0f} | {state_bytes:.2f} |")
+    if update:
+        theirs = ("foreach", "fused")
+        print(f"\n| update | ms | {' | '.join(f'ms, {kind}' for kind in theirs)} |", end="")
+        print(f" {' | '.join(f'over {kind}' for kind in theirs)} |\n|---|--:|--:|--:|--:|--:|")
+        for name in names:
+            seconds = median_seconds(make_updates(name, params), rounds=rounds)
+            for ours in ("eager", "compiled"):
+                times = [seconds[ours], *(seconds.get(kind) for kind in theirs)]
+                cells = [f"{1e3 * each:.1f}" if each else "" for each in times]
+                cells += [f"{times[0] / each:.2f}" if each else "" for each in times[1:]]
+                print(f"| {name}, {ours} | {' | '.join(cells)} |", flush=True)
 
 
-def reached(name: str, runs: Path) -> float:
+def train_recipe(name: str, runs: Path) -> float:
     """Held-out accuracy at the end of the run of its recipe, which is run first unless it is there."""
     result = runs / name / "result.json"
     if not result.exists():
@@ -127,34 +130,34 @@ def make_grads(params: Params) -> Params:
     return tree.map(lambda leaf: torch.randn_like(leaf) * 1e-2, params)
 
 
-def make_updates(name: str, params: Params) -> dict[tuple[str, str], Callable[[], Call]]:
-    """(name, kind) -> what makes an update of 11 million parameters: ours, and those of torch.optim."""
-    makers: dict[tuple[str, str], Callable[[], Call]] = {(name, "ours"): partial(make_our_update, name, params)}
+def make_updates(name: str, params: Params) -> dict[str, Call]:
+    """Updates of 11 million parameters: ours, eager and compiled, and those of torch.optim."""
+    calls = {"eager": make_our_update(name, params, compiled=False)}
+    calls["compiled"] = make_our_update(name, params, compiled=True)
     if name in COUNTERPARTS:
-        makers[name, "foreach"] = partial(make_their_update, COUNTERPARTS[name], params, foreach=True)
+        calls["foreach"] = make_their_update(COUNTERPARTS[name], params, foreach=True)
     if name in FUSED:
-        makers[name, "fused"] = partial(make_their_update, COUNTERPARTS[name], params, fused=True)
+        calls["fused"] = make_their_update(COUNTERPARTS[name], params, fused=True)
     if name == "muon":
-        makers[name, "foreach"] = partial(make_their_muon, params)
-    return makers
+        calls["foreach"] = make_their_muon(params)
+    return calls
 
 
-def make_our_update(name: str, params: Params) -> Call:
-    """`optim.step` with the alias as it stands."""
+def make_our_update(name: str, params: Params, *, compiled: bool) -> Call:
+    """The alias as it stands; compiled, it takes over the memory of its state, as in the train step."""
     optimizer, grads = optim.OPTIMIZERS[name](), make_grads(params)
-    opt_state = optimizer.init(params)
+    params, opt_state = tree.map(torch.clone, params), optimizer.init(params)
 
-    def update(params: Params, opt_state: OptState) -> tuple[Params, OptState]:
-        new_params, _, new_state = optim.step(optimizer, grads, opt_state, params)
-        return tree.donate((params, opt_state), (new_params, new_state))
+    def update(grads: Params, params: Params, opt_state: OptState) -> tuple[Params, OptState]:
+        updates, new_state = optimizer.update(grads, opt_state, params)
+        return tree.donate((params, opt_state), (optim.apply_updates(params, updates), new_state))
 
-    update = torch.compile(update, fullgraph=True, disable=grads["head.weight"].device.type != "cuda")
+    update = torch.compile(update, fullgraph=True, disable=not compiled)
 
     def call() -> None:
         nonlocal params, opt_state
-        params, opt_state = update(params, opt_state)
+        params, opt_state = update(grads, params, opt_state)
 
-    params = tree.map(torch.clone, params)
     return call
 
 
@@ -184,10 +187,10 @@ def state_size(name: str, params: Params) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(optim.OPTIMIZERS[name]().init(params)))
 
 
-def interleaved(calls: dict, *, rounds: int) -> dict:
-    """Median seconds of each call, after two that do not count."""
-    seconds: dict = {key: [] for key in calls}
-    for _ in tqdm(range(rounds + 2), unit="round", disable=not sys.stderr.isatty()):
+def median_seconds(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each call; they take turns, and the first two turns do not count."""
+    seconds: dict[str, list[float]] = {key: [] for key in calls}
+    for _ in tqdm(range(rounds + 2), unit="round", leave=False, disable=not sys.stderr.isatty()):
         for key, call in calls.items():
             start = time.perf_counter()
             call()

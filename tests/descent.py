@@ -45,5 +45,6 @@ def record(name: str) -> Descent:
             return torch.nn.functional.cross_entropy(logits, labels)
 
         grads.append(torch.func.grad(loss_fn)(params))
-        params, _, opt_state = optim.step(optimizer, grads[-1], opt_state, params)
+        updates, opt_state = optimizer.update(grads[-1], opt_state, params)
+        params = optim.apply_updates(params, updates)
     return Descent(first, grads)

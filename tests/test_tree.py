@@ -57,14 +57,6 @@ def test_where_takes_one_tree_or_the_other() -> None:
     assert tree.sha256(tree.where(torch.tensor(False), yes, no)) == tree.sha256(no)
 
 
-def test_parts_of_a_tree_join_to_the_tree() -> None:
-    state = (make_pair().right, torch.tensor(7), Pair(torch.tensor(8), make_pair().right))
-    parts = [tree.part(state, [name]) for name in ("b.weight", "a")]
-    assert list(parts[0][0]) == ["b.weight"] and list(parts[1][2].right) == ["a"] and parts[0][1] == 7
-    joined = tree.join(parts)
-    assert tree.sha256(joined) == tree.sha256(state) and list(joined[0]) == ["b.weight", "a"]
-
-
 def test_replace_fields_of_every_named_tuple() -> None:
     nested = ({"x": make_pair()}, [make_pair(), torch.tensor(1)])
     replaced = tree.replace_fields(nested, {"left": torch.tensor(5)})

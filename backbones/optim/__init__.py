@@ -64,7 +64,6 @@ from backbones.optim.transform import scale_by_sign as scale_by_sign
 from backbones.optim.transform import trace as trace
 from backbones.optim.transform import zero_nans as zero_nans
 from backbones.optim.update import apply_updates as apply_updates
-from backbones.optim.update import step as step
 from backbones.optim.wrap import apply_if_finite as apply_if_finite
 from backbones.optim.wrap import hyperparams as hyperparams
 from backbones.optim.wrap import inject_hyperparams as inject_hyperparams

@@ -59,7 +59,7 @@ def scale_by_adam(
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
 
-    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update, leafwise=True)
+    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update)
 
 
 def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> GradientTransformation:
@@ -86,7 +86,7 @@ def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> G
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
 
-    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update, leafwise=True)
+    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update)
 
 
 def scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
@@ -117,7 +117,7 @@ def scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Gra
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
 
-    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update, leafwise=True)
+    return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update)
 
 
 class ScaleByRmsState(NamedTuple):
@@ -152,7 +152,7 @@ def scale_by_rms(b2: float = 0.9, eps: float = 1e-8, *, debias: bool = False) ->
         updates, nu = tree.map_to_several(leaf, updates, state.nu)
         return updates, state._replace(step=step, nu=nu)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class ScaleByLionState(NamedTuple):
@@ -181,7 +181,7 @@ def scale_by_lion(b1: float = 0.9, b2: float = 0.99) -> GradientTransformation:
         updates, mu = tree.map_to_several(leaf, updates, state.mu)
         return updates, state._replace(mu=mu)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class Factors(NamedTuple):
@@ -242,7 +242,7 @@ def scale_by_adafactor(
         updates, nu = tree.map_to_several(leaf, updates, state.nu)
         return updates, state._replace(step=step, nu=nu)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 def _factored_dims(leaf: Tensor, min_size: int) -> tuple[int, int] | None:
@@ -257,7 +257,7 @@ def scale_by_param_block_rms(min_rms: float = 1e-3) -> GradientTransformation:
     def leaf(g: Tensor, p: Tensor) -> Tensor:
         return g * p.square().mean().sqrt().clamp(min=min_rms)
 
-    return stateless(lambda updates, params: tree.map(leaf, updates, params), leafwise=True)
+    return stateless(lambda updates, params: tree.map(leaf, updates, params))
 
 
 class ScaleByTrustRatioState(NamedTuple):
@@ -286,4 +286,4 @@ def scale_by_trust_ratio(trust_coefficient: float = 1.0, *, eps: float = 0.0) ->
 
         return tree.map(leaf, updates, params), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)

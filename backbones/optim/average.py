@@ -42,7 +42,7 @@ def ema_params(decay: float) -> GradientTransformation:
         average = tree.map(lambda a, p, u: torch.lerp(a, p + u, weight), state.average, params, updates)
         return updates, EmaParamsState(step, state.decay, average)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class SwaState(NamedTuple):
@@ -75,7 +75,7 @@ def swa(start: int, *, every: int = 1) -> GradientTransformation:
         average = tree.map(lambda a, p, u: torch.lerp(a, p + u, weight), state.average, params, updates)
         return updates, SwaState(step, count, average)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class ScheduleFreeState(NamedTuple):
@@ -128,7 +128,7 @@ def schedule_free(transform: GradientTransformation, b1: float = 0.9) -> Gradien
         updates, z = tree.map_to_several(leaf, updates, params, state.z)
         return updates, ScheduleFreeState(state.b1, max_rate, weight_sum, z, inner)
 
-    return GradientTransformation(init, update, transform.leafwise)
+    return GradientTransformation(init, update)
 
 
 def evaluation_params(opt_state: OptState, params: Params) -> Params:

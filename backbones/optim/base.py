@@ -19,27 +19,23 @@ class GradientTransformation(NamedTuple):
     update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
     """`update(updates, opt_state, params) -> (updates, opt_state)`."""
 
-    leafwise: bool = False
-    """A promise that makes eager steps faster (see `update.step`): no leaf of `params` looks at another, and every dict
-    in the state has a leaf for each leaf of `params`, under its name."""
-
 
 class EmptyState(NamedTuple):
     """The memory of a transform that has none."""
 
 
-def stateless(function: Callable[[Updates, Params], Updates], *, leafwise: bool = False) -> GradientTransformation:
+def stateless(function: Callable[[Updates, Params], Updates]) -> GradientTransformation:
     """A transform that remembers nothing, from a function of `(updates, params)`."""
 
     def update(updates: Updates, state: EmptyState, params: Params) -> tuple[Updates, EmptyState]:
         return function(updates, params), state
 
-    return GradientTransformation(lambda params: EmptyState(), update, leafwise)
+    return GradientTransformation(lambda params: EmptyState(), update)
 
 
 def identity() -> GradientTransformation:
     """g <- g."""
-    return stateless(lambda updates, params: updates, leafwise=True)
+    return stateless(lambda updates, params: updates)
 
 
 def hyperparameter(value: float, params: Params) -> Tensor:

@@ -22,7 +22,7 @@ def clip_by_value(bound: float) -> GradientTransformation:
         del params
         return tree.map(lambda g: torch.clamp(g, -bound, bound), updates)
 
-    return _clip(bound, clip, leafwise=True)
+    return _clip(bound, clip)
 
 
 def clip_by_block_rms(bound: float) -> GradientTransformation:
@@ -32,7 +32,7 @@ def clip_by_block_rms(bound: float) -> GradientTransformation:
         del params
         return tree.map(lambda g: g / (_rms(g) / bound).clamp(min=1.0), updates)
 
-    return _clip(bound, clip, leafwise=True)
+    return _clip(bound, clip)
 
 
 def clip_by_global_norm(bound: float) -> GradientTransformation:
@@ -46,7 +46,7 @@ def clip_by_global_norm(bound: float) -> GradientTransformation:
         factor = (bound / tree.global_norm(updates)).clamp(max=1.0)
         return tree.map(lambda g: g * factor, updates)
 
-    return _clip(bound, clip, leafwise=False)
+    return _clip(bound, clip)
 
 
 def adaptive_clip(bound: float, *, eps: float = 1e-3) -> GradientTransformation:
@@ -63,12 +63,10 @@ def adaptive_clip(bound: float, *, eps: float = 1e-3) -> GradientTransformation:
 
         return tree.map(leaf, updates, params)
 
-    return _clip(bound, clip, leafwise=True)
+    return _clip(bound, clip)
 
 
-def _clip(
-    bound: float, clip: Callable[[Updates, Tensor, Params], Updates], *, leafwise: bool
-) -> GradientTransformation:
+def _clip(bound: float, clip: Callable[[Updates, Tensor, Params], Updates]) -> GradientTransformation:
     def init(params: Params) -> ClipState:
         return ClipState(hyperparameter(bound, params))
 
@@ -76,7 +74,7 @@ def _clip(
         (bound,) = as_leaves(updates, state.bound)
         return clip(updates, bound, params), state
 
-    return GradientTransformation(init, update, leafwise)
+    return GradientTransformation(init, update)
 
 
 def _rms(leaf: Tensor) -> Tensor:

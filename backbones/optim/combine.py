@@ -21,7 +21,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
             new_state.append(transform_state)
         return updates, tuple(new_state)
 
-    return GradientTransformation(init, update, leafwise=all(transform.leafwise for transform in transforms))
+    return GradientTransformation(init, update)
 
 
 def named_chain(**transforms: GradientTransformation) -> GradientTransformation:

@@ -29,7 +29,7 @@ def sam(rho: float) -> GradientTransformation:
         del params
         return updates, state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 def climb(opt_state: OptState, params: Params, grads: Updates) -> Params | None:

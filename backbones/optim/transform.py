@@ -40,7 +40,7 @@ def scale(factor: float) -> GradientTransformation:
         (factor,) = as_leaves(updates, state.factor)
         return tree.map(lambda g: g * factor, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -59,7 +59,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
         (factor,) = as_leaves(updates, schedule(state.step))
         return tree.map(lambda g: g * factor, updates), ScaleByScheduleState(state.step + 1)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -87,7 +87,7 @@ def scale_by_learning_rate(learning_rate: float, schedule: Schedule) -> Gradient
         updates = tree.map(lambda g: g * downhill, updates)
         return updates, ScaleByLearningRateState(state.step + 1, state.peak, learning_rate)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class TraceState(NamedTuple):
@@ -113,7 +113,7 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
         updates = tree.map(lambda g, m: torch.addcmul(g, m, decay), updates, trace) if nesterov else trace
         return updates, TraceState(state.decay, trace)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class EmaState(NamedTuple):
@@ -137,7 +137,7 @@ def ema(decay: float, *, debias: bool = True) -> GradientTransformation:
         updates = tree.map(lambda m: m * unbias, mean) if debias else mean
         return updates, EmaState(step, state.decay, mean)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class AddDecayedWeightsState(NamedTuple):
@@ -168,7 +168,7 @@ def add_decayed_weights(
         }
         return updates, state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update)
 
 
 class AddNoiseState(NamedTuple):
@@ -208,7 +208,7 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
 
 def scale_by_sign() -> GradientTransformation:
     """g <- sign(g) (Bernstein et al., "signSGD", arXiv 1802.04434)."""
-    return stateless(lambda updates, params: tree.map(torch.sign, updates), leafwise=True)
+    return stateless(lambda updates, params: tree.map(torch.sign, updates))
 
 
 def centralize() -> GradientTransformation:
@@ -220,7 +220,7 @@ def centralize() -> GradientTransformation:
     def leaf(g: Tensor) -> Tensor:
         return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
-    return stateless(lambda updates, params: tree.map(leaf, updates), leafwise=True)
+    return stateless(lambda updates, params: tree.map(leaf, updates))
 
 
 def zero_nans() -> GradientTransformation:
@@ -229,7 +229,7 @@ def zero_nans() -> GradientTransformation:
     def leaf(g: Tensor) -> Tensor:
         return torch.where(g.isnan(), torch.zeros_like(g), g)
 
-    return stateless(lambda updates, params: tree.map(leaf, updates), leafwise=True)
+    return stateless(lambda updates, params: tree.map(leaf, updates))
 
 
 class NormalizeByUpdateNormState(NamedTuple):

@@ -34,7 +34,7 @@ def multi_steps(transform: GradientTransformation, every: int) -> GradientTransf
         new_state = MultiStepsState(torch.where(acts, 0, count), tree.where(acts, zeros, mean), inner)
         return tree.where(acts, updates, zeros), new_state._replace(inner=tree.where(acts, inner, state.inner))
 
-    return GradientTransformation(init, update, transform.leafwise)
+    return GradientTransformation(init, update)
 
 
 class ApplyIfFiniteState(NamedTuple):
@@ -94,7 +94,7 @@ def lookahead(transform: GradientTransformation, *, every: int = 5, rate: float 
         updates = tree.where(meets, tree.map(torch.sub, met, params), updates)
         return updates, LookaheadState(step, state.rate, tree.where(meets, met, state.slow), inner)
 
-    return GradientTransformation(init, update, transform.leafwise)
+    return GradientTransformation(init, update)
 
 
 class InjectHyperparamsState(NamedTuple):
@@ -123,7 +123,7 @@ def inject_hyperparams(transform: GradientTransformation, **schedules: Schedule)
         updates, inner = transform.update(updates, _follow(schedules, state.step, state.inner), params)
         return updates, InjectHyperparamsState(state.step + 1, inner)
 
-    return GradientTransformation(init, update, transform.leafwise)
+    return GradientTransformation(init, update)
 
 
 def _follow(schedules: dict[str, Schedule], step: Tensor, opt_state: OptState) -> OptState:

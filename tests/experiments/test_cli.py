@@ -46,7 +46,7 @@ def test_components_by_name_with_their_own_fields() -> None:
 
 
 def test_what_every_optimizer_can_have_around_it() -> None:
-    experiment = parse("--optim muon --ema 0.999 --clip 1.0 --weight-decay-mask all".split()).experiment
+    experiment = parse(["--optim", "muon", "--ema", "0.999", "--clip", "1.0", "--weight-decay-mask", "all"]).experiment
     assert experiment == dataclasses.replace(DEFAULT, optim=OPTIM["muon"](weight_decay_mask="all"), ema=0.999, clip=1.0)
     assert parse(["--optim", "lion", "--optim.weight-decay-mask", "matrices"]).experiment.optim == OPTIM["lion"](
         weight_decay_mask="matrices"
