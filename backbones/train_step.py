@@ -124,7 +124,7 @@ def make_train_step(
             "grad_norm": grad_norm,
             "update_norm": update_norm,
             "param_norm": tree.global_norm(params),
-            "learning_rate": tree.find(opt_state, optim.ScaleByLearningRateState)[-1].learning_rate,
+            "learning_rate": tree.find(opt_state, optim.ScaleByLearningRateState)[0].learning_rate,
             "nonfinite": (~finite).to(torch.int64),
         }
         return tree.donate(state, new_state), metrics

@@ -114,7 +114,7 @@ def schedule_free(transform: GradientTransformation, b1: float = 0.9) -> Gradien
 
     def update(updates: Updates, state: ScheduleFreeState, params: Params) -> tuple[Updates, ScheduleFreeState]:
         updates, inner = transform.update(updates, state.inner, params)
-        learning_rate = tree.find(inner, ScaleByLearningRateState)[-1].learning_rate
+        learning_rate = tree.find(inner, ScaleByLearningRateState)[0].learning_rate
         max_rate = torch.maximum(state.max_rate, learning_rate)
         weight_sum = state.weight_sum + max_rate**2
         share = torch.where(weight_sum > 0, max_rate**2 / weight_sum, 0)  # a warm-up begins with a rate of 0

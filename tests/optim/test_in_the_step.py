@@ -83,6 +83,12 @@ def test_members_of_a_stack_train_at_their_own_rates(name: str) -> None:
     assert distance(ends[0], ends[-1]) > 1e-3
 
 
+def test_the_learning_rate_of_muon_is_that_of_its_matrices() -> None:
+    state, train_step = make_step(optim.muon(cosine(10), lr=0.02, adamw_lr=0.003))
+    _, metrics = train_step(state, train_batch(SPLIT, seed=0, step=0, batch_size=16))
+    assert metrics["learning_rate"] == 0.02
+
+
 def test_sam_takes_its_gradient_at_the_worst_point_nearby() -> None:
     """Foret et al., eq. 2 and 3: g at p + rho g / |g|; loss and statistics are those of p."""
     sgd, sam = (make(lr=0.1, momentum=0.0, weight_decay=0.0) for make in (optim.sgd, optim.sam_sgd))
