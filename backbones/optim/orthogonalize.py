@@ -33,17 +33,19 @@ def orthogonalize(dtype: torch.dtype | None = torch.bfloat16) -> GradientTransfo
             names_by_shape.setdefault(matrix_shape(g), []).append(name)
         result = {}
         for (rows, columns), names in names_by_shape.items():
-            matrices = torch.stack([as_matrix(updates[name]) for name in names])
-            matrices = newton_schulz(matrices.to(dtype or matrices.dtype)).to(matrices.dtype)
-            matrices = matrices * max(1, rows / columns) ** 0.5
-            result |= {name: from_matrix(m, updates[name]) for name, m in zip(names, matrices.unbind(), strict=True)}
+            leaves = [updates[name] for name in names]
+            matrices = newton_schulz(torch.stack([as_matrix(g).to(dtype or g.dtype) for g in leaves]))
+            if rows > columns:
+                matrices = matrices * (rows / columns) ** 0.5
+            for name, g, matrix in zip(names, leaves, matrices.unbind(), strict=True):
+                result[name] = from_matrix(matrix.to(g.dtype), g)
         return {name: result[name] for name in updates}
 
     return stateless(update)
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Matrices [..., R, C] with the same singular vectors, and singular values near 1.
+    """Matrices [K, R, C] with the same singular vectors, and singular values near 1.
 
     Those of a matrix of norm 1 that are below 0.003 stay below 0.7.
     """
@@ -53,5 +55,5 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(NUM_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
