@@ -16,9 +16,10 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.checkpoint import Checkpoints
 from backbones.data import Dataset, channel_statistics
+from backbones.donate import donating
 from backbones.loop import Clock, Diverged, make_evaluate, make_statistics, train
 from backbones.metric_writer import MetricWriter, plot_curves, to_json
-from backbones.optim import chain, clip_by_global_norm, ema_params
+from backbones.optim import chain, clip_by_global_norm, ema_params, make_update
 from backbones.overhead import Overhead, measure_overhead
 from backbones.train_step import (
     init_train_state,
@@ -72,14 +73,18 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: bool = 
     loss_fn = make_loss_fn(model, precision=precision, label_smoothing=experiment.label_smoothing)
     if not one_process:
         loss_fn = compiled(loss_fn, fullgraph=True)
+    skip_nonfinite = experiment.nonfinite == "skip"
+    update = make_update(optimizer)
+    if not compiles and not skip_nonfinite:  # which chooses between the old state and the new
+        update = donating(update, donate_argnums=(1, 2))
     train_step = make_train_step(
         distributed.grad_and_value(loss_fn, state.params),
-        optimizer,
+        update,
         augment=dataset.augment,
         mean=mean,
         std=std,
         accumulate=experiment.accumulate,
-        skip_nonfinite=experiment.nonfinite == "skip",
+        skip_nonfinite=skip_nonfinite,
     )
     train_step = compiled(train_step, fullgraph=one_process)
     eval_step = compiled(make_eval_step(model, precision=precision, mean=mean, std=std), fullgraph=True)

@@ -77,7 +77,7 @@ def make_loss_fn(model: Model, *, precision: torch.dtype, label_smoothing: float
 
 def make_train_step(
     grad_and_value: GradAndValue,
-    optimizer: optim.GradientTransformation,
+    update: optim.Update,
     *,
     augment: Callable[[Tensor, Tensor], Tensor],
     mean: Tensor,
@@ -94,7 +94,7 @@ def make_train_step(
 
     Args:
         grad_and_value: from `distributed.grad_and_value`.
-        optimizer: the chain that turns gradients into updates.
+        update: from `optim.make_update`, or that `donating` the state and the parameters, unless `skip_nonfinite`.
         augment: `(keys [B] int64, images uint8) -> images uint8`.
         mean: [C], of the images.
         std: [C], of the images.
@@ -111,11 +111,10 @@ def make_train_step(
         climbed = optim.climb(state.opt_state, state.params, grads)
         if climbed is not None:  # sharpness-aware minimization: the gradient from there, and nothing else
             grads, _ = grad_and_value(climbed, state.model_state, micro_batches)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optim.apply_updates(state.params, updates)
+        params, opt_state, update_norm = update(grads, state.opt_state, state.params)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
-        grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(updates)
+        grad_norm = tree.global_norm(grads)
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) & torch.isfinite(update_norm)
         if skip_nonfinite:
             new_state = tree.where(finite, new_state, state)._replace(step=state.step + 1)  # onward, to another batch

@@ -1,7 +1,7 @@
 """Trees of tensors: dicts, tuples and NamedTuples, nested as one likes, with tensors as leaves."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
@@ -33,6 +33,11 @@ def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
 def leaves(tree: Tree) -> list[Tensor]:
     """The leaves, in the tree's own fixed order (dicts by sorted key)."""
     return optree.tree_leaves(tree)
+
+
+def unflatten(like: Tree, leaves: Sequence[Any]) -> Tree:
+    """Undo `leaves`: the structure of `like` with other leaves."""
+    return optree.tree_unflatten(optree.tree_structure(like), leaves)
 
 
 def named_leaves(tree: Tree) -> dict[str, Tensor]:

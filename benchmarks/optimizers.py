@@ -19,6 +19,7 @@ import backbones.tree as tree
 import train
 from backbones import optim
 from backbones.data import channel_statistics, train_batch
+from backbones.donate import donating
 from backbones.optim.label import is_hidden_matrix
 from backbones.train_step import init_train_state, make_loss_fn, make_train_step
 from backbones.types import InputError, OptState, Params, check_known
@@ -107,10 +108,15 @@ def make_whole_step(name: str, device: torch.device) -> Call:
     optimizer = experiment.optim.make(experiment.schedule.make(experiment.steps))
     state = init_train_state(model, optimizer, seed=0, device=device)
     loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.0)
+    update, compiles = optim.make_update(optimizer), device.type == "cuda"
     train_step = make_train_step(
-        distributed.grad_and_value(loss_fn, state.params), optimizer, augment=dataset.augment, mean=mean, std=std
+        distributed.grad_and_value(loss_fn, state.params),
+        update if compiles else donating(update, donate_argnums=(1, 2)),
+        augment=dataset.augment,
+        mean=mean,
+        std=std,
     )
-    train_step = torch.compile(train_step, disable=device.type != "cuda")
+    train_step = torch.compile(train_step, disable=not compiles)
     batch = train_batch(dataset.train, seed=0, step=0, batch_size=experiment.batch_size)
 
     def step() -> None:
@@ -145,19 +151,19 @@ def make_updates(name: str, params: Params) -> dict[str, Call]:
 
 
 def make_our_update(name: str, params: Params, *, compiled: bool) -> Call:
-    """The alias as it stands; compiled, it takes over the memory of its state, as in the train step."""
+    """The alias as it stands, in the memory of its state, as in the train step."""
     optimizer, grads = optim.OPTIMIZERS[name](), make_grads(params)
     params, opt_state = tree.map(torch.clone, params), optimizer.init(params)
 
-    def update(grads: Params, params: Params, opt_state: OptState) -> tuple[Params, OptState]:
+    def update(grads: Params, opt_state: OptState, params: Params) -> tuple[Params, OptState]:
         updates, new_state = optimizer.update(grads, opt_state, params)
         return tree.donate((params, opt_state), (optim.apply_updates(params, updates), new_state))
 
-    update = torch.compile(update, fullgraph=True, disable=not compiled)
+    update = torch.compile(update, fullgraph=True) if compiled else donating(update, donate_argnums=(1, 2))
 
     def call() -> None:
         nonlocal params, opt_state
-        params, opt_state = update(grads, params, opt_state)
+        params, opt_state = update(grads, opt_state, params)
 
     return call
 

@@ -18,6 +18,7 @@ FLOORS = [
     {"backbones.models", "backbones.optim", "backbones.losses", "backbones.metrics", "backbones.data"},
     {"backbones.augment"},
     {"backbones.distributed"},
+    {"backbones.donate"},
     {"backbones.tree", "backbones.random"},
     {"backbones.types"},
 ]

@@ -58,7 +58,9 @@ def run(
         state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     loss_fn = make_loss_fn(model, precision=options.pop("precision", torch.float32), label_smoothing=0.1)
     grad_and_value = distributed.grad_and_value(loss_fn, state.params)
-    train_step = make_train_step(grad_and_value, optimizer, augment=digits.augment, mean=mean, std=std, **options)
+    train_step = make_train_step(
+        grad_and_value, optim.make_update(optimizer), augment=digits.augment, mean=mean, std=std, **options
+    )
     if backend is not None:
         torch._dynamo.reset()
         counters.clear()
@@ -171,7 +173,9 @@ def test_state_is_donated_to_a_compiled_step(compiled: bool, digits: Dataset) ->
     grad_and_value = distributed.grad_and_value(
         make_loss_fn(model, precision=torch.float32, label_smoothing=0.0), state.params
     )
-    train_step = make_train_step(grad_and_value, optimizer, augment=digits.augment, mean=mean, std=std)
+    train_step = make_train_step(
+        grad_and_value, optim.make_update(optimizer), augment=digits.augment, mean=mean, std=std
+    )
     train_step = torch.compile(train_step, backend="aot_eager", fullgraph=True, disable=not compiled)
     addresses = [leaf.data_ptr() for leaf in tree.leaves(state)]
     new_state, _ = train_step(state, train_batch(digits.train, seed=0, step=0, batch_size=8))
@@ -192,7 +196,12 @@ def test_nonfinite_steps_are_seen_and_can_be_skipped(skip: bool, digits: Dataset
 
     grad_and_value = distributed.grad_and_value(bad_loss_fn, state.params)
     train_step = make_train_step(
-        grad_and_value, optimizer, augment=digits.augment, mean=mean, std=std, skip_nonfinite=skip
+        grad_and_value,
+        optim.make_update(optimizer),
+        augment=digits.augment,
+        mean=mean,
+        std=std,
+        skip_nonfinite=skip,
     )
     batch = train_batch(digits.train, seed=0, step=0, batch_size=8)
     state, metrics = train_step(state, batch)

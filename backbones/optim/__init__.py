@@ -63,7 +63,9 @@ from backbones.optim.transform import scale_by_schedule as scale_by_schedule
 from backbones.optim.transform import scale_by_sign as scale_by_sign
 from backbones.optim.transform import trace as trace
 from backbones.optim.transform import zero_nans as zero_nans
+from backbones.optim.update import Update as Update
 from backbones.optim.update import apply_updates as apply_updates
+from backbones.optim.update import make_update as make_update
 from backbones.optim.wrap import apply_if_finite as apply_if_finite
 from backbones.optim.wrap import hyperparams as hyperparams
 from backbones.optim.wrap import inject_hyperparams as inject_hyperparams

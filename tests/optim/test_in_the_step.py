@@ -34,7 +34,9 @@ def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]
     state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.1)
     grad_and_value = distributed.grad_and_value(loss_fn, state.params)
-    return state, make_train_step(grad_and_value, optimizer, augment=lambda keys, images: images, mean=mean, std=std)
+    return state, make_train_step(
+        grad_and_value, optim.make_update(optimizer), augment=lambda keys, images: images, mean=mean, std=std
+    )
 
 
 def run(state: TrainState, train_step: TrainStep) -> tuple[TrainState, list[torch.Tensor]]:
