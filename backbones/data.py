@@ -43,12 +43,13 @@ class Dataset(NamedTuple):
 
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all pixels of a split, [C] float32 each, in [0, 255]."""
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in split.images.unbind(1)])
+    channels = split.images.unbind(1)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).cpu()
     values = torch.arange(256, dtype=torch.float64)  # exact, and without a float copy of every pixel
     frequencies = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]
     mean = frequencies @ values
     variance = (frequencies * (values - mean[:, None]) ** 2).sum(dim=1)
-    return mean.to(torch.float32), variance.sqrt().to(torch.float32)
+    return mean.to(split.images.device, torch.float32), variance.sqrt().to(split.images.device, torch.float32)
 
 
 def train_batch(split: Split, *, seed: int, step: int, batch_size: int) -> Batch:

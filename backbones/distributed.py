@@ -1,5 +1,6 @@
 """One process or many: all that knows of ranks, and the seam between `torch.func` and `DistributedDataParallel`."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ def init(device: str) -> torch.device:
 def shut_down() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
+        _host_group.cache_clear()
         dist.destroy_process_group()
 
 
@@ -66,6 +68,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(line: str) -> None:
+    """Print a line, on rank 0."""
+    if is_main():
+        print(line, flush=True)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
@@ -74,16 +82,30 @@ def barrier() -> None:
 
 def on_main(function: Callable[[], None]) -> None:
     """Call `function` on rank 0 while the other ranks wait; if it raises an InputError, all of them do."""
-    message: list[str | None] = [None]
+    raised: list[InputError | None] = [None]
     if is_main():
         try:
             function()
         except InputError as error:
-            message = [str(error)]
+            raised = [error]
     if dist.is_initialized():
-        dist.broadcast_object_list(message, src=0)
-    if message[0] is not None:
-        raise InputError(message[0])
+        dist.broadcast_object_list(raised, src=0)
+    if raised[0] is not None:
+        raise raised[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; the processes wait for one another, but not for their devices."""
+    if not dist.is_initialized():
+        return flag
+    count = torch.tensor(int(flag))
+    dist.all_reduce(count, group=_host_group())
+    return count.item() > 0
+
+
+@functools.cache
+def _host_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo")
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 import backbones.distributed as distributed
 import backbones.random as random
-from backbones.checkpoint import Checkpoints
+from backbones.checkpoint import Checkpoints, SaveError
 from backbones.data import Split, eval_batches, train_batch
+from backbones.interrupt import Interrupted
 from backbones.metric_writer import MetricWriter
 from backbones.optim import evaluation_params
 from backbones.train_step import EvalStep, EvalSums, ModelStateStep, TrainState, TrainStep
@@ -45,6 +47,8 @@ def train(
     seed: int,
     batch_size: int,
     stop_at_nonfinite: bool,
+    stop_at_save_error: bool,
+    interrupted: Callable[[], bool],
     writer: MetricWriter,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, float]]:
@@ -59,6 +63,8 @@ def train(
         seed: of the order of samples and of dropout.
         batch_size: samples a step, over all ranks and micro-batches.
         stop_at_nonfinite: whether to raise when the loss or a gradient is not finite.
+        stop_at_save_error: whether to raise when a checkpoint cannot be written, or to warn and go on.
+        interrupted: whether this process was asked to stop: the step is then saved, on all ranks.
         writer: where metrics go.
         checkpoints: where states go.
 
@@ -67,9 +73,24 @@ def train(
 
     Raises:
         Diverged: see `stop_at_nonfinite`.
+        SaveError: see `stop_at_save_error`.
+        Interrupted: see `interrupted`.
     """
-    if state.step == 0:
-        checkpoints.save(state, {})  # a run that was begun can be resumed, however early it dies
+
+    def save(metrics: dict[str, float]) -> None:
+        settle()
+        checkpoints.save(state, metrics)
+
+    def settle() -> None:
+        try:
+            checkpoints.wait()
+        except SaveError as error:
+            if stop_at_save_error:
+                raise
+            writer.say(f"warning: {error}")
+
+    if not distributed.any_rank(bool(checkpoints.steps())):
+        save({})  # a run that was begun can be resumed, however early it dies
     stopwatch = Stopwatch()
     nonfinite: list[Tensor] = []  # one flag a step since the last look: looking waits for the device
     test_metrics: dict[str, float] = {}
@@ -81,9 +102,13 @@ def train(
         stopwatch.add(batch_size)
         nonfinite.append(metrics["nonfinite"])
         is_last = step == clock.num_steps
+        stop_due = False
+        if distributed.any_rank(interrupted() or checkpoints.failed):
+            settle()
+            stop_due = distributed.any_rank(interrupted())
         log_due = step % clock.log_every == 0
         eval_due = step % clock.eval_every == 0 or is_last
-        save_due = step % clock.save_every == 0 or is_last
+        save_due = step % clock.save_every == 0 or is_last or stop_due
         if not (log_due or eval_due or save_due):
             continue
 
@@ -100,15 +125,21 @@ def train(
             test_metrics = evaluate(state)
             writer.write("test", step, test_metrics)
         if save_due:
-            checkpoints.save(state, test_metrics if eval_due else {})
+            save(test_metrics if eval_due else {})
+        if stop_due and not is_last:
+            settle()
+            raise Interrupted(f"interrupted; step {step} of {clock.num_steps} is saved in {checkpoints.folder}")
         stopwatch.start()
+    settle()
     return state, {**(test_metrics or evaluate(state)), "images_per_second": stopwatch.mean_rate}
 
 
 def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
+    with suppress(SaveError):  # this matters more
+        checkpoints.wait()
     return Diverged(
         f"the loss, a gradient or an update is not finite at step {step}; the last good checkpoint is step "
-        f"{checkpoints.latest_step()} in {checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or skip such "
+        f"{checkpoints.steps()[-1]} in {checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or skip such "
         "steps with --nonfinite skip"
     )
 

@@ -32,8 +32,7 @@ class MetricWriter:
             return
         path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
-        path.with_suffix(".tmp").write_text("".join(to_json(line) + "\n" for line in kept))
-        path.with_suffix(".tmp").replace(path)  # at once: a process that dies here loses no history
+        write_whole(path, "".join(to_json(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)  # by lines: what was said is on the disk when the process dies
         self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty())
@@ -103,6 +102,13 @@ def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
     return json.dumps(strict, indent=indent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, or leave the one of that name as it is: never half of it, if the process dies or the disk fills."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -56,18 +56,16 @@ def init_train_state(
     return TrainState(step, random.key(seed, device=device), params, model_state, optimizer.init(params))
 
 
-def make_loss_fn(model: Model, *, precision: torch.dtype, label_smoothing: float) -> LossFn:
+def make_loss_fn(model: Model, *, label_smoothing: float) -> LossFn:
     """The pure function that is differentiated: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
 
     Args:
         model: the backbone.
-        precision: `torch.float32`, or `torch.bfloat16` for autocast around the model, not around the loss.
         label_smoothing: see `losses.cross_entropy`.
     """
 
     def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
-        with torch.autocast(batch.images.device.type, precision, enabled=precision != torch.float32):
-            logits, model_state = model.apply(params, model_state, batch.images, train=True)
+        logits, model_state = model.apply(params, model_state, batch.images, train=True)
         loss = cross_entropy(logits, batch.labels, label_smoothing=label_smoothing).mean()
         accuracy = in_top_k(logits, batch.labels, 1).to(torch.float32).mean()
         return loss, (model_state, {"accuracy": accuracy})
@@ -131,39 +129,33 @@ def make_train_step(
     return train_step
 
 
-def make_model_state_step(model: Model, *, precision: torch.dtype, mean: Tensor, std: Tensor) -> ModelStateStep:
+def make_model_state_step(model: Model, *, mean: Tensor, std: Tensor) -> ModelStateStep:
     """A forward pass in training mode for what it leaves behind: `(params, model_state, batch) -> model_state`.
 
     Args:
         model: the backbone.
-        precision: as for `make_loss_fn`.
         mean: [C], of the training images.
         std: [C], of the training images.
     """
 
     def model_state_step(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
-        images = normalize(batch.images, mean, std)
-        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-            _, model_state = model.apply(params, model_state, images, train=True)
+        _, model_state = model.apply(params, model_state, normalize(batch.images, mean, std), train=True)
         return model_state
 
     return model_state_step
 
 
-def make_eval_step(model: Model, *, precision: torch.dtype, mean: Tensor, std: Tensor) -> EvalStep:
+def make_eval_step(model: Model, *, mean: Tensor, std: Tensor) -> EvalStep:
     """One batch of evaluation: `(params, model_state, batch) -> EvalSums`.
 
     Args:
         model: the backbone.
-        precision: as for `make_loss_fn`.
         mean: [C], of the training images.
         std: [C], of the training images.
     """
 
     def eval_step(params: Params, model_state: ModelState, batch: Batch) -> EvalSums:
-        images = normalize(batch.images, mean, std)
-        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-            logits, _ = model.apply(params, model_state, images, train=False)
+        logits, _ = model.apply(params, model_state, normalize(batch.images, mean, std), train=False)
         rows = EvalSums(
             loss=cross_entropy(logits, batch.labels),
             top1=in_top_k(logits, batch.labels, 1),

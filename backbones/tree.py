@@ -42,7 +42,11 @@ def unflatten(like: Tree, leaves: Sequence[Any]) -> Tree:
 
 def named_leaves(tree: Tree) -> dict[str, Tensor]:
     """The leaves by path, such as `opt_state/1/mu/head.weight`; the order is that of `leaves`."""
-    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree)
+    return _by_path(tree)
+
+
+def _by_path(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree, is_leaf=is_leaf)
     return {"/".join(_entry_name(entry) for entry in path): leaf for path, leaf in zip(accessors, leaves, strict=True)}
 
 
@@ -54,6 +58,12 @@ def find(tree: Tree, node_type: type | tuple[type, ...]) -> list[Any]:
     """All nodes of a NamedTuple type, or of one of several, in order of traversal."""
     nodes = optree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, node_type))
     return [node for node in nodes if isinstance(node, node_type)]
+
+
+def find_named(tree: Tree, node_type: type | tuple[type, ...]) -> dict[str, Any]:
+    """`find`, by path."""
+    nodes = _by_path(tree, is_leaf=lambda node: isinstance(node, node_type))
+    return {path: node for path, node in nodes.items() if isinstance(node, node_type)}
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:

@@ -107,7 +107,7 @@ def make_whole_step(name: str, device: torch.device) -> Call:
     model = experiment.model.make(tuple(dataset.train.images.shape[1:]), len(dataset.class_names))
     optimizer = experiment.optim.make(experiment.schedule.make(experiment.steps))
     state = init_train_state(model, optimizer, seed=0, device=device)
-    loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.0)
+    loss_fn = make_loss_fn(model, label_smoothing=0.0)
     update, compiles = optim.make_update(optimizer), device.type == "cuda"
     train_step = make_train_step(
         distributed.grad_and_value(loss_fn, state.params),

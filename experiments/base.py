@@ -119,6 +119,9 @@ class Experiment:
     """What to do when the loss or a gradient is not finite: stop the run, or leave the parameters as they are."""
     seed: int = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, a checkpoint, or a file of `python -m backbones.checkpoint export`. A head
+    of another size starts afresh."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
@@ -138,7 +141,13 @@ class Experiment:
     save_every: int = 500
     """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
     keep: int = 2
-    """How many of the latest checkpoints to keep; the best one is kept besides."""
+    """How many of the latest checkpoints to keep."""
+    keep_every: int | None = None
+    """Keep every checkpoint whose step is a multiple of it besides."""
+    best: Literal["top1", "top5", "loss"] = "top1"
+    """Held-out metric of the best checkpoint, which is kept besides."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint cannot be written, as on a full disk: stop the run, or warn and train on."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -149,6 +158,8 @@ class Experiment:
             raise InputError(f"--clip is {self.clip}; it must be above 0, or None")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"--ema is {self.ema}; it must be at least 0 and below 1, or None")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise InputError(f"--keep-every is {self.keep_every}; it must be 1 or more, or None")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label-smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63:

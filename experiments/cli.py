@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ import backbones.distributed as distributed
 from backbones.types import check_known
 from experiments import DEFAULT, EXPERIMENTS
 from experiments.base import COMPONENTS, Experiment
-from experiments.run_dir import read_experiment
+from experiments.provenance import finished_experiment
+from experiments.run_dir import experiment_to_resume
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,13 @@ class Command:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; None for runs/NAME. A folder that holds a run already is never overwritten."""
-    resume: bool = False
-    """Go on with the run in the run folder, from its newest checkpoint. Its own configuration is the default."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH")] = None
+    """Go on with the run in the run folder, with its own configuration as the default: from its latest checkpoint (so
+    --resume alone), its best one or that of a step; auto takes the newest that is not damaged, and begins if there is
+    no run yet. PATH goes on in a new run folder from a checkpoint elsewhere."""
+    reproduce: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run the experiment of a finished run again, in RUN-again unless --run-dir is given, and say whether the
+    parameters are equal."""
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -36,10 +43,10 @@ def parse(args: Sequence[str]) -> Command:
         InputError: a name is unknown; the message offers the nearest ones.
         SystemExit: tyro has printed help or what is wrong with the fields.
     """
-    args = list(args)
+    args = _resume_the_latest(args)
     name = args.pop(0) if args and not args[0].startswith("-") else DEFAULT
     experiment, fields = _choose_components(EXPERIMENTS[check_known("experiment", name, EXPERIMENTS)], args)
-    stored = _experiment_to_resume(fields, run_name=experiment.name)
+    stored = _stored_experiment(fields, run_name=experiment.name)
     if stored is not None:
         experiment, fields = _choose_components(stored, args)
     return tyro.cli(
@@ -69,13 +76,26 @@ def _choose_components(experiment: Experiment, args: list[str]) -> tuple[Experim
     return experiment, left
 
 
-def _experiment_to_resume(args: Sequence[str], *, run_name: str) -> Experiment | None:
-    """The configuration of the run that the command resumes, if it does and there is one."""
+def _resume_the_latest(args: Sequence[str]) -> list[str]:
+    """`--resume` alone means `--resume latest`."""
+    completed = []
+    for arg, following in pairwise([*args, "--"]):
+        completed += [arg, "latest"] if arg == "--resume" and following.startswith("--") else [arg]
+    return completed
+
+
+def _stored_experiment(args: Sequence[str], *, run_name: str) -> Experiment | None:
+    """The configuration of the run that the command resumes or reproduces, if it does and there is one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", nargs="?")
+    parser.add_argument("--reproduce", nargs="?", type=Path)
     known, _ = parser.parse_known_args(args)
-    return read_experiment(known.run_dir or Path("runs") / run_name) if known.resume else None
+    if known.reproduce is not None:
+        return finished_experiment(known.reproduce)
+    if known.resume is not None:
+        return experiment_to_resume(known.run_dir or Path("runs") / run_name, known.resume)
+    return None
 
 
 def _describe(experiment: Experiment) -> str:

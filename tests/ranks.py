@@ -22,7 +22,7 @@ def seam() -> None:
     distributed.init("cpu")
     model = resnet(BasicBlock, (1, 1), (3, 8, 8), 10)
     params, model_state = model.init(random.generator(0))
-    loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.0)
+    loss_fn = make_loss_fn(model, label_smoothing=0.0)
     by_ddp = distributed.grad_and_value(loss_fn, params)
     by_hand = torch.func.grad_and_value(loss_fn, has_aux=True)
 

@@ -12,6 +12,7 @@ FLOORS = [
     {"train"},
     {"experiments"},
     {"backbones.loop"},
+    {"backbones.interrupt"},
     {"backbones.checkpoint", "backbones.metric_writer", "backbones.overhead"},
     {"backbones.train_step"},
     {"backbones.datasets"},
@@ -25,7 +26,7 @@ FLOORS = [
 ONLY_IMPORTERS = {
     "optree": "backbones.tree",
     "torchvision": "backbones.datasets",
-    "orbax": "backbones.checkpoint",
+    "orbax": "backbones.checkpoint.folder",
     "fvcore": "backbones.overhead",
     "tensorboard": "backbones.metric_writer",
 }

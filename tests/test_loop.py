@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,9 @@ import torch.nn.functional as F
 import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import normalize
+from backbones.checkpoint import SaveError
 from backbones.data import Split, channel_statistics
+from backbones.interrupt import Interrupted
 from backbones.loop import Clock, Diverged, make_evaluate, make_statistics, train
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim.average import EmaParamsState
@@ -20,6 +24,8 @@ class Recorder:
         self.saved: list[tuple[int, dict[str, float]]] = []
         self.said: list[str] = []
         self.folder = "checkpoints"
+        self.failed = False
+        self.on_disk: list[int] = []
 
     def step_done(self) -> None: ...
 
@@ -32,11 +38,26 @@ class Recorder:
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         self.saved.append((state.step.item(), metrics))
 
-    def latest_step(self) -> int | None:
-        return self.saved[-1][0] if self.saved else None
+    def wait(self) -> None:
+        self.failed, failed = False, self.failed
+        if failed:
+            raise SaveError("the disk is full")
+
+    def steps(self) -> list[int]:
+        return [*self.on_disk, *(step for step, _ in self.saved)]
 
 
-def run(recorder: Recorder, *, bad_step: int | None = None, stop: bool = True, start: int = 0, num_steps: int = 10):
+def run(
+    recorder: Recorder,
+    *,
+    bad_step: int | None = None,
+    stop: bool = True,
+    start: int = 0,
+    num_steps: int = 10,
+    interrupted: Callable[[], bool] = lambda: False,
+):
+    recorder.on_disk = [start] if start else []
+
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, torch.Tensor]]:
         state = state._replace(step=state.step + 1)
         flag = torch.tensor(int(state.step == bad_step))
@@ -51,6 +72,8 @@ def run(recorder: Recorder, *, bad_step: int | None = None, stop: bool = True, s
         seed=0,
         batch_size=4,
         stop_at_nonfinite=stop,
+        stop_at_save_error=stop,
+        interrupted=interrupted,
         writer=recorder,
         checkpoints=recorder,
     )
@@ -89,6 +112,31 @@ def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
     assert recorder.said == ["step 5/10  skipped: the loss, a gradient or an update is not finite"]
 
 
+def test_an_interrupted_run_finishes_its_step_and_saves_it() -> None:
+    recorder = Recorder()
+    asked = iter([False] * 4 + [True] * 9)
+    with pytest.raises(Interrupted, match="step 5 of 10 is saved in checkpoints"):
+        run(recorder, interrupted=lambda: next(asked))
+    assert recorder.saved == [(0, {}), (3, {}), (5, {})] and recorder.written[-1] == ("test", 4)
+    state, _ = run(Recorder(), interrupted=lambda: recorder.on_disk != [], start=9)  # in the last step, which is saved
+    assert state.step == 10
+
+
+def test_a_save_that_failed_stops_the_run_or_is_told_and_tried_again() -> None:
+    def fail_at_step_4() -> bool:
+        recorder.failed |= recorder.saved[-1][0] == 3 and not recorder.said
+        return False
+
+    recorder = Recorder()
+    with pytest.raises(SaveError, match="the disk is full"):
+        run(recorder, interrupted=fail_at_step_4)
+    assert recorder.saved == [(0, {}), (3, {})]
+    recorder = Recorder()
+    state, _ = run(recorder, interrupted=fail_at_step_4, stop=False)
+    assert state.step == 10 and recorder.said == ["warning: the disk is full"]
+    assert [step for step, _ in recorder.saved] == [0, 3, 6, 9, 10]
+
+
 def test_evaluate_averages_over_samples_not_batches() -> None:
     split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
 
@@ -108,7 +156,7 @@ def test_averaged_parameters_are_evaluated_with_statistics_of_their_own() -> Non
     images = torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split, model = Split(images, torch.arange(64) % 10), resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
     mean, std = channel_statistics(split)
-    options = {"precision": torch.float32, "mean": mean, "std": std}
+    options = {"mean": mean, "std": std}
     params, model_state = model.init(random.generator(0))
     params["head.weight"] *= 100  # a loss that cares for what comes before the head
     evaluate = make_evaluate(

@@ -41,7 +41,15 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert len(result["params_sha256"]) == 64
     assert read_experiment(tmp_path / "run") == experiment
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json", "curves.png"}
+    assert files == {
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "result.json",
+        "curves.png",
+    }
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
@@ -76,7 +84,7 @@ def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experimen
 
     monkeypatch.setattr(loop, "train_batch", record)
     torch.rand(1000)  # another history
-    resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume=True)
+    resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume="latest")
     assert steps == [6, 7, 8, 9, 10, 11]
     assert resumed["params_sha256"] == straight["params_sha256"]
     assert without_times(tmp_path / "resumed") == without_times(tmp_path / "straight")
@@ -160,21 +168,33 @@ def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
     assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
 
 
-def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path) -> None:
+def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path, capsys) -> None:
     experiment = dataclasses.replace(experiment, steps=2)
     train.main(experiment, run_dir=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="holds a run already; go on with it by --resume"):
         train.main(experiment, run_dir=tmp_path)
-    with pytest.raises(InputError, match=r"cannot go on as another one: model was vit-tiny.* not resnet18"):
-        train.main(dataclasses.replace(experiment, model=MODEL["resnet18"]()), run_dir=tmp_path, resume=True)
+    for other, message in (
+        (
+            {"model": MODEL["resnet18"]()},
+            r"of another model or optimizer:\n  params/head\.weight is float32 \[10, 32\]",
+        ),
+        (
+            {"optim": OPTIM["adam"](lr=0.1)},
+            r"cannot go on with other values .*--init-from .*\n  optim\.lr: 0\.001 -> 0\.1",
+        ),
+        ({"seed": 5}, r"cannot go on with other values .*\n  seed: 0 -> 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.main(dataclasses.replace(experiment, **other), run_dir=tmp_path, resume="latest")
+    assert "changed since the checkpoint: model: vit-tiny -> resnet18\n" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
     with pytest.raises(InputError, match="there is no checkpoint in"):
-        train.main(experiment, run_dir=tmp_path, resume=True)
+        train.main(experiment, run_dir=tmp_path, resume="latest")
 
 
 def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) -> None:
@@ -210,7 +230,7 @@ def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Pat
     with pytest.raises(Diverged, match=r"not finite at step 10; the last good checkpoint is step 6 in .*checkpoints"):
         train.main(dataclasses.replace(experiment, log_every=7), run_dir=tmp_path)
     monkeypatch.undo()
-    assert train.main(experiment, run_dir=tmp_path, resume=True)["steps"] == 12
+    assert train.main(experiment, run_dir=tmp_path, resume="latest")["steps"] == 12
 
 
 def test_the_average_is_what_is_evaluated(experiment: Experiment, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import backbones.tree as tree
 from backbones import optim
 from backbones.data import Dataset, channel_statistics, train_batch
 from backbones.datasets import DATASETS
-from backbones.models import MODELS, Model
+from backbones.models import MODELS, Model, in_precision
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
@@ -56,7 +56,8 @@ def run(
     state = init_train_state(model, optimizer, seed=0, device=CPU)
     if dtype == torch.float64:
         state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
-    loss_fn = make_loss_fn(model, precision=options.pop("precision", torch.float32), label_smoothing=0.1)
+    model = in_precision(model, options.pop("precision", torch.float32))
+    loss_fn = make_loss_fn(model, label_smoothing=0.1)
     grad_and_value = distributed.grad_and_value(loss_fn, state.params)
     train_step = make_train_step(
         grad_and_value, optim.make_update(optimizer), augment=digits.augment, mean=mean, std=std, **options
@@ -170,9 +171,7 @@ def test_state_is_donated_to_a_compiled_step(compiled: bool, digits: Dataset) ->
     model, (mean, std) = make_vit(), channel_statistics(digits.train)
     optimizer = optim.adam()
     state = init_train_state(model, optimizer, seed=0, device=CPU)
-    grad_and_value = distributed.grad_and_value(
-        make_loss_fn(model, precision=torch.float32, label_smoothing=0.0), state.params
-    )
+    grad_and_value = distributed.grad_and_value(make_loss_fn(model, label_smoothing=0.0), state.params)
     train_step = make_train_step(
         grad_and_value, optim.make_update(optimizer), augment=digits.augment, mean=mean, std=std
     )
@@ -188,7 +187,7 @@ def test_nonfinite_steps_are_seen_and_can_be_skipped(skip: bool, digits: Dataset
     model, optimizer = make_resnet(), optim.sgd()
     mean, std = channel_statistics(digits.train)
     state = init_train_state(model, optimizer, seed=0, device=CPU)
-    loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.0)
+    loss_fn = make_loss_fn(model, label_smoothing=0.0)
 
     def bad_loss_fn(params, model_state, batch: Batch):
         loss, aux = loss_fn(params, model_state, batch)
@@ -225,7 +224,7 @@ def test_eval_step_sums_over_rows_that_count(digits: Dataset) -> None:
     model = make_resnet()
     mean, std = channel_statistics(digits.train)
     params, model_state = model.init(random.generator(0))
-    eval_step = make_eval_step(model, precision=torch.float32, mean=mean, std=std)
+    eval_step = make_eval_step(model, mean=mean, std=std)
     images, labels = digits.test.images[:6], digits.test.labels[:6].clone()
     whole = eval_step(params, model_state, Batch(images[:4], labels[:4], torch.arange(4)))
     labels[4:] = -1

@@ -22,6 +22,8 @@ from backbones.models import (
     wide_resnet,
 )
 from backbones.models.base import Model as Model
+from backbones.models.base import in_precision as in_precision
+from backbones.models.base import start_from as start_from
 
 MODELS: dict[str, Callable[..., Model]] = {
     "vgg11": vgg.vgg11,

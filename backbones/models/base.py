@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backbones.types import ModelState, Params
+from backbones.types import InputError, ModelState, Params
 
 
 class Model(NamedTuple):
@@ -65,6 +65,52 @@ def make_model(
         return logits, model_state
 
     return Model(init, apply, skeletons[False])
+
+
+def in_precision(model: Model, precision: torch.dtype) -> Model:
+    """The model with its arithmetic in `precision`: `torch.float32` as it is, `torch.bfloat16` by autocast.
+
+    Parameters stay float32; the logits come out in `precision`.
+    """
+    if precision == torch.float32:
+        return model
+
+    def apply(params: Params, model_state: ModelState, images: Tensor, *, train: bool) -> tuple[Tensor, ModelState]:
+        with torch.autocast(images.device.type, precision):
+            return model.apply(params, model_state, images, train=train)
+
+    return model._replace(apply=apply)
+
+
+def start_from(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[str]]:
+    """The model with an `init` that gives these weights, for fine-tuning.
+
+    Args:
+        model: the backbone.
+        weights: name -> tensor, of `params` and `model_state` together.
+
+    Returns:
+        The model, and the names of those leaves of its head that have another shape here and stay as `init` draws them.
+
+    Raises:
+        InputError: a leaf is missing or left over, or one that is not of the head has another shape; all are listed.
+    """
+    wanted = {name: tuple(leaf.shape) for name, leaf in model.skeleton.state_dict().items()}
+    got = {name: tuple(leaf.shape) for name, leaf in weights.items()}
+    others = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]
+    fresh = [name for name in others if name in wanted and name in got and name.startswith("head.")]
+    problems = [f"{name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'none')}" for name in others]
+    if len(fresh) < len(others):
+        raise InputError("\n  ".join(["these are not weights of this model:", *problems[:8]]))
+
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        params, model_state = model.init(generator)
+        for name, leaf in {**params, **model_state}.items():
+            if name not in fresh:
+                leaf.copy_(weights[name])
+        return params, model_state
+
+    return model._replace(init=init), fresh
 
 
 def _channels_last(leaf: Tensor) -> Tensor:

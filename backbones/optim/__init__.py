@@ -24,6 +24,7 @@ from backbones.optim.alias import sam_sgd as sam_sgd
 from backbones.optim.alias import schedule_free_adamw as schedule_free_adamw
 from backbones.optim.alias import sgd as sgd
 from backbones.optim.alias import soap as soap
+from backbones.optim.average import AVERAGES as AVERAGES
 from backbones.optim.average import ema_params as ema_params
 from backbones.optim.average import evaluation_params as evaluation_params
 from backbones.optim.average import schedule_free as schedule_free

@@ -131,7 +131,11 @@ def schedule_free(transform: GradientTransformation, b1: float = 0.9) -> Gradien
     return GradientTransformation(init, update)
 
 
+AVERAGES = {node.__name__: node for node in (EmaParamsState, SwaState, ScheduleFreeState)}
+"""Name -> the state of a transform that keeps an average."""
+
+
 def evaluation_params(opt_state: OptState, params: Params) -> Params:
     """The parameters to evaluate: the last average in the state, or `params` themselves if there is none."""
-    averages = tree.find(opt_state, (EmaParamsState, SwaState, ScheduleFreeState))
+    averages = tree.find(opt_state, tuple(AVERAGES.values()))
     return averages[-1].evaluation_params(params) if averages else params

@@ -7,14 +7,13 @@ import pytest
 from backbones.types import InputError
 from experiments import EXPERIMENTS
 from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
-from experiments.cli import parse
+from experiments.cli import Command, parse
 
 DEFAULT = EXPERIMENTS["digits-vit-tiny"]
 
 
 def test_no_arguments_are_the_embedded_default() -> None:
-    command = parse([])
-    assert command.experiment == DEFAULT and command.run_dir is None and not command.resume
+    assert parse([]) == Command(experiment=DEFAULT)
 
 
 def test_naming_what_is_chosen_already_changes_nothing() -> None:
@@ -33,7 +32,7 @@ def test_components_by_name_with_their_own_fields() -> None:
         "--schedule multi-step --schedule.milestones 0.4 0.8 --clip 1 --run-dir there --resume"
     )
     command = parse(arguments.split())
-    assert command.run_dir == Path("there") and command.resume
+    assert command.run_dir == Path("there") and command.resume == "latest"
     assert command.experiment == dataclasses.replace(
         DEFAULT,
         name="fashion-mnist-vit-small",  # it is not the experiment of that name any more

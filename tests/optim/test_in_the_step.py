@@ -32,7 +32,7 @@ def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]
     mean, std = (statistic.double() for statistic in channel_statistics(SPLIT))
     state = init_train_state(model, optimizer, seed=0, device=torch.device("cpu"))
     state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
-    loss_fn = make_loss_fn(model, precision=torch.float32, label_smoothing=0.1)
+    loss_fn = make_loss_fn(model, label_smoothing=0.1)
     grad_and_value = distributed.grad_and_value(loss_fn, state.params)
     return state, make_train_step(
         grad_and_value, optim.make_update(optimizer), augment=lambda keys, images: images, mean=mean, std=std

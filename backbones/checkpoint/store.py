@@ -1,0 +1,254 @@
+"""The checkpoints of one run: what is kept, which one is meant, and saving while the training goes on."""
+
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import backbones.distributed as distributed
+from backbones.checkpoint.arrays import Arrays, fill, to_arrays
+from backbones.checkpoint.folder import (
+    MANIFEST,
+    TEMPORARY,
+    Checkpoint,
+    Damaged,
+    delete_checkpoint,
+    describe_average,
+    read_checkpoint,
+    read_manifest,
+    weights_of,
+    write_checkpoint,
+)
+from backbones.models.convert import read_state_dict
+from backbones.train_step import TrainState
+from backbones.types import InputError
+
+SET_ASIDE = "set-aside"
+"""Folder for checkpoints of steps that a resumed run takes again."""
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written. Those before it are as they were."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: rank 0 writes them, all ranks can read them.
+
+    Each holds the whole `TrainState` and the experiment. Kept are the latest ones, every so-manyth step, and the best.
+
+    Args:
+        folder: where they lie, one sub-folder a step; it exists.
+        experiment: the run's configuration as plain JSON data; stored with every checkpoint.
+        keep: how many of the latest to keep.
+        keep_every: keep all whose step is a multiple of it; None for no such.
+    """
+
+    def __init__(self, folder: Path, *, experiment: dict[str, Any], keep: int, keep_every: int | None = None) -> None:
+        self.folder = folder
+        self._experiment, self._keep, self._keep_every = experiment, keep, keep_every
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, Future] | None = None
+        if distributed.is_main():
+            for left_behind in folder.glob(f"*{TEMPORARY}"):  # of a process that was killed
+                shutil.rmtree(left_behind)
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Write `state` under its step. Returns when the values are copied; the disk is written in the background.
+
+        If the save before is not done yet, it is waited for.
+
+        Raises:
+            SaveError: the save before failed, and nobody has asked for its error by `wait`.
+        """
+        self.wait()
+        if distributed.is_main():
+            arrays, average = to_arrays(state), describe_average(state)
+            step = int(arrays["step"])
+            self._pending = step, self._writer.submit(self._write, step, arrays, metrics, average)
+
+    def _write(self, step: int, arrays: Arrays, metrics: dict[str, float], average: dict[str, str] | None) -> None:
+        path = self.folder / str(step)
+        write_checkpoint(path, arrays, metrics=metrics, experiment=self._experiment, average=average)
+        for old in self._superfluous():
+            delete_checkpoint(self.folder / str(old))
+
+    def _superfluous(self) -> list[int]:
+        steps = self.steps()
+        kept = {*steps[-self._keep :], best_step(self.folder)}
+        return [step for step in steps if step not in kept and not (self._keep_every and step % self._keep_every == 0)]
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints of the run, rising."""
+        return list_steps(self.folder)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows already that the pending save has failed."""
+        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the pending save is on the disk; all ranks together.
+
+        Raises:
+            SaveError: it failed, on all ranks.
+        """
+        distributed.on_main(self._wait)
+
+    def _wait(self) -> None:
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        error = future.exception()
+        if error is not None:
+            raise SaveError(self._explain(step, error)) from error
+
+    def _explain(self, step: int, error: BaseException) -> str:
+        reason = str(error).partition(" [")[0]  # tensorstore adds its whole specification
+        return (
+            f"could not save step {step} in {self.folder} ({_free_space(self.folder)}): {reason}; checkpoints on the "
+            f"disk are as they were: {_join(self.steps())}. Make room and go on with --resume latest; or train on "
+            "without checkpoints with --on-save-error continue"
+        )
+
+    def restore(self, like: TrainState, which: str = "latest") -> TrainState:
+        """A checkpoint, in the memory of `like`, which has the structure and devices that are wanted.
+
+        Checkpoints of later steps are set aside, to make room for those that are to come: into a sub-folder.
+
+        Args:
+            like: a state whose memory is used.
+            which: `auto` for the newest that is not damaged, with a warning for each that is; `latest`, `best` or a
+                step for that one; or the path of a checkpoint or of a run elsewhere.
+
+        Raises:
+            InputError: there is no such checkpoint, or it is damaged, or of another model or optimizer.
+        """
+        self.wait()
+        checkpoint = self._newest_good() if which == "auto" else self._read(which)
+        state = fill(like, checkpoint.arrays)
+        distributed.barrier()  # all ranks have read
+        if distributed.is_main():
+            self._set_aside_after(checkpoint.manifest.step)
+        return state
+
+    def _read(self, which: str) -> Checkpoint:
+        path = find_checkpoint(Path(which)) if is_path(which) else find_checkpoint(self.folder.parent, which)
+        try:
+            return read_checkpoint(path)
+        except Damaged as error:
+            others = [step for step in list_steps(path.parent) if _is_whole(path.parent / str(step))]
+            offer = f"whole are those of the steps {_join(others)}: --resume STEP, or auto for the newest"
+            raise Damaged(f"{error}; {offer}") from error
+
+    def _newest_good(self) -> Checkpoint:
+        for step in reversed(self.steps()):
+            checkpoint = None
+            try:
+                checkpoint = read_checkpoint(self.folder / str(step))
+            except Damaged as error:
+                if distributed.is_main():
+                    print(f"warning: {error}; going back to the one before", file=sys.stderr)
+            if not distributed.any_rank(checkpoint is None):
+                return checkpoint
+        raise InputError(f"there is no checkpoint in {self.folder} that is whole; start again with another --run-dir")
+
+    def _set_aside_after(self, step: int) -> None:
+        for later in self.steps():
+            if later > step:
+                target = self.folder / SET_ASIDE / str(later)
+                target.parent.mkdir(exist_ok=True)
+                delete_checkpoint(target)
+                (self.folder / str(later)).rename(target)
+
+    def close(self) -> None:
+        """Wait until the disk is written; an error that nobody has asked for is lost."""
+        self._writer.shutdown()
+
+
+def is_path(which: str) -> bool:
+    """Whether `which` is no word for a checkpoint of the run itself, and no step of it."""
+    return which not in ("auto", "latest", "best") and not which.isdecimal()
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, rising."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the best checkpoint in a folder, the later of equals; None if none was evaluated.
+
+    The metric is the one that the latest configuration names as `best`: the lowest for `loss`, else the highest.
+    """
+    manifests = []
+    for step in list_steps(folder):
+        with suppress(Damaged):  # whoever reads it will hear of it
+            manifests.append(read_manifest(folder / str(step)))
+    if not manifests:
+        return None
+    metric = manifests[-1].experiment.get("best", "top1")
+    sign = -1 if metric == "loss" else 1
+    evaluated = [(sign * manifest.metrics[metric], manifest.step) for manifest in manifests if manifest.metrics]
+    return max(evaluated)[1] if evaluated else None
+
+
+def find_checkpoint(path: Path, which: str = "latest") -> Path:
+    """The folder of one checkpoint.
+
+    Args:
+        path: a run folder, or the checkpoint itself.
+        which: `latest`, `best` (by the metric that the run's configuration names) or a step, of a run.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    folder = path / "checkpoints"
+    steps = list_steps(folder)
+    if not steps:
+        raise InputError(f"there is no checkpoint in {folder}; start again with another --run-dir")
+    if which == "latest":
+        return folder / str(steps[-1])
+    if which == "best":
+        step = best_step(folder)
+        if step is None:
+            raise InputError(f"no checkpoint in {folder} was evaluated; take latest, or a step: {_join(steps)}")
+        return folder / str(step)
+    if not which.isdecimal() or int(which) not in steps:
+        raise InputError(f"there is no checkpoint {which} in {folder}; there are latest, best and {_join(steps)}")
+    return folder / str(int(which))
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Name -> tensor of `params` and `model_state`, from a run folder (its latest checkpoint), a checkpoint, or a file.
+
+    Raises:
+        InputError: there is no such thing, or it is damaged.
+    """
+    if Path(path).is_file():
+        return read_state_dict(path)
+    return weights_of(read_checkpoint(find_checkpoint(Path(path))))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except Damaged:
+        return False
+    return True
+
+
+def _join(steps: list[int]) -> str:
+    return ", ".join(str(step) for step in steps) or "none"
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+    except OSError as error:
+        return str(error.strerror)
