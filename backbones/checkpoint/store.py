@@ -211,7 +211,9 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
     folder = path / "checkpoints"
     steps = list_steps(folder)
     if not steps:
-        raise InputError(f"there is no checkpoint in {folder}; start again with another --run-dir")
+        raise InputError(
+            f"there is no checkpoint in {folder}; name a run that has one, or begin one with another --run-dir"
+        )
     if which == "latest":
         return folder / str(steps[-1])
     if which == "best":

@@ -1,0 +1,160 @@
+"""`python -m backbones.checkpoint show | diff | verify | export`: look into checkpoints, and take weights out."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+from tyro.conf import Positional
+
+import backbones.tree as tree
+from backbones.checkpoint.arrays import to_tensor
+from backbones.checkpoint.folder import Checkpoint, Damaged, read_checkpoint, weights_of
+from backbones.checkpoint.store import best_step, find_checkpoint, list_steps
+from backbones.models.convert import write_state_dict
+from backbones.types import InputError
+
+Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one checkpoint in it.")]
+
+Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
+
+Out = Annotated[
+    Path | None, tyro.conf.arg(help="A new file; None for weights.safetensors or weights.pt in the folder.")
+]
+
+
+def show(run: Run, /, *, checkpoint: Which = "latest") -> None:
+    """Print what a checkpoint holds: metrics, parts with their bytes and hashes, and every leaf.
+
+    The hash of `params` is the `params_sha256` of `result.json`.
+    """
+    path = find_checkpoint(run, checkpoint)
+    whole = read_checkpoint(path)
+    steps, best = list_steps(path.parent), best_step(path.parent)
+    print(f"{path}: {_megabytes(whole)} MB; there are {', '.join(_mark(step, best) for step in steps)}")
+    for name, value in whole.manifest.metrics.items():
+        print(f"{name:12s} {value:.6g}")
+    if whole.manifest.average is not None:
+        average = whole.manifest.average
+        print(f"evaluated    the average that {average['type']} keeps at {average['path']}")
+    print("\npart         leaves      numbers           bytes  sha256")
+    for part, leaves in _parts(whole).items():
+        sizes = f"{len(leaves):6d} {tree.size(leaves):12,d} {sum(leaf.nbytes for leaf in leaves.values()):15,d}"
+        print(f"{part:12s} {sizes}  {tree.sha256(leaves)}")
+    width = max(len(name) for name in whole.arrays)
+    print(f"\n{'leaf':{width}s} {'dtype':8s} {'bytes':>12s}  sha256        shape")
+    for name, leaf in whole.manifest.leaves.items():
+        print(f"{name:{width}s} {leaf.dtype:8s} {whole.arrays[name].nbytes:12,d}  {leaf.sha256[:12]}  {leaf.shape}")
+
+
+def _mark(step: int, best: int | None) -> str:
+    return f"{step} (best)" if step == best else str(step)
+
+
+def _megabytes(checkpoint: Checkpoint) -> str:
+    return f"{sum(array.nbytes for array in checkpoint.arrays.values()) / 1e6:,.1f}"
+
+
+def _parts(checkpoint: Checkpoint) -> dict[str, dict]:
+    parts = {}
+    for path, array in checkpoint.arrays.items():
+        part, _, name = path.partition("/")
+        parts.setdefault(part, {})[name] = to_tensor(array)
+    return parts
+
+
+def diff(a: Run, b: Run, /) -> bool:
+    """Print the leaves in which two checkpoints (the latest ones, of run folders) differ, and by how much.
+
+    The exit code is 1 if there are any.
+    """
+    one, other = (read_checkpoint(find_checkpoint(path)) for path in (a, b))
+    width = max(len(name) for name in {**one.arrays, **other.arrays})
+    lines = []
+    for name in {**one.arrays, **other.arrays}:
+        if one.manifest.leaves.get(name) != other.manifest.leaves.get(name):
+            lines.append(f"{name:{width}s} {_difference(one.arrays.get(name), other.arrays.get(name))}")
+    print(f"{one.path} and {other.path}: {len(lines)} of {len({**one.arrays, **other.arrays})} leaves differ")
+    for line in lines:
+        print(line)
+    return not lines
+
+
+def _difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
+    if a is None or b is None:
+        return "is in the second only" if a is None else "is in the first only"
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return f"{a.dtype.name} {list(a.shape)}, and {b.dtype.name} {list(b.shape)}"
+    if a.ndim == 0:
+        return f"{a.item()}, and {b.item()}"
+    share = np.mean(a != b)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    relative = np.linalg.norm(a - b) / max(np.linalg.norm(a), np.finfo(np.float64).tiny)
+    return f"{share:7.2%} of the numbers, by {np.abs(a - b).max():.3g} at most; relative norm {relative:.3g}"
+
+
+def verify(run: Run, /) -> bool:
+    """Compare every file and leaf with the hashes that were stored, of all checkpoints of a run or of one.
+
+    The exit code is 1 if any is damaged.
+    """
+    first = find_checkpoint(run)
+    paths = [first] if run == first else [first.parent / str(step) for step in list_steps(first.parent)]
+    good = True
+    for path in tqdm(paths, unit="checkpoint", leave=False, disable=not sys.stderr.isatty()):
+        try:
+            whole = read_checkpoint(path)
+            tqdm.write(f"{path} is whole: {len(whole.arrays)} leaves, {_megabytes(whole)} MB")
+        except Damaged as error:
+            good = False
+            tqdm.write(str(error))
+    return good
+
+
+def export(
+    run: Run,
+    /,
+    *,
+    format: Literal["safetensors", "torch"] = "safetensors",
+    checkpoint: Which = "latest",
+    out: Out = None,
+) -> None:
+    """Write the weights (parameters, or their average if there is one, and model state) as one flat file.
+
+    Raises:
+        InputError: the file exists, or its name is of the other format.
+    """
+    out = out or run / ("weights.safetensors" if format == "safetensors" else "weights.pt")
+    if (out.suffix == ".safetensors") != (format == "safetensors"):
+        raise InputError(f"--out {out} is not named as a file of --format {format}")
+    if out.exists():
+        raise InputError(f"{out} exists already; name another --out")
+    path = find_checkpoint(run, checkpoint)
+    weights = weights_of(read_checkpoint(path))
+    temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
+    try:
+        write_state_dict(temporary, weights)
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{len(weights)} tensors of {path} are in {out}")
+
+
+def main(args: list[str]) -> None:
+    """Run a command line; a user's mistake is one message and exit code 1."""
+    try:
+        good = tyro.extras.subcommand_cli_from_dict(
+            {"show": show, "diff": diff, "verify": verify, "export": export},
+            prog="python -m backbones.checkpoint",
+            description="Look into checkpoints, and take weights out.",
+            args=args,
+        )
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if good is None or good else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,114 @@
+"""`python -m backbones.checkpoint`, on a real run."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+import torch
+from states import flip_a_bit
+
+import train
+from backbones.checkpoint import fill, read_checkpoint
+from backbones.checkpoint.__main__ import main
+from backbones.optim import evaluation_params
+from backbones.train_step import init_train_state
+from experiments import EXPERIMENTS
+from experiments.base import MODEL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net with BatchNorm and an average of its parameters, after 4 steps; not to be changed."""
+    run_dir = tmp_path_factory.mktemp("run") / "run"
+    train.main(SHORT, run_dir=run_dir)
+    return run_dir
+
+
+SHORT = dataclasses.replace(
+    EXPERIMENTS["digits-resnet18"],
+    model=MODEL["shufflenet-g8"](),
+    steps=4,
+    batch_size=8,
+    eval_every=4,
+    save_every=2,
+    ema=0.9,
+    keep=9,
+)
+
+
+def run(*args: object) -> int:
+    with pytest.raises(SystemExit) as exit:
+        main([str(arg) for arg in args])
+    return exit.value.code
+
+
+def test_show(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert run("show", finished) == 0
+    shown = capsys.readouterr().out
+    assert f"{finished}/checkpoints/4: " in shown and "there are 0, 2" in shown and "(best)" in shown
+    assert f"top1         {result['top1']:.6g}\n" in shown and "that EmaParamsState keeps at opt_state/1\n" in shown
+    params = next(line for line in shown.splitlines() if line.startswith("params "))
+    assert params.split() == ["params", "149", "913,138", "3,652,552", result["params_sha256"]]
+    leaf = next(line for line in shown.splitlines() if line.startswith("params/head.weight"))
+    digest = read_checkpoint(finished / "checkpoints" / "4").manifest.leaves["params/head.weight"].sha256
+    assert leaf.split() == ["params/head.weight", "float32", "61,440", digest[:12], "[10,", "1536]"]
+    assert run("show", finished, "--checkpoint", "2") == 0
+    assert f"{finished}/checkpoints/2: " in capsys.readouterr().out
+
+
+def test_diff(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("diff", finished, finished / "checkpoints" / "4") == 0
+    assert capsys.readouterr().out.endswith(": 0 of 603 leaves differ\n")
+    assert run("diff", finished / "checkpoints" / "2", finished) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 2, and 4" in [" ".join(line.split()) for line in lines] and not any("key " in line for line in lines)
+    two, four = (read_checkpoint(finished / "checkpoints" / step).arrays["params/head.bias"] for step in "24")
+    bias = next(line for line in lines if line.startswith("params/head.bias "))
+    assert f"by {abs(four.astype(float) - two).max():.3g} at most" in bias and "100.00% of the numbers" in bias
+
+
+def test_verify(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", finished) == 0
+    assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()] == [["is", "whole:"]] * 3
+    shutil.copytree(finished, tmp_path / "copy")
+    flip_a_bit(tmp_path / "copy" / "checkpoints" / "2" / "state" / "params" / "head.weight" / "0.0")
+    assert run("verify", tmp_path / "copy") == 1
+    assert "checkpoints/2 is damaged: state/params/head.weight/0.0: " in capsys.readouterr().out
+    assert run("verify", tmp_path / "copy" / "checkpoints" / "4") == 0
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_export(format: str, finished: Path, tmp_path: Path) -> None:
+    """The average, with the statistics of the training; read by safetensors, or torch, alone."""
+    out = tmp_path / ("w.safetensors" if format == "safetensors" else "w.pt")
+    assert run("export", finished, "--format", format, "--out", out) == 0
+    assert list(tmp_path.iterdir()) == [out]
+    if format == "safetensors":
+        weights = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load_file(out).items()}
+    else:
+        weights = torch.load(out, weights_only=True)
+    model, optimizer = SHORT.model.make((3, 16, 16), 10), train.make_optimizer(SHORT)
+    state = init_train_state(model, optimizer, seed=1, device=torch.device("cpu"))
+    state = fill(state, read_checkpoint(finished / "checkpoints" / "4").arrays)
+    wanted = {**evaluation_params(state.opt_state, state.params), **state.model_state}
+    assert weights.keys() == wanted.keys() == model.skeleton.state_dict().keys()
+    assert all(torch.equal(weights[name], leaf) for name, leaf in wanted.items())
+    assert not torch.equal(weights["head.weight"], state.params["head.weight"])
+    assert "exists already; name another --out" in run("export", finished, "--format", format, "--out", out)
+
+
+def test_a_users_mistake_is_one_message(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backbones.checkpoint"]
+    for args, message in (
+        (["show", tmp_path], f"error: there is no checkpoint in {tmp_path}/checkpoints; name a run that has one"),
+        (["export", finished, "--out", "w.safetensors", "--format", "torch"], "error: --out w.safetensors is not"),
+    ):
+        done = subprocess.run([*command, *args], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith(message), done.stderr
+        assert done.stderr.count("\n") == 1
