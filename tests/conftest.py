@@ -10,6 +10,7 @@ import pytest
 import torch
 from descent import Descent, record
 
+import train
 from experiments import EXPERIMENTS, Experiment
 from experiments.base import MODEL
 
@@ -32,6 +33,26 @@ def experiment() -> Experiment:
         eval_every=6,
         save_every=6,
     )
+
+
+AVERAGED_SHUFFLENET = dataclasses.replace(
+    EXPERIMENTS["digits-resnet18"],
+    model=MODEL["shufflenet-g8"](),
+    steps=4,
+    batch_size=8,
+    eval_every=4,
+    save_every=2,
+    ema=0.9,
+    keep=9,
+)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run: BatchNorm, and an average of the parameters. Not to be changed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train.main(AVERAGED_SHUFFLENET, run_dir=run_dir)
+    return run_dir
 
 
 @pytest.fixture(autouse=True)

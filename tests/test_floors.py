@@ -11,6 +11,7 @@ FLOORS = [
     {"experiments.own_transform"},
     {"train"},
     {"experiments"},
+    {"backbones.evaluate"},
     {"backbones.loop"},
     {"backbones.interrupt"},
     {"backbones.checkpoint", "backbones.metric_writer", "backbones.overhead"},

@@ -1,6 +1,5 @@
 """`python -m backbones.checkpoint`, on a real run."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 import torch
+from conftest import AVERAGED_SHUFFLENET
 from states import flip_a_bit
 
 import train
@@ -17,28 +17,6 @@ from backbones.checkpoint import fill, read_checkpoint
 from backbones.checkpoint.__main__ import main
 from backbones.optim import evaluation_params
 from backbones.train_step import init_train_state
-from experiments import EXPERIMENTS
-from experiments.base import MODEL
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A net with BatchNorm and an average of its parameters, after 4 steps; not to be changed."""
-    run_dir = tmp_path_factory.mktemp("run") / "run"
-    train.main(SHORT, run_dir=run_dir)
-    return run_dir
-
-
-SHORT = dataclasses.replace(
-    EXPERIMENTS["digits-resnet18"],
-    model=MODEL["shufflenet-g8"](),
-    steps=4,
-    batch_size=8,
-    eval_every=4,
-    save_every=2,
-    ema=0.9,
-    keep=9,
-)
 
 
 def run(*args: object) -> int:
@@ -93,7 +71,7 @@ def test_export(format: str, finished: Path, tmp_path: Path) -> None:
         weights = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load_file(out).items()}
     else:
         weights = torch.load(out, weights_only=True)
-    model, optimizer = SHORT.model.make((3, 16, 16), 10), train.make_optimizer(SHORT)
+    model, optimizer = AVERAGED_SHUFFLENET.model.make((3, 16, 16), 10), train.make_optimizer(AVERAGED_SHUFFLENET)
     state = init_train_state(model, optimizer, seed=1, device=torch.device("cpu"))
     state = fill(state, read_checkpoint(finished / "checkpoints" / "4").arrays)
     wanted = {**evaluation_params(state.opt_state, state.params), **state.model_state}
