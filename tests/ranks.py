@@ -1,4 +1,4 @@
-"""What each rank runs in test_distributed.py, under torchrun."""
+"""What each rank runs under torchrun, in test_distributed.py and test_resume.py."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from resumed import CASES, check_resumed
 
 import backbones.distributed as distributed
 import backbones.random as random
@@ -62,6 +63,14 @@ def run(config: str, run_dir: str) -> None:
     Path(f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
 
+def resume(folder: str, *names: str) -> None:
+    """See `resumed.py`."""
+    for name in names or CASES:
+        torch.compiler.reset()
+        check_resumed(CASES[name], Path(folder) / name)
+    print("all equal")
+
+
 if __name__ == "__main__":
-    {"seam": seam, "train": run}[sys.argv[1]](*sys.argv[2:])
+    {"seam": seam, "train": run, "resume": resume}[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()

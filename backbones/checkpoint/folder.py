@@ -56,9 +56,10 @@ class Damaged(InputError):
 
 
 @functools.cache
-def _orbax() -> ModuleType:
+def import_orbax() -> ModuleType:
+    """orbax, and with it jax, on the CPU; late, because reading a command line need not wait for it."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the GPU's memory belongs to torch
-    import orbax.checkpoint as ocp  # late, with jax: training alone does not wait for it
+    import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax remarks that this is one process
     return ocp
@@ -79,7 +80,7 @@ def write_checkpoint(
     Raises:
         Exception: whatever orbax or the disk raises.
     """
-    ocp = _orbax()
+    ocp = import_orbax()
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -136,7 +137,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise _damaged(path, name, error) from error
         if found != expected:
             raise _damaged(path, name, f"its hash is {found[:12]}..., expected {expected[:12]}...")
-    ocp = _orbax()
+    ocp = import_orbax()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path.absolute() / "state", args=ocp.args.PyTreeRestore())
     arrays = {name: restored[name] for name in manifest.leaves}  # in the tree's order

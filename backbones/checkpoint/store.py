@@ -18,6 +18,7 @@ from backbones.checkpoint.folder import (
     Damaged,
     delete_checkpoint,
     describe_average,
+    import_orbax,
     read_checkpoint,
     read_manifest,
     weights_of,
@@ -48,6 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, experiment: dict[str, Any], keep: int, keep_every: int | None = None) -> None:
+        import_orbax()  # here: Python 3.11 can fail to parse while another thread compiles
         self.folder = folder
         self._experiment, self._keep, self._keep_every = experiment, keep, keep_every
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
