@@ -42,8 +42,23 @@ def init(device: str) -> torch.device:
     if use_cuda:
         torch.cuda.set_device(local_device)
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo", device_id=local_device if use_cuda else None)
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            store=_store(),
+            rank=rank(),
+            world_size=world_size(),
+            device_id=local_device if use_cuda else None,
+        )
     return local_device
+
+
+def _store() -> dist.Store:
+    """Where the processes find one another: torchrun's, but new after a restart.
+
+    torchrun keeps one store over all restarts, in which the addresses of the processes that died still stand.
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def shut_down() -> None:

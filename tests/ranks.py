@@ -57,9 +57,9 @@ def seam() -> None:
     print("all equal")
 
 
-def run(config: str, run_dir: str) -> None:
+def run(config: str, run_dir: str, resume: str | None = None) -> None:
     """Train, and write down what this rank ended with."""
-    result = train.main(Experiment.from_json(json.loads(config)), run_dir=Path(run_dir))
+    result = train.main(Experiment.from_json(json.loads(config)), run_dir=Path(run_dir), resume=resume)
     Path(f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
 

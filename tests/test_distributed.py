@@ -10,7 +10,7 @@ from conftest import torchrun
 import train
 from backbones.metric_writer import read_metrics
 from experiments import Experiment
-from experiments.base import OPTIM
+from experiments.base import OPTIM, SCHEDULE
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -47,3 +47,22 @@ def test_two_processes_train_as_one_does(options: dict[str, object], experiment:
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6)
+
+
+def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
+    """The same samples in the same order, and the same losses."""
+    model = dataclasses.replace(experiment.model, dropout=0.0)
+    experiment = dataclasses.replace(experiment, model=model, schedule=SCHEDULE["constant"](), eval_every=99)
+    for steps, num_processes in ((15, 2), (30, 1), (45, 2)):
+        config = json.dumps(dataclasses.replace(experiment, steps=steps).to_json())
+        done = torchrun(num_processes, RANKS, "train", config, tmp_path / "parts", "auto", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert steps == 15 or f"goes on from step {steps - 15}\n" in done.stdout
+    train.main(dataclasses.replace(experiment, steps=45), run_dir=tmp_path / "whole")
+    lines, parts = (
+        [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["split"] == "train"]
+        for name in ("whole", "parts")
+    )
+    assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 46))
+    for one, other in zip(lines, parts, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,26 +102,6 @@ def test_every_option_reaches_the_step(options: dict, experiment: Experiment, tm
     plain = train.main(experiment, run_dir=tmp_path / "plain")
     other = train.main(dataclasses.replace(experiment, **options), run_dir=tmp_path / "other")
     assert plain["params_sha256"] != other["params_sha256"]
-
-
-def test_a_killed_process_is_resumed_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the number of threads decides how sums are rounded
-    arguments = [ROOT / "train.py", *SMALL.split(), "--steps", "200", "--save-every", "10"]
-    command = [sys.executable, *arguments, "--run-dir"]
-    process = subprocess.Popen([*command, tmp_path / "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / "20").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (tmp_path / "killed" / "checkpoints" / "20").exists()
-    assert not (tmp_path / "killed" / "result.json").exists()
-    subprocess.run([*command, tmp_path / "killed", "--resume"], cwd=tmp_path, check=True)
-    # torchrun with one process is the same program
-    finished = torchrun(1, *arguments, cwd=tmp_path)
-    assert finished.returncode == 0 and finished.stderr == "", finished.stderr
-    killed, straight = tmp_path / "killed", tmp_path / "runs" / "digits-vit-tiny"
-    assert without_times(killed) == without_times(straight)
 
 
 def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
