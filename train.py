@@ -3,6 +3,7 @@
 `main` is the flow of data, top to bottom. It alone puts the parts together, and it alone compiles.
 """
 
+import errno
 import os
 import sys
 from contextlib import closing
@@ -217,6 +218,10 @@ def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, devic
     )
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""A disk that is full, cannot be written, or fails."""
+
+
 def run(args: list[str]) -> None:
     """Run a command line.
 
@@ -233,8 +238,10 @@ def run(args: list[str]) -> None:
     except (InputError, Diverged) as error:
         distributed.barrier()  # leave together: when one rank leaves, torchrun ends the others
         code = f"error: {error}" if distributed.is_main() else 1
-    except OSError as error:  # of a disk that is full or cannot be written
-        code = f"error: {error}"
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        code = f"error: cannot write {error.filename or 'the files of the run'}: {error.strerror}"
     except Interrupted as error:
         if distributed.is_main():
             run_dir = command.run_dir or Path("runs") / command.experiment.name

@@ -18,7 +18,7 @@ from backbones.data import Dataset
 from backbones.metric_writer import read_metrics, write_whole
 from backbones.types import InputError
 from experiments.base import Experiment
-from experiments.run_dir import read_experiment
+from experiments.run_dir import list_changes, read_experiment
 
 FILE = "provenance.json"
 
@@ -110,11 +110,13 @@ def compare_runs(before: Path, now: Path) -> tuple[bool, list[str]]:
     lines += [f"params_sha256 {result['params_sha256']}" for result in results]
     if not equal:
         lines.append(_first_difference(before, now))
+    settings = list_changes(*(finished_experiment(run_dir) for run_dir in (before, now)))
+    lines += [f"other settings: {name}: {change}" for name, change in settings.items()]
     starts = [read_starts(run_dir) for run_dir in (before, now)]
     lines += [
-        f"{before} went on from step {start['step']} with other settings: {start['changes']}"
+        f"{before} went on from step {start['step']} with other settings: {name}: {change}"
         for start in starts[0]
-        if start["changes"]
+        for name, change in start["changes"].items()
     ]
     if all(starts):
         lines += _other_circumstances(starts[0][-1], starts[1][-1])

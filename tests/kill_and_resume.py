@@ -15,27 +15,17 @@ import time
 from pathlib import Path
 
 import tyro
+from runs import SMALL, newest, without_times
 from tqdm import tqdm
 
 from backbones.checkpoint import list_steps, read_checkpoint
-from backbones.metric_writer import read_metrics
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu"
 
 
 def command(run_dir: Path, *, steps: int) -> list[str]:
     options = f"{SMALL} --steps {steps} --save-every 1 --eval-every 50 --keep 5 --resume auto --run-dir"
     return [sys.executable, str(ROOT / "train.py"), *options.split(), str(run_dir)]
-
-
-def newest(run_dir: Path) -> int:
-    return max(list_steps(run_dir / "checkpoints"), default=-1)
-
-
-def without_times(run_dir: Path) -> list[dict]:
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def live_and_die(run_dir: Path, *, steps: int, chance: random.Random) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from runs import without_times
 
 import backbones.distributed as distributed
 import train
 from backbones.data import Dataset, Split
 from backbones.datasets import digits
-from backbones.metric_writer import read_metrics
 from backbones.models.resnet import BasicBlock, resnet
 from experiments import EXPERIMENTS, Experiment
 from experiments.base import DATA, MODEL, make_component
@@ -59,12 +59,6 @@ CASES: dict[str, tuple[Experiment, str | None]] = {
 
 STEPS = (1, 4, 7)
 """Where to resume: near the start, in the middle of the first epoch, and in the middle of the second."""
-
-
-def without_times(run_dir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def check_resumed(case: tuple[Experiment, str | None], folder: Path, steps: tuple[int, ...] = STEPS) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import kill_and_resume
 import pytest
 from conftest import ROOT, start_torchrun, torchrun
-from kill_and_resume import SMALL, newest, without_times
+from runs import SMALL, newest, without_times
 
 from backbones.interrupt import EXIT_CODE, catch_interrupts
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, torchrun
+from runs import without_times
 
 import backbones.datasets as datasets
 import backbones.loop as loop
 import train
-from backbones.data import train_batch
+from backbones.checkpoint import read_checkpoint, read_weights
+from backbones.checkpoint.__main__ import main as checkpoint_main
+from backbones.data import Dataset, Split, train_batch
 from backbones.loop import Diverged
 from backbones.metric_writer import read_metrics
 from backbones.types import InputError
 from experiments import Experiment
-from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
+from experiments.base import DATA, MODEL, OPTIM, SCHEDULE, make_component
 from experiments.run_dir import read_experiment
-
-SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32"
-
-
-def without_times(run_dir: Path) -> list[dict]:
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
@@ -171,6 +168,63 @@ def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
     with pytest.raises(InputError, match="there is no checkpoint in"):
         train.main(experiment, run_dir=tmp_path, resume="latest")
+    experiment = dataclasses.replace(experiment, steps=2)
+    assert train.main(experiment, run_dir=tmp_path, resume="auto")["steps"] == 2  # of a run that died before its first
+    assert train.main(experiment, run_dir=tmp_path / "new", resume="auto")["steps"] == 2
+
+
+def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, tmp_path: Path) -> None:
+    whole = train.main(experiment, run_dir=tmp_path / "whole")
+    for name, path in (("six", "whole/checkpoints/6"), ("last", "whole")):
+        branch = train.main(experiment, run_dir=tmp_path / name, resume=str(tmp_path / path))
+        assert branch["params_sha256"] == whole["params_sha256"]
+    lines = [line["step"] for line in without_times(tmp_path / "six")]
+    assert lines == [line["step"] for line in without_times(tmp_path / "whole") if line["step"] > 6]
+    with pytest.raises(InputError, match="holds a run already"):
+        train.main(experiment, run_dir=tmp_path / "whole", resume=str(tmp_path / "whole" / "checkpoints" / "6"))
+
+
+def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_path: Path, monkeypatch, capsys) -> None:
+    """From a run, a checkpoint or an exported file; a head of another size is fresh."""
+    train.main(dataclasses.replace(experiment, steps=2), run_dir=tmp_path / "source")
+    with pytest.raises(SystemExit, match="0"):
+        checkpoint_main(["export", str(tmp_path / "source"), "--out", str(tmp_path / "source.safetensors")])
+    weights = read_weights(str(tmp_path / "source"))
+    sources = [tmp_path / "source", tmp_path / "source" / "checkpoints" / "2", tmp_path / "source.safetensors"]
+    digests = []
+    for place, source in enumerate(sources):
+        tuned = dataclasses.replace(experiment, steps=3, init_from=str(source), seed=5)
+        digests.append(train.main(tuned, run_dir=tmp_path / str(place))["params_sha256"])
+        began = read_checkpoint(tmp_path / str(place) / "checkpoints" / "0").arrays
+        assert all((began[f"params/{name}"] == leaf.numpy()).all() for name, leaf in weights.items())
+        assert began["step"] == 0 and not began["opt_state/1/mu/head.weight"].any()
+    assert len(set(digests)) == 1
+    shutil.rmtree(tmp_path / "source")  # the run has what it needs
+    tuned = dataclasses.replace(experiment, steps=4, init_from=str(sources[0]), seed=5)
+    assert train.main(tuned, run_dir=tmp_path / "0", resume="latest")["steps"] == 4
+
+    monkeypatch.setitem(DATA, "two-classes", make_component("two-classes", two_classes))
+    tuned = dataclasses.replace(tuned, init_from=str(sources[2]), data=DATA["two-classes"]())
+    capsys.readouterr()
+    train.main(tuned, run_dir=tmp_path / "two")
+    assert "of another size here, and fresh: head.weight, head.bias\n" in capsys.readouterr().out
+    began = read_checkpoint(tmp_path / "two" / "checkpoints" / "0").arrays
+    assert began["params/head.weight"].shape == (2, 32)
+    assert (began["params/norm.weight"] == weights["norm.weight"].numpy()).all()
+    with pytest.raises(
+        InputError, match=r"not weights of this model:\n  cls_token is \(1, 1, 32\), expected \(1, 1, 16\)"
+    ):
+        model = dataclasses.replace(experiment.model, width=16)
+        train.main(dataclasses.replace(tuned, model=model), run_dir=tmp_path / "other")
+    with pytest.raises(InputError, match=r"there is no checkpoint in nowhere/checkpoints"):
+        train.main(dataclasses.replace(tuned, init_from="nowhere"), run_dir=tmp_path / "other")
+
+
+def two_classes(*, flip: bool = False) -> Dataset:
+    """Digits, odd or even."""
+    dataset = datasets.digits()
+    train_split, test_split = (Split(split.images, split.labels % 2) for split in (dataset.train, dataset.test))
+    return dataset._replace(train=train_split, test=test_split, class_names=("even", "odd"))
 
 
 def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) -> None:

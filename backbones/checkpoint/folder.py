@@ -4,6 +4,7 @@ orbax alone restores a flipped bit as another number without a word, so the mani
 every leaf and of itself. The folder is written under another name and renamed when it is whole: no half is ever seen.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -61,7 +62,7 @@ def import_orbax() -> ModuleType:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the GPU's memory belongs to torch
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax remarks that this is one process
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it would log, it raises too
     return ocp
 
 
@@ -84,6 +85,8 @@ def write_checkpoint(
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        temporary.mkdir()
+        _check_space(temporary, arrays)
         # Without OCDBT a leaf has files of its own, which can be named when they are damaged.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
             checkpointer.save(temporary.absolute() / "state", args=ocp.args.PyTreeSave(arrays))
@@ -96,6 +99,16 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _check_space(folder: Path, arrays: Arrays) -> None:
+    """Raise OSError if the arrays would not fit, before orbax's many threads find out one by one."""
+    block = 4096
+    needed = sum(array.nbytes + 4 * block for array in arrays.values())  # two folders and two files beside the values
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB free"
+        raise OSError(errno.ENOSPC, reason)
 
 
 def delete_checkpoint(path: Path) -> None:

@@ -109,11 +109,11 @@ class Checkpoints:
             raise SaveError(self._explain(step, error)) from error
 
     def _explain(self, step: int, error: BaseException) -> str:
-        reason = str(error).partition(" [")[0]  # tensorstore adds its whole specification
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition(" [")[0]
         return (
-            f"could not save step {step} in {self.folder} ({_free_space(self.folder)}): {reason}; checkpoints on the "
-            f"disk are as they were: {_join(self.steps())}. Make room and go on with --resume latest; or train on "
-            "without checkpoints with --on-save-error continue"
+            f"could not save step {step} in {self.folder}: {reason}; checkpoints on the disk are as they were: "
+            f"{_join(self.steps())}. Mend that and go on with --resume latest, or train on without checkpoints with "
+            "--on-save-error continue"
         )
 
     def restore(self, like: TrainState, which: str = "latest") -> TrainState:
@@ -249,10 +249,3 @@ def _is_whole(path: Path) -> bool:
 
 def _join(steps: list[int]) -> str:
     return ", ".join(str(step) for step in steps) or "none"
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-    except OSError as error:
-        return str(error.strerror)

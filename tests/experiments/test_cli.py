@@ -2,8 +2,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from backbones.checkpoint.folder import write_checkpoint
 from backbones.types import InputError
 from experiments import EXPERIMENTS
 from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
@@ -106,3 +108,19 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"name": "x"')
     with pytest.raises(InputError, match=r"config.json is damaged"):
         parse(["--resume", "--run-dir", str(tmp_path)])
+
+
+def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
+    arrays = {"step": np.array(3)}
+    write_checkpoint(tmp_path / "3", arrays, metrics={}, experiment=experiment.to_json(), average=None)
+    command = parse(["--resume", str(tmp_path / "3"), "--run-dir", "new"])
+    assert command == Command(experiment=experiment, run_dir=Path("new"), resume=str(tmp_path / "3"))
+    with pytest.raises(InputError, match="there is no checkpoint in nowhere"):
+        parse(["--resume", "nowhere"])
+
+
+def test_resume_alone_is_the_latest() -> None:
+    for args in (["--resume"], ["--resume", "--steps", "5"], ["--steps", "5", "--resume", "latest"]):
+        assert parse(args).resume == "latest"
+    assert parse(["--resume", "auto"]).resume == "auto" and parse(["--resume=300"]).resume == "300"
