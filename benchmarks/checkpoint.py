@@ -1,0 +1,171 @@
+"""What saving costs, beside torch.save and torch.distributed.checkpoint: `python -m benchmarks.checkpoint --help`."""
+
+import dataclasses
+import itertools
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import tyro
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+import backbones.tree as tree
+from backbones.checkpoint import Checkpoints, fill, read_checkpoint
+from backbones.data import Dataset, train_batch
+from backbones.train_step import TrainState, TrainStep, init_train_state
+from experiments import EXPERIMENTS, Experiment
+from experiments.base import MODEL
+from train import make_optimizer, make_step_and_evaluate
+
+Wait = Callable[[], object]
+
+
+class Way(NamedTuple):
+    """A way to keep a state in a folder that is new each time."""
+
+    save: Callable[[TrainState, Path], Wait]
+    """Returns when the training may go on; what it returns waits until the disk is written."""
+    restore: Callable[[TrainState, Path], object]
+    """Fills the memory of the state."""
+
+
+def save_ours(state: TrainState, folder: Path) -> Wait:
+    """Copied at once; hashed and written by a thread."""
+    checkpoints = Checkpoints(folder, experiment={}, keep=1)
+    checkpoints.save(state, {})
+
+    def wait() -> None:
+        checkpoints.wait()
+        checkpoints.close()
+
+    return wait
+
+
+def restore_ours(state: TrainState, folder: Path) -> None:
+    """All files and leaves are compared with their hashes."""
+    fill(state, read_checkpoint(folder / str(Checkpoints(folder, experiment={}, keep=1).steps()[-1])).arrays)
+
+
+def save_torch(state: TrainState, folder: Path) -> Wait:
+    """Written at once."""
+    torch.save(tree.named_leaves(state), folder / "state.pt")
+    return lambda: None
+
+
+def restore_torch(state: TrainState, folder: Path) -> None:
+    """Without looking whether it is what was saved."""
+    saved = torch.load(folder / "state.pt", weights_only=True)
+    for name, leaf in tree.named_leaves(state).items():
+        leaf.copy_(saved[name])
+
+
+def save_dcp(state: TrainState, folder: Path) -> Wait:
+    """Copied at once, written by a thread."""
+    return dcp.async_save(tree.named_leaves(state), checkpoint_id=folder / "dcp").result
+
+
+def restore_dcp(state: TrainState, folder: Path) -> None:
+    """Without looking whether it is what was saved."""
+    dcp.load(tree.named_leaves(state), checkpoint_id=folder / "dcp")
+
+
+WAYS = {
+    "ours": Way(save_ours, restore_ours),
+    "torch.save": Way(save_torch, restore_torch),
+    "dcp.async_save": Way(save_dcp, restore_dcp),
+}
+
+
+def main(*, steps: int = 50, rounds: int = 3, batch_size: int = 64, vit_batch_size: int = 4) -> None:
+    """Time the steps of a run that saves once in so many, over one that does not, and each save and restore.
+
+    The ways take turns; the figures are medians. Written files are read back from the memory of the system.
+
+    Args:
+        steps: steps between two saves.
+        rounds: stretches of so many steps that each median is of.
+        batch_size: images a step of ResNet-18, on digits.
+        vit_batch_size: images a step of ViT-Base, on digits.
+    """
+    device = distributed.init("auto")
+    if not dist.is_initialized():  # torch.distributed.checkpoint wants it
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    warnings.filterwarnings("ignore")  # of torch.distributed.checkpoint
+    logging.disable(logging.WARNING)
+    resnet = dataclasses.replace(EXPERIMENTS["digits-resnet18"], batch_size=batch_size)
+    vit = dataclasses.replace(
+        EXPERIMENTS["digits-vit-tiny"], model=MODEL["vit-base"](patch_size=4), batch_size=vit_batch_size
+    )
+    print("| model and optimizer | way | steps over those without | ms held up | ms to save | ms to restore | MB |")
+    print("|---|---|--:|--:|--:|--:|--:|")
+    for experiment in (resnet, vit):
+        measure(experiment, device, steps=steps, rounds=rounds)
+    dist.destroy_process_group()
+
+
+def measure(experiment: Experiment, device: torch.device, *, steps: int, rounds: int) -> None:
+    """Print the rows of one model."""
+    dataset = experiment.data.make().to(device)
+    model = experiment.model.make(tuple(dataset.train.images.shape[1:]), len(dataset.class_names))
+    optimizer = make_optimizer(experiment)
+    state = init_train_state(model, optimizer, seed=0, device=device)
+    train_step, _ = make_step_and_evaluate(experiment, model, optimizer, dataset, state.params)
+    state, _ = stretch(state, train_step, experiment, dataset, 3, None)
+    seconds = {name: [] for name in ("none", *WAYS)}
+    turns = list(itertools.product(range(rounds), seconds))
+    for _, name in tqdm(turns, desc=experiment.model.name, leave=False, disable=not sys.stderr.isatty()):
+        state, taken = stretch(state, train_step, experiment, dataset, steps, WAYS.get(name))
+        seconds[name].append(taken)
+    plain = statistics.median(seconds["none"])
+    label = f"{experiment.model.name}, {experiment.optim.name}, {1e3 * plain / steps:.0f} ms a step"
+    costs = {name: [] for name in WAYS}
+    for _, name in itertools.product(range(2 * rounds + 1), WAYS):
+        costs[name].append(save_and_restore(state, WAYS[name]))
+    for name in WAYS:
+        held_up, to_save, to_restore, size = map(statistics.median, zip(*costs[name], strict=True))
+        ratio = statistics.median(seconds[name]) / plain
+        milliseconds = " | ".join(f"{1e3 * value:,.0f}" for value in (held_up, to_save, to_restore))
+        print(f"| {label} | {name} | {ratio:.3f} | {milliseconds} | {size / 1e6:,.1f} |", flush=True)
+
+
+def stretch(
+    state: TrainState, train_step: TrainStep, experiment: Experiment, dataset: Dataset, steps: int, way: Way | None
+) -> tuple[TrainState, float]:
+    """So many steps, the first after a save; and the seconds until all is done."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = time.perf_counter()
+        wait = way.save(state, Path(folder)) if way else lambda: None
+        for step in range(steps):
+            batch = train_batch(dataset.train, seed=0, step=step, batch_size=experiment.batch_size)
+            state, metrics = train_step(state, batch)
+        metrics["loss"].item()  # the device has done
+        wait()
+        return state, time.perf_counter() - before
+
+
+def save_and_restore(state: TrainState, way: Way) -> tuple[float, float, float, int]:
+    """Seconds until the training may go on, until all is written, and to restore; and bytes on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        wait = way.save(state, Path(folder))
+        held_up = time.perf_counter() - start
+        wait()
+        saved = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        start = time.perf_counter()
+        way.restore(state, Path(folder))
+        return held_up, saved, time.perf_counter() - start, size
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m benchmarks.checkpoint")
