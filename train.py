@@ -182,9 +182,10 @@ def reproduce(run: Path, experiment: Experiment, *, run_dir: Path | None) -> boo
     if starts:
         torch.set_num_threads(starts[-1]["num_threads"])  # which decides how sums are rounded
     main(experiment, run_dir=run_dir)
+    distributed.barrier()  # rank 0 has written the result
     equal, lines = compare_runs(run, run_dir)
-    if distributed.is_main():
-        print("\n".join(lines))
+    for line in lines:
+        distributed.say(line)
     return equal
 
 

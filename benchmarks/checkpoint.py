@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.checkpoint import Checkpoints, fill, read_checkpoint
+from backbones.checkpoint import Checkpoints, fill, list_steps, read_checkpoint
 from backbones.data import Dataset, train_batch
 from backbones.train_step import TrainState, TrainStep, init_train_state
 from experiments import EXPERIMENTS, Experiment
@@ -53,7 +53,7 @@ def save_ours(state: TrainState, folder: Path) -> Wait:
 
 def restore_ours(state: TrainState, folder: Path) -> None:
     """All files and leaves are compared with their hashes."""
-    fill(state, read_checkpoint(folder / str(Checkpoints(folder, experiment={}, keep=1).steps()[-1])).arrays)
+    fill(state, read_checkpoint(folder / str(list_steps(folder)[-1])).arrays)
 
 
 def save_torch(state: TrainState, folder: Path) -> Wait:

@@ -120,8 +120,7 @@ class Experiment:
     seed: int = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
     init_from: str | None = None
-    """Weights to start from: a run folder, a checkpoint, or a file of `python -m backbones.checkpoint export`. A head
-    of another size starts afresh."""
+    """Weights to start from: a run folder, a checkpoint or an exported file. A head of another size starts afresh."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""

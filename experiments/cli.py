@@ -16,6 +16,12 @@ from experiments.base import COMPONENTS, Experiment
 from experiments.provenance import finished_experiment
 from experiments.run_dir import experiment_to_resume
 
+RESUME_HELP = (
+    "Go on with the run in the run folder, whose configuration is then the default, from its latest checkpoint (so "
+    "does --resume alone), its best one or that of a step; auto takes the newest that is whole, and begins where there "
+    "is no run yet. PATH goes on from a checkpoint elsewhere, in a new run folder."
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -24,13 +30,9 @@ class Command:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; None for runs/NAME. A folder that holds a run already is never overwritten."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH")] = None
-    """Go on with the run in the run folder, with its own configuration as the default: from its latest checkpoint (so
-    --resume alone), its best one or that of a step; auto takes the newest that is not damaged, and begins if there is
-    no run yet. PATH goes on in a new run folder from a checkpoint elsewhere."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH", help=RESUME_HELP)] = None
     reproduce: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Run the experiment of a finished run again, in RUN-again unless --run-dir is given, and say whether the
-    parameters are equal."""
+    """Run the experiment of this finished run again, in RUN-again, and say whether the parameters are equal."""
 
 
 def parse(args: Sequence[str]) -> Command:

@@ -24,9 +24,12 @@ def read_experiment(run_dir: Path) -> Experiment | None:
     if not path.exists():
         return None
     try:
-        return Experiment.from_json(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged, or of another version of this program: {error!r}") from error
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: {error}; put a copy of it there, or start with another --run-dir"
+        ) from error
+    return _from_json(path, values)
 
 
 def experiment_to_resume(run_dir: Path, resume: str) -> Experiment | None:
@@ -37,7 +40,17 @@ def experiment_to_resume(run_dir: Path, resume: str) -> Experiment | None:
     """
     if not is_path(resume):
         return read_experiment(run_dir)
-    return Experiment.from_json(read_manifest(find_checkpoint(Path(resume))).experiment)
+    path = find_checkpoint(Path(resume))
+    return _from_json(path, read_manifest(path).experiment)
+
+
+def _from_json(path: Path, values: dict[str, Any]) -> Experiment:
+    try:
+        return Experiment.from_json(values)
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} is of another version of this program: {error!r}; start with another --run-dir"
+        ) from error
 
 
 def write_experiment(run_dir: Path, experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 """What the README shows is done here, to the letter."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models
+
+import train
+from backbones.checkpoint.__main__ import main as checkpoint_main
+from experiments import Experiment
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +72,17 @@ def test_write_an_optimizer(tmp_path: Path) -> None:
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
     config = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert config["optim"] == {"name": "cautious-sgd", "lr": 0.1, "decay": 0.9}
+
+
+def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.main(dataclasses.replace(experiment, steps=2))
+    with pytest.raises(SystemExit, match="0"):
+        checkpoint_main(["export", "runs/digits-vit-tiny"])
+    (code,) = code_after("Checkpoints", "python")
+    assert len([line for line in code.splitlines() if line]) == 5
+    capsys.readouterr()
+    exec(code.replace("checkpoints/1000", "checkpoints/2"), {})
+    assert capsys.readouterr().out == "True\n"

@@ -1,5 +1,6 @@
 """The checkpoints of one run: what is kept, which one is meant, and saving while the training goes on."""
 
+import math
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -194,8 +195,8 @@ def best_step(folder: Path) -> int | None:
         return None
     metric = manifests[-1].experiment.get("best", "top1")
     sign = -1 if metric == "loss" else 1
-    evaluated = [(sign * manifest.metrics[metric], manifest.step) for manifest in manifests if manifest.metrics]
-    return max(evaluated)[1] if evaluated else None
+    values = [(sign * manifest.metrics.get(metric, math.nan), manifest.step) for manifest in manifests]
+    return max(((value, step) for value, step in values if not math.isnan(value)), default=(None, None))[1]
 
 
 def find_checkpoint(path: Path, which: str = "latest") -> Path:
