@@ -143,6 +143,8 @@ def make_step_and_evaluate(
     mean, std = channel_statistics(dataset.train)
     compiles = experiment.compile == "on" or (experiment.compile == "auto" and mean.device.type == "cuda")
     compiled = partial(torch.compile, disable=not compiles)
+    if compiles:
+        torch.compiler.reset()  # else it takes an earlier run of this process for the same code with other shapes
     # One process makes one graph of the whole step. In several it breaks where DDP sends gradients: the loss before it
     # is then a graph of its own.
     one_process = distributed.world_size() == 1

@@ -26,12 +26,12 @@ def few_digits(*, crop_padding: int = 1) -> Dataset:
     )
 
 
-DATA["few-digits"] = make_component("few-digits", few_digits)
-MODEL["small-resnet"] = make_component("small-resnet", partial(resnet, BasicBlock, (1, 1)))
+FEW_DIGITS = make_component("few-digits", few_digits)
+SMALL_RESNET = make_component("small-resnet", partial(resnet, BasicBlock, (1, 1)))
 
 VIT = dataclasses.replace(
     EXPERIMENTS["digits-vit-tiny"],
-    data=DATA["few-digits"](),
+    data=FEW_DIGITS(),
     model=MODEL["vit-tiny"](patch_size=8, width=32, depth=2, heads=2, mlp_width=64, dropout=0.1),
     steps=8,
     batch_size=16,
@@ -43,8 +43,7 @@ VIT = dataclasses.replace(
     save_every=1,
     keep=100,
 )
-RESNET = dataclasses.replace(EXPERIMENTS["digits-resnet18"], model=MODEL["small-resnet"]())
-RESNET = dataclasses.replace(VIT, model=RESNET.model, optim=RESNET.optim)
+RESNET = dataclasses.replace(VIT, model=SMALL_RESNET(), optim=EXPERIMENTS["digits-resnet18"].optim)
 
 CASES: dict[str, tuple[Experiment, str | None]] = {
     f"{name}-{precision}-{backend}": (
@@ -65,6 +64,8 @@ def check_resumed(case: tuple[Experiment, str | None], folder: Path, steps: tupl
     """Raise AssertionError unless a resumed run is the run, by its parameters and every line of its metrics."""
     experiment, backend = case
     with (
+        mock.patch.dict(DATA, {"few-digits": FEW_DIGITS}),
+        mock.patch.dict(MODEL, {"small-resnet": SMALL_RESNET}),
         mock.patch("torch.compile", partial(torch.compile, backend=backend or "inductor")),
         mock.patch("backbones.loop.STATISTICS_BATCHES", 3),  # for time
     ):

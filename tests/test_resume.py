@@ -6,7 +6,6 @@ Every case with any number of processes: `torchrun --nproc_per_node N tests/rank
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import torchrun
 from resumed import CASES, check_resumed
 
@@ -16,12 +15,10 @@ RANKS = Path(__file__).parent / "ranks.py"
 @pytest.mark.parametrize("name", [name for name in CASES if "inductor" not in name])
 def test_one_process(name: str, tmp_path: Path) -> None:
     """Dropout, BatchNorm, augmentation, accumulation, clipping and an average of the parameters."""
-    torch.compiler.reset()
     check_resumed(CASES[name], tmp_path)
 
 
 def test_inductor(tmp_path: Path) -> None:
-    torch.compiler.reset()
     check_resumed(CASES["resnet-bfloat16-inductor"], tmp_path, steps=(4,))
 
 

@@ -1,8 +1,10 @@
 """The checkpoints of one run: what is kept, which one is meant, and saving while the training goes on."""
 
 import math
+import os
 import shutil
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +55,7 @@ class Checkpoints:
         import_orbax()  # here: Python 3.11 can fail to parse while another thread compiles
         self.folder = folder
         self._experiment, self._keep, self._keep_every = experiment, keep, keep_every
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writer = ThreadPoolExecutor(max_workers=1, initializer=_give_way)
         self._pending: tuple[int, Future] | None = None
         if distributed.is_main():
             for left_behind in folder.glob(f"*{TEMPORARY}"):  # of a process that was killed
@@ -170,6 +172,12 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until the disk is written; an error that nobody has asked for is lost."""
         self._writer.shutdown()
+
+
+def _give_way() -> None:
+    """Let this thread, and those that it starts, compute only when the training does not."""
+    if sys.platform == "linux":  # elsewhere a priority is the whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def is_path(which: str) -> bool:

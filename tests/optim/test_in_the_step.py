@@ -117,6 +117,6 @@ def test_resumes_bit_for_bit(name: str, experiment: Experiment, tmp_path: Path) 
     )
     straight = train.main(experiment, run_dir=tmp_path / "straight")
     train.main(dataclasses.replace(experiment, steps=3), run_dir=tmp_path / "resumed")  # all of it within the warm-up
-    resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume=True)
+    resumed = train.main(experiment, run_dir=tmp_path / "resumed", resume="latest")
     for name in ("steps", "params_sha256", "loss", "top1"):  # of the average, the last two
         assert resumed[name] == straight[name]
