@@ -18,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+# A pass that would trace every step a second time, to find that its 0-D float64 tensors are no Python scalars.
+os.environ["TENSORIFY_PYTHON_SCALARS"] = "0"
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -84,5 +87,5 @@ def start_torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subproce
 def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script in several processes on this machine to its end."""
     process = start_torchrun(num_processes, *args, cwd=cwd)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

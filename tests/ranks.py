@@ -57,10 +57,13 @@ def seam() -> None:
     print("all equal")
 
 
-def run(config: str, run_dir: str, resume: str | None = None) -> None:
-    """Train, and write down what this rank ended with."""
-    result = train.main(Experiment.from_json(json.loads(config)), run_dir=Path(run_dir), resume=resume)
-    Path(f"result-{distributed.rank()}.json").write_text(json.dumps(result))
+def run(folder: str, resume: str, *configs: str) -> None:
+    """Train one after the other, each in a folder named by its place, and write down what this rank ended with."""
+    for place, config in enumerate(configs):
+        run_dir = Path(folder) / str(place)
+        experiment = Experiment.from_json(json.loads(config))
+        result = train.main(experiment, run_dir=run_dir, resume=None if resume == "no" else resume)
+        (run_dir / f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
 
 def resume(folder: str, *names: str) -> None:

@@ -27,12 +27,12 @@ def few_digits(*, crop_padding: int = 1) -> Dataset:
 
 
 FEW_DIGITS = make_component("few-digits", few_digits)
-SMALL_RESNET = make_component("small-resnet", partial(resnet, BasicBlock, (1, 1)))
+SMALL_RESNET = make_component("small-resnet", partial(resnet, BasicBlock, (1,)))
 
 VIT = dataclasses.replace(
     EXPERIMENTS["digits-vit-tiny"],
     data=FEW_DIGITS(),
-    model=MODEL["vit-tiny"](patch_size=8, width=32, depth=2, heads=2, mlp_width=64, dropout=0.1),
+    model=MODEL["vit-tiny"](patch_size=8, width=32, depth=1, heads=2, mlp_width=64, dropout=0.1),
     steps=8,
     batch_size=16,
     accumulate=2,

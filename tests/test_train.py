@@ -53,10 +53,8 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert norms <= lines[0].keys() and all(lines[0][name] > 0 for name in norms - {"update_norm", "learning_rate"})
 
 
-@pytest.mark.parametrize("options", [{}, {"compile": "on"}], ids=str)
-def test_the_same_again_and_resumed_at_half(options: dict, experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
-    """With dropout and augmentation on. Half of 12 steps lies in the middle of an epoch."""
-    experiment = dataclasses.replace(experiment, **options)
+def test_the_same_again_and_after_dying(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    """With dropout and augmentation on; test_resume.py has the rest."""
     straight = train.main(experiment, run_dir=tmp_path / "straight")
     again = train.main(experiment, run_dir=tmp_path / "again")
     assert again["params_sha256"] == straight["params_sha256"]

@@ -1,6 +1,7 @@
 """What holds for every model in MODELS."""
 
 import inspect
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 
 import pytest
@@ -17,29 +18,40 @@ from backbones.types import InputError, ModelState, Params
 
 Built = tuple[Model, Params, ModelState]
 
+
+def shallow(name: str) -> partial[Model]:
+    """The constructor, of two blocks, or two a stage, of what repeats more of them."""
+    constructor = MODELS[name]
+    if name.startswith(("vit", "mixer")):
+        return partial(constructor, depth=2)
+    if "resne" in name:
+        *others, stage_depths = constructor.args
+        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
+        return partial(constructor.func, *others, stage_depths, **constructor.keywords)
+    return partial(constructor)
+
+
+def first_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[str]:
+    return list({key(name): name for name in reversed(list(names))}.values())[::-1]
+
+
+DISTINCT = first_of_each(MODELS, lambda name: str(shallow(name)))
+"""So cut, ResNet-34 is ResNet-18, and ResNet-101 is ResNet-50."""
+
+KINDS = first_of_each(DISTINCT, lambda name: frozenset(map(type, shallow(name)((3, 32, 32), 10).skeleton.modules())))
+"""One model for each set of kinds of layers, which are traced alike in any number and of any width."""
+
 NAMES_AND_STEMS = [
     (name, {"stem": stem} if stem else {})
-    for name in MODELS
+    for name in DISTINCT
     for stem in (["cifar", "imagenet"] if "stem" in inspect.signature(MODELS[name]).parameters else [None])
 ]
 
 
-def make_shallow(name: str) -> Model:
-    """Two blocks, or two a stage, of what repeats more of them."""
-    constructor = MODELS[name]
-    if name.startswith(("vit", "mixer")):
-        return constructor((3, 32, 32), 10, depth=2)
-    if "resne" in name:
-        *others, stage_depths = constructor.args
-        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
-        constructor = partial(constructor.func, *others, stage_depths, **constructor.keywords)
-    return constructor((3, 32, 32), 10)
-
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=DISTINCT)
 def built(request: pytest.FixtureRequest) -> Built:
     """The model and its trees; no test changes them."""
-    model = make_shallow(request.param)
+    model = shallow(request.param)((3, 32, 32), 10)
     return model, *model.init(random.generator(0))
 
 
@@ -85,8 +97,10 @@ def test_apply_leaves_its_arguments_alone_and_gradients_reach_every_parameter(bu
     assert tree.sha256((params, same_model_state, batch)) == before
 
 
-def test_compiled_is_eager(built: Built) -> None:
-    model, *trees = built
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled_is_eager(name: str) -> None:
+    model = shallow(name)((3, 32, 32), 10)
+    trees = model.init(random.generator(0))
     apply = partial(model.apply, train=True)
     torch._dynamo.reset()
     with torch.no_grad():
@@ -129,9 +143,9 @@ def test_float64_runs_and_bfloat16_by_autocast_is_near(built: Built) -> None:
 
 @pytest.mark.parametrize(("name", "stem"), NAMES_AND_STEMS)
 def test_any_image(name: str, stem: dict[str, str]) -> None:
-    """Shapes alone, at full depth: nothing is computed."""
+    """Shapes alone: nothing is computed."""
     for shape in ((3, 16, 16), (1, 28, 28), (1, 32, 32), (3, 64, 48), (1, 224, 224), (3, 224, 224)):
-        make = partial(MODELS[name], shape, 7, **stem)
+        make = partial(shallow(name), shape, 7, **stem)
         if name.startswith("convnext") and stem["stem"] == "imagenet" and shape[1] < 32:
             with pytest.raises(InputError, match="pixels are too small; this model takes 32x32 or more"):
                 make()
