@@ -18,9 +18,10 @@ import backbones.tree as tree
 from backbones.checkpoint import Checkpoints, list_steps, read_weights
 from backbones.data import Dataset, channel_statistics
 from backbones.donate import donating
+from backbones.files import write_whole
 from backbones.interrupt import EXIT_CODE, Interrupted, catch_interrupts
 from backbones.loop import Clock, Diverged, Evaluate, make_evaluate, make_statistics, train
-from backbones.metric_writer import MetricWriter, plot_curves, to_json, write_whole
+from backbones.metric_writer import MetricWriter, plot_curves, to_json
 from backbones.models import Model, in_precision, start_from
 from backbones.optim import GradientTransformation, chain, clip_by_global_norm, ema_params, make_update
 from backbones.overhead import Overhead, measure_overhead
@@ -65,9 +66,7 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: str | N
     distributed.say(describe(experiment, dataset, overhead, device))
     model = in_precision(model, getattr(torch, experiment.precision))
     if begins and experiment.init_from is not None:
-        model, fresh = start_from(model, read_weights(experiment.init_from))
-        afresh = f"; of another size here, and fresh: {', '.join(fresh)}" if fresh else ""
-        distributed.say(f"starts from the weights of {experiment.init_from}{afresh}")
+        model = start_from_weights(model, experiment.init_from)
     optimizer = make_optimizer(experiment)
     state = init_train_state(model, optimizer, seed=experiment.seed, device=device)
     train_step, evaluate = make_step_and_evaluate(experiment, model, optimizer, dataset, state.params)
@@ -124,6 +123,14 @@ def main(experiment: Experiment, *, run_dir: Path | None = None, resume: str | N
         plot_curves(run_dir)
         print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {run_dir}/result.json and curves.png")
     return result
+
+
+def start_from_weights(model: Model, source: str) -> Model:
+    """The model with an `init` that gives the weights of a run, a checkpoint or a file, and a word on what is fresh."""
+    model, fresh = start_from(model, read_weights(source))
+    afresh = f"; of another size here, and fresh: {', '.join(fresh)}" if fresh else ""
+    distributed.say(f"starts from the weights of {source}{afresh}")
+    return model
 
 
 def make_optimizer(experiment: Experiment) -> GradientTransformation:

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
+from backbones.files import write_whole
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run whose output is piped to a file reports on training."""
@@ -102,13 +103,6 @@ def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
     return json.dumps(strict, indent=indent)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, or leave the one of that name as it is: never half of it, if the process dies or the disk fills."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -15,7 +15,8 @@ import torch
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.data import Dataset
-from backbones.metric_writer import read_metrics, write_whole
+from backbones.files import write_whole
+from backbones.metric_writer import read_metrics
 from backbones.types import InputError
 from experiments.base import Experiment
 from experiments.run_dir import list_changes, read_experiment

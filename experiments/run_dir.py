@@ -6,7 +6,7 @@ from typing import Any
 
 import backbones.distributed as distributed
 from backbones.checkpoint import find_checkpoint, is_path, read_manifest
-from backbones.metric_writer import write_whole
+from backbones.files import write_whole
 from backbones.types import InputError
 from experiments.base import Experiment
 

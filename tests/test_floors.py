@@ -22,7 +22,7 @@ FLOORS = [
     {"backbones.distributed"},
     {"backbones.donate"},
     {"backbones.tree", "backbones.random"},
-    {"backbones.types"},
+    {"backbones.types", "backbones.files"},
 ]
 ONLY_IMPORTERS = {
     "optree": "backbones.tree",

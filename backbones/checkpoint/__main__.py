@@ -11,8 +11,9 @@ from tyro.conf import Positional
 
 import backbones.tree as tree
 from backbones.checkpoint.arrays import to_tensor
-from backbones.checkpoint.folder import Checkpoint, Damaged, read_checkpoint, weights_of
-from backbones.checkpoint.store import best_step, find_checkpoint, list_steps
+from backbones.checkpoint.find import best_step, find_checkpoint, list_steps
+from backbones.checkpoint.folder import Checkpoint, Damaged, read_checkpoint
+from backbones.checkpoint.weights import weights_of
 from backbones.models.convert import write_state_dict
 from backbones.types import InputError
 

@@ -15,12 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-import backbones.tree as tree
-from backbones import optim
-from backbones.checkpoint.arrays import Arrays, Leaf, describe, to_tensor
-from backbones.train_step import TrainState
+from backbones.checkpoint.arrays import Arrays, Leaf, describe
+from backbones.files import sync
 from backbones.types import InputError
 
 MANIFEST = "manifest.json"
@@ -97,6 +93,8 @@ def write_checkpoint(
         manifest = Manifest(int(arrays["step"]), metrics, experiment, average, leaves, files)
         content = {**manifest._asdict(), "leaves": {name: leaf._asdict() for name, leaf in leaves.items()}}
         (temporary / MANIFEST).write_text(json.dumps({"manifest": content, "sha256": _sha256_of_json(content)}))
+        for written in (*temporary.rglob("*"), temporary):
+            sync(written)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,33 +163,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _damaged(path: Path, name: str, reason: object) -> Damaged:
     reason = reason.strerror if isinstance(reason, OSError) else reason
     return Damaged(f"the checkpoint {path} is damaged: {name}: {reason}")
-
-
-def describe_average(state: TrainState) -> dict[str, str] | None:
-    """Which node of the state holds the average that is evaluated, so that it is found without the optimizer."""
-    averages = tree.find_named(state, tuple(optim.AVERAGES.values()))
-    if not averages:
-        return None
-    path, node = list(averages.items())[-1]
-    return {"type": type(node).__name__, "path": path}
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Name -> tensor of what a forward pass needs: parameters, or their average if there is one, and `model_state`."""
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): to_tensor(array)
-            for name, array in checkpoint.arrays.items()
-            if name.startswith(prefix)
-        }
-
-    params, average = under("params/"), checkpoint.manifest.average
-    if average is not None:
-        node_type, leaves = optim.AVERAGES[average["type"]], under(average["path"] + "/")
-        fields = {field: leaves.get(field, under(f"{average['path']}/{field}/")) for field in node_type._fields}
-        params = optim.evaluation_params(node_type(**fields), params)
-    return {**params, **under("model_state/")}
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,33 +1,26 @@
-"""The checkpoints of one run: what is kept, which one is meant, and saving while the training goes on."""
+"""The checkpoints of one run: saving while the training goes on, what is kept, and going back to one."""
 
-import math
 import os
 import shutil
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import backbones.distributed as distributed
 from backbones.checkpoint.arrays import Arrays, fill, to_arrays
+from backbones.checkpoint.find import best_step, find_checkpoint, is_path, join_steps, list_steps
 from backbones.checkpoint.folder import (
-    MANIFEST,
     TEMPORARY,
     Checkpoint,
     Damaged,
     delete_checkpoint,
-    describe_average,
     import_orbax,
     read_checkpoint,
-    read_manifest,
-    weights_of,
     write_checkpoint,
 )
-from backbones.models.convert import read_state_dict
+from backbones.checkpoint.weights import describe_average
 from backbones.train_step import TrainState
 from backbones.types import InputError
 
@@ -115,8 +108,8 @@ class Checkpoints:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition(" [")[0]
         return (
             f"could not save step {step} in {self.folder}: {reason}; checkpoints on the disk are as they were: "
-            f"{_join(self.steps())}. Mend that and go on with --resume latest, or train on without checkpoints with "
-            "--on-save-error continue"
+            f"{join_steps(self.steps())}. Mend that and go on with --resume latest, or train on without checkpoints "
+            "with --on-save-error continue"
         )
 
     def restore(self, like: TrainState, which: str = "latest") -> TrainState:
@@ -146,7 +139,7 @@ class Checkpoints:
             return read_checkpoint(path)
         except Damaged as error:
             others = [step for step in list_steps(path.parent) if _is_whole(path.parent / str(step))]
-            offer = f"whole are those of the steps {_join(others)}: --resume STEP, or auto for the newest"
+            offer = f"whole are those of the steps {join_steps(others)}: --resume STEP, or auto for the newest"
             raise Damaged(f"{error}; {offer}") from error
 
     def _newest_good(self) -> Checkpoint:
@@ -180,81 +173,9 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-def is_path(which: str) -> bool:
-    """Whether `which` is no word for a checkpoint of the run itself, and no step of it."""
-    return which not in ("auto", "latest", "best") and not which.isdecimal()
-
-
-def list_steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in a folder, rising."""
-    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
-
-
-def best_step(folder: Path) -> int | None:
-    """The step of the best checkpoint in a folder, the later of equals; None if none was evaluated.
-
-    The metric is the one that the latest configuration names as `best`: the lowest for `loss`, else the highest.
-    """
-    manifests = []
-    for step in list_steps(folder):
-        with suppress(Damaged):  # whoever reads it will hear of it
-            manifests.append(read_manifest(folder / str(step)))
-    if not manifests:
-        return None
-    metric = manifests[-1].experiment.get("best", "top1")
-    sign = -1 if metric == "loss" else 1
-    values = [(sign * manifest.metrics.get(metric, math.nan), manifest.step) for manifest in manifests]
-    return max(((value, step) for value, step in values if not math.isnan(value)), default=(None, None))[1]
-
-
-def find_checkpoint(path: Path, which: str = "latest") -> Path:
-    """The folder of one checkpoint.
-
-    Args:
-        path: a run folder, or the checkpoint itself.
-        which: `latest`, `best` (by the metric that the run's configuration names) or a step, of a run.
-
-    Raises:
-        InputError: there is no such checkpoint.
-    """
-    if (path / MANIFEST).is_file():
-        return path
-    folder = path / "checkpoints"
-    steps = list_steps(folder)
-    if not steps:
-        raise InputError(
-            f"there is no checkpoint in {folder}; name a run that has one, or begin one with another --run-dir"
-        )
-    if which == "latest":
-        return folder / str(steps[-1])
-    if which == "best":
-        step = best_step(folder)
-        if step is None:
-            raise InputError(f"no checkpoint in {folder} was evaluated; take latest, or a step: {_join(steps)}")
-        return folder / str(step)
-    if not which.isdecimal() or int(which) not in steps:
-        raise InputError(f"there is no checkpoint {which} in {folder}; there are latest, best and {_join(steps)}")
-    return folder / str(int(which))
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """Name -> tensor of `params` and `model_state`, from a run folder (its latest checkpoint), a checkpoint, or a file.
-
-    Raises:
-        InputError: there is no such thing, or it is damaged.
-    """
-    if Path(path).is_file():
-        return read_state_dict(path)
-    return weights_of(read_checkpoint(find_checkpoint(Path(path))))
-
-
 def _is_whole(path: Path) -> bool:
     try:
         read_checkpoint(path)
     except Damaged:
         return False
     return True
-
-
-def _join(steps: list[int]) -> str:
-    return ", ".join(str(step) for step in steps) or "none"

@@ -12,7 +12,8 @@ from states import DAMAGES, make_state, zeros_like
 import backbones.tree as tree
 from backbones import optim
 from backbones.checkpoint import Damaged, fill, read_checkpoint, read_manifest, to_arrays
-from backbones.checkpoint.folder import delete_checkpoint, describe_average, weights_of, write_checkpoint
+from backbones.checkpoint.folder import delete_checkpoint, write_checkpoint
+from backbones.checkpoint.weights import describe_average, weights_of
 from backbones.train_step import TrainState
 
 
