@@ -1,15 +1,22 @@
-"""Files that are there whole or not at all, whenever the process dies or the power goes."""
+"""Files that outlive a process that dies, a disk that fills up and a power cut."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, or leave the one of that name as it is."""
+    """Write a file, or leave the one of that name as it is: never half of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -19,3 +26,34 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Appender:
+    """A file that grows record by record. What the disk does not take is kept, and written before what comes next.
+
+    Args:
+        path: the file, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.error: OSError | None = None
+        """Why the latest `write` did not write all; None if it did."""
+        self._file = path.open("ab", buffering=0)  # what was written is in the file when the process dies
+        self._left = b""
+
+    def write(self, record: bytes) -> None:
+        """Add to the end of the file; never raises."""
+        self._left += record
+        self.error = None
+        try:
+            while self._left:
+                written = self._file.write(self._left)
+                self._left = self._left[written:]
+        except OSError as error:
+            self.error = error
+
+    def close(self) -> None:
+        """Try a last time to write what is left, and close the file."""
+        self.write(b"")
+        self._file.close()

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.files import write_whole
+from backbones.files import Appender, write_whole
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run whose output is piped to a file reports on training."""
@@ -34,8 +36,13 @@ class MetricWriter:
         path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
         write_whole(path, "".join(to_json(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)  # by lines: what was said is on the disk when the process dies
-        self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
+        self._lines = Appender(path)
+        (run_dir / "tensorboard").mkdir(exist_ok=True)
+        self._events = Appender(run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}")
+        self._records = RecordWriter(self._events)  # SummaryWriter has a thread, which dies on a full disk
+        self._write_event(file_version="brain.Event:2")
+        self._write_event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what was there
+        self._warned = False
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty())
         self._num_steps = num_steps
         self._start = (time.perf_counter(), start_step)
@@ -50,10 +57,21 @@ class MetricWriter:
         """Record the metrics of one split (`train` or `test`) after `step` steps."""
         if not self._is_main:
             return
-        self._file.write(to_json({"step": step, "split": split, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._lines.write(to_json({"step": step, "split": split, **metrics}).encode() + b"\n")
+        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
+        self._write_event(step=step, summary=Summary(value=values))
+        self._warn()
         self._print(split, step, metrics)
+
+    def _write_event(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def _warn(self) -> None:
+        failed = [file for file in (self._lines, self._events) if file.error is not None]
+        if failed and not self._warned:
+            reason = failed[0].error.strerror
+            self.say(f"warning: cannot write {failed[0].path}: {reason}; metrics wait until there is room")
+        self._warned = bool(failed)
 
     def _print(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
         if split == "train" and not self._bar.disable:
@@ -80,8 +98,9 @@ class MetricWriter:
         """Finish all files."""
         if self._is_main:
             self._bar.close()
-            self._file.close()
-            self._tensorboard.close()
+            self._lines.close()
+            self._events.close()
+            self._warn()
 
 
 _FORMATS = {

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from runs import SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.checkpoint import list_steps, read_checkpoint
+from backbones.metric_writer import read_metrics
 
 UNSHARE = ["unshare", "--map-root-user", "--mount"]
 
@@ -16,6 +18,39 @@ pytestmark = pytest.mark.skipif(
     subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0,
     reason="this machine does not let its user mount a tmpfs",
 )
+
+STOP_AND_GO = """
+mkdir run
+mount -t tmpfs -o size=30m none run
+"$@" &
+while [ ! -d run/checkpoints/10 ]; do sleep 0.02; done
+dd if=/dev/zero of=run/filler bs=4k 2> /dev/null
+while kill -0 $! && ! { grep -q 'cannot write' said && grep -q 'could not save' said; }; do sleep 0.02; done
+rm run/filler
+wait $!
+code=$?
+cp -r run saved
+exit $code
+"""
+
+
+def test_a_disk_that_is_full_to_the_last_byte_for_a_while(tmp_path: Path) -> None:
+    """Metrics wait for room as well."""
+    options = f"{SMALL} --steps 300 --log-every 1 --save-every 10 --eval-every 300 --keep 3 --on-save-error continue"
+    command = [sys.executable, ROOT / "train.py", *options.split(), "--run-dir", "run"]
+    with (tmp_path / "said").open("w") as said:
+        script = [*UNSHARE, "sh", "-c", STOP_AND_GO, "sh", *command]
+        done = subprocess.run(script, cwd=tmp_path, stdout=said, stderr=subprocess.PIPE, text=True)
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert any(line.startswith("warning: cannot write run/") and "metrics wait until" in line for line in lines)
+    steps = [line["step"] for line in read_metrics(tmp_path / "saved" / "metrics.jsonl") if line["split"] == "train"]
+    assert steps == list(range(1, 301))
+    events = EventAccumulator(str(tmp_path / "saved" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert any(line.startswith("warning: could not save step ") for line in lines)
+    assert list_steps(tmp_path / "saved" / "checkpoints")[-1] == 300
+
 
 SCRIPT = """
 mkdir -p run/checkpoints
