@@ -133,6 +133,30 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     figure.savefig(path, dpi=120)
 
 
+def write_report(folder: Path, evaluation: Evaluation, class_names: Sequence[str], about: dict[str, str]) -> None:
+    """Write `evaluation.json` and `confusion.png`, and say so.
+
+    Args:
+        folder: where to; made if need be.
+        evaluation: what to write.
+        class_names: K names.
+        about: what was evaluated, and on what.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        **about,
+        "loss": evaluation.loss,
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "classes": list(class_names),
+        "class_accuracy": [None if value != value else value for value in evaluation.class_accuracy.tolist()],
+        "confusion": evaluation.confusion.tolist(),
+    }
+    write_whole(folder / "evaluation.json", to_json(report) + "\n")
+    plot_confusion(evaluation, class_names, folder / "confusion.png")
+    print(f"\nsee {folder}/evaluation.json and confusion.png")
+
+
 def read_images(paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool) -> Tensor:
     """Image files as the model wants them, [N, C, H, W] uint8.
 
@@ -208,22 +232,8 @@ def main(
     print(f"{path} on the {len(samples.labels)} images of {data} {split}:")
     print(f"top-1 {evaluation.top1:.2%}  top-5 {evaluation.top5:.2%}  loss {evaluation.loss:.4f}\n")
     _print_classes(evaluation, dataset.class_names)
-    out = out or path.parent.parent
-    out.mkdir(parents=True, exist_ok=True)
-    report = {
-        "checkpoint": str(path),
-        "data": data,
-        "split": split,
-        "loss": evaluation.loss,
-        "top1": evaluation.top1,
-        "top5": evaluation.top5,
-        "classes": list(dataset.class_names),
-        "class_accuracy": [None if value != value else value for value in evaluation.class_accuracy.tolist()],
-        "confusion": evaluation.confusion.tolist(),
-    }
-    write_whole(out / "evaluation.json", to_json(report) + "\n")
-    plot_confusion(evaluation, dataset.class_names, out / "confusion.png")
-    print(f"\nsee {out}/evaluation.json and confusion.png")
+    about = {"checkpoint": str(path), "data": data, "split": split}
+    write_report(out or path.parent.parent, evaluation, dataset.class_names, about)
 
 
 def _other_dataset(name: str, trained_on: Dataset, options: dict[str, Any]) -> Dataset:

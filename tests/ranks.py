@@ -66,10 +66,10 @@ def run(folder: str, resume: str, *configs: str) -> None:
         (run_dir / f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
 
-def resume(folder: str, *names: str) -> None:
+def resume(folder: str, steps: str, *names: str) -> None:
     """See `resumed.py`."""
     for name in names or CASES:
-        check_resumed(CASES[name], Path(folder) / name)
+        check_resumed(CASES[name], Path(folder) / name, [int(step) for step in steps.split(",")])
     print("all equal")
 
 

@@ -31,7 +31,7 @@ OPTIONS = [
 
 
 def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
-    without_dropout = dataclasses.replace(experiment.model, dropout=0.0)
+    without_dropout = dataclasses.replace(experiment.model, dropout=0.0, depth=1)
     experiments = [
         dataclasses.replace(experiment, **{"model": without_dropout, "steps": 50, "eval_every": 50, **options})
         for options in OPTIONS

@@ -113,8 +113,9 @@ def test_compiled_is_eager(name: str) -> None:
 # Attention has no batching rule on the CPU: vmap computes it one by one, and says so.
 @pytest.mark.filterwarnings("ignore:There is a performance drop.*scaled_dot_product:UserWarning")
 @pytest.mark.parametrize("train", [False, True])
-def test_vmap_over_models_is_one_call_each(train: bool, built: Built) -> None:
-    model, *_ = built
+@pytest.mark.parametrize("name", KINDS)
+def test_vmap_over_models_is_one_call_each(name: str, train: bool) -> None:
+    model = shallow(name)((3, 32, 32), 10)
     trees = [model.init(random.generator(seed)) for seed in range(3)]
     stacked = tree.map(lambda *leaves: torch.stack(leaves), *trees)
     batch = images()
@@ -144,7 +145,7 @@ def test_float64_runs_and_bfloat16_by_autocast_is_near(built: Built) -> None:
 @pytest.mark.parametrize(("name", "stem"), NAMES_AND_STEMS)
 def test_any_image(name: str, stem: dict[str, str]) -> None:
     """Shapes alone: nothing is computed."""
-    for shape in ((3, 16, 16), (1, 28, 28), (1, 32, 32), (3, 64, 48), (1, 224, 224), (3, 224, 224)):
+    for shape in ((3, 16, 16), (1, 28, 28), (3, 64, 48), (1, 224, 224)):
         make = partial(shallow(name), shape, 7, **stem)
         if name.startswith("convnext") and stem["stem"] == "imagenet" and shape[1] < 32:
             with pytest.raises(InputError, match="pixels are too small; this model takes 32x32 or more"):
