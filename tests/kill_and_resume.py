@@ -59,7 +59,7 @@ def look_around(run_dir: Path) -> int:
     return len(temporary)
 
 
-def main(*, kills: int = 50, steps: int = 3000, seed: int = 0) -> None:
+def main(*, kills: int = 50, steps: int = 600, seed: int = 0) -> None:
     """Kill a run, and compare its end with that of one that was left alone.
 
     Args:
