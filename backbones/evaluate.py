@@ -20,6 +20,7 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 from backbones.augment import normalize
 from backbones.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, weights_of
+from backbones.command_line import one_message
 from backbones.data import Dataset, Split, channel_statistics, eval_batches
 from backbones.datasets import DATASETS
 from backbones.files import write_whole
@@ -271,7 +272,5 @@ def _print_classes(evaluation: Evaluation, class_names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_message():
         tyro.cli(main, prog="python -m backbones.evaluate")
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
+from backbones.command_line import one_message
 from backbones.models import MODELS, Model
 from backbones.models.layers import check_sizes
 from backbones.types import InputError, check_known
@@ -164,7 +165,5 @@ def _make(name: str, image_shape: tuple[int, int, int], num_classes: int, option
 
 
 if __name__ == "__main__":
-    try:
+    with one_message():
         tyro.cli(main, prog="python -m backbones.overhead")
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -18,11 +18,12 @@ import backbones.random as random
 import backbones.tree as tree
 import train
 from backbones import optim
+from backbones.command_line import one_message
 from backbones.data import channel_statistics, train_batch
 from backbones.donate import donating
 from backbones.optim.label import is_hidden_matrix
 from backbones.train_step import init_train_state, make_loss_fn, make_train_step
-from backbones.types import InputError, OptState, Params, check_known
+from backbones.types import OptState, Params, check_known
 from experiments import EXPERIMENTS
 
 Call = Callable[[], object]
@@ -208,7 +209,5 @@ def median_seconds(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_message():
         tyro.cli(main, prog="python -m benchmarks.optimizers")
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -21,7 +21,7 @@ FLOORS = [
     {"backbones.augment"},
     {"backbones.distributed"},
     {"backbones.donate"},
-    {"backbones.tree", "backbones.random"},
+    {"backbones.tree", "backbones.random", "backbones.command_line"},
     {"backbones.types", "backbones.files"},
 ]
 ONLY_IMPORTERS = {

@@ -14,6 +14,7 @@ from backbones.checkpoint.arrays import to_tensor
 from backbones.checkpoint.find import best_step, find_checkpoint, list_steps
 from backbones.checkpoint.folder import Checkpoint, Damaged, read_checkpoint
 from backbones.checkpoint.weights import weights_of
+from backbones.command_line import one_message
 from backbones.models.convert import write_state_dict
 from backbones.types import InputError
 
@@ -145,15 +146,13 @@ def export(
 
 def main(args: list[str]) -> None:
     """Run a command line; a user's mistake is one message and exit code 1."""
-    try:
+    with one_message():
         good = tyro.extras.subcommand_cli_from_dict(
             {"show": show, "diff": diff, "verify": verify, "export": export},
             prog="python -m backbones.checkpoint",
             description="Look into checkpoints, and take weights out.",
             args=args,
         )
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
     sys.exit(0 if good is None or good else 1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from backbones.command_line import one_message
 from backbones.optim.schedule import SCHEDULES, Schedule
 from backbones.types import InputError, check_known
 
@@ -60,7 +61,5 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_message():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
