@@ -16,6 +16,7 @@ import torch
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.checkpoint import Checkpoints, list_steps, read_weights
+from backbones.command_line import quiet_when_unread
 from backbones.data import Dataset, channel_statistics
 from backbones.donate import donating
 from backbones.files import write_whole
@@ -266,4 +267,5 @@ def run(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    with quiet_when_unread():
+        run(sys.argv[1:])

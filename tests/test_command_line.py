@@ -23,14 +23,14 @@ from backbones.command_line import one_message
 with one_message():
     for line in range(9):
         print(line, flush={flush})
+    {end}
 """
 
 
-@pytest.mark.parametrize("flush", [False, True])
-def test_a_reader_that_has_enough_ends_it_quietly(flush: bool) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(flush=flush)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+@pytest.mark.parametrize(("flush", "end"), [(True, ""), (False, ""), (False, "raise SystemExit(0)")])
+def test_a_reader_that_has_enough_ends_it_quietly(flush: bool, end: str) -> None:
+    program = PROGRAM.format(flush=flush, end=end)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 1)
     process.stderr.close()
