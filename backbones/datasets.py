@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.datasets
 
 import backbones.distributed as distributed
 from backbones.augment import make_augment
@@ -63,8 +63,9 @@ def fashion_mnist(*, root: str = "data", download: bool = False, crop_padding: i
     Raises:
         InputError: the files are absent, truncated or of another data set.
     """
+    dataset_class = _torchvision_class("FashionMNIST")
     if download:
-        _download(torchvision.datasets.FashionMNIST, root)
+        _download(dataset_class, root)
     raw = Path(root) / "FashionMNIST" / "raw"
     folder = next(
         (folder for folder in (raw, Path(root), DEBIAN_FASHION_MNIST) if _idx_path(folder, "train-labels")), None
@@ -83,7 +84,7 @@ def fashion_mnist(*, root: str = "data", download: bool = False, crop_padding: i
     return Dataset(
         train=split("train"),
         test=split("t10k"),
-        class_names=tuple(torchvision.datasets.FashionMNIST.classes),
+        class_names=tuple(dataset_class.classes),
         augment=make_augment(crop_padding=crop_padding, flip=flip),
     )
 
@@ -110,17 +111,12 @@ def _read_idx(folder: Path, stem: str, *, ndim: int) -> np.ndarray:
 
 
 def cifar(
-    dataset_class: type[torchvision.datasets.CIFAR10],
-    *,
-    root: str = "data",
-    download: bool = False,
-    crop_padding: int = 4,
-    flip: bool = True,
+    name: str, *, root: str = "data", download: bool = False, crop_padding: int = 4, flip: bool = True
 ) -> Dataset:
     """CIFAR (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, 10 or 100 classes.
 
     Args:
-        dataset_class: torchvision's class of the data set.
+        name: of torchvision's class, CIFAR10 or CIFAR100.
         root: folder of data sets, in torchvision's layout.
         download: fetch the files into root if they are not there.
         crop_padding: largest random shift in training, pixels.
@@ -129,20 +125,27 @@ def cifar(
     Raises:
         InputError: the files are absent or damaged.
     """
+    dataset_class = _torchvision_class(name)
     if download:
         _download(dataset_class, root)
     try:
         train, test = (dataset_class(root, train=train) for train in (True, False))
     except RuntimeError as error:  # torchvision's answer to a missing file and to a wrong checksum
         raise InputError(
-            f"{dataset_class.__name__} is not in {Path(root) / dataset_class.base_folder}, or is damaged there; "
+            f"{name} is not in {Path(root) / dataset_class.base_folder}, or is damaged there; "
             "fetch it with --data.download, or set --data.root"
         ) from error
 
-    def split(dataset: torchvision.datasets.CIFAR10) -> Split:
+    def split(dataset: Any) -> Split:
         return Split(torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets))
 
     return Dataset(split(train), split(test), tuple(train.classes), make_augment(crop_padding=crop_padding, flip=flip))
+
+
+def _torchvision_class(name: str) -> type:
+    import torchvision.datasets  # here: it brings the compiler, a second and a half that --help need not wait for
+
+    return getattr(torchvision.datasets, name)
 
 
 def _download(dataset_class: type, root: str) -> None:
@@ -158,6 +161,6 @@ def _download(dataset_class: type, root: str) -> None:
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
-    "cifar10": partial(cifar, torchvision.datasets.CIFAR10),
-    "cifar100": partial(cifar, torchvision.datasets.CIFAR100),
+    "cifar10": partial(cifar, "CIFAR10"),
+    "cifar100": partial(cifar, "CIFAR100"),
 }
