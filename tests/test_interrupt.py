@@ -90,5 +90,5 @@ def test_torchrun_saves_when_it_is_told_to_stop_and_restarts_what_was_killed(tmp
 
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
     """A handful; `python tests/kill_and_resume.py --kills 50` takes ten minutes."""
-    kill_and_resume.main(kills=3, steps=100)
+    kill_and_resume.main(kills=3, steps=60)
     assert "killed 3 times" in capsys.readouterr().out
