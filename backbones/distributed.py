@@ -1,12 +1,14 @@
 """One process or many: all that knows of ranks, and the seam between `torch.func` and `DistributedDataParallel`."""
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # now: its functions hold the process group that is there when they are defined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,10 +64,14 @@ def _store() -> dist.Store:
 
 
 def shut_down() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and let gloo's threads end.
+
+    A thread that still holds a tensor aborts the process if it drops it while Python ends.
+    """
     if dist.is_initialized():
         _host_group.cache_clear()
         dist.destroy_process_group()
+        gc.collect()  # of DDP, which holds the group, which holds the threads
 
 
 def rank() -> int:

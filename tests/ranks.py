@@ -76,3 +76,5 @@ def resume(folder: str, steps: str, *names: str) -> None:
 if __name__ == "__main__":
     {"seam": seam, "train": run, "resume": resume}[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()
+    names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
+    assert not any("gloo" in name for name in names), names
