@@ -19,10 +19,10 @@ from backbones.checkpoint import Checkpoints, list_steps, read_weights
 from backbones.command_line import quiet_when_unread
 from backbones.data import Dataset, channel_statistics
 from backbones.donate import donating
-from backbones.files import write_whole
+from backbones.files import to_json, write_whole
 from backbones.interrupt import EXIT_CODE, Interrupted, catch_interrupts
 from backbones.loop import Clock, Diverged, Evaluate, make_evaluate, make_statistics, train
-from backbones.metric_writer import MetricWriter, plot_curves, to_json
+from backbones.metric_writer import MetricWriter, plot_curves
 from backbones.models import Model, in_precision, start_from
 from backbones.optim import GradientTransformation, chain, clip_by_global_norm, ema_params, make_update
 from backbones.overhead import Overhead, measure_overhead

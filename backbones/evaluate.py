@@ -23,10 +23,9 @@ from backbones.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, w
 from backbones.command_line import one_message
 from backbones.data import Dataset, Split, channel_statistics, eval_batches
 from backbones.datasets import DATASETS
-from backbones.files import write_whole
+from backbones.files import to_json, write_whole
 from backbones.loop import make_statistics
 from backbones.losses import cross_entropy
-from backbones.metric_writer import to_json
 from backbones.models import MODELS, in_precision
 from backbones.train_step import make_model_state_step
 from backbones.types import InputError, check_known

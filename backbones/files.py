@@ -1,7 +1,11 @@
 """Files that outlive a process that dies, a disk that fills up and a power cut."""
 
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -17,6 +21,14 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON as all programs read it: a number that is not finite becomes null."""
+    strict = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(strict, indent=indent)
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.files import Appender, write_whole
+from backbones.files import Appender, to_json, write_whole
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run whose output is piped to a file reports on training."""
@@ -114,14 +114,6 @@ _FORMATS = {
 
 def _describe(metrics: Mapping[str, float], names: tuple[str, ...]) -> str:
     return "  ".join(_FORMATS[name].format(metrics[name]) for name in names)
-
-
-def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON as all programs read it: a number that is not finite becomes null."""
-    strict = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    return json.dumps(strict, indent=indent)
 
 
 def read_metrics(path: Path) -> list[dict]:
