@@ -23,10 +23,12 @@ def catch_interrupts() -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM and SIGINT only make the function that is yielded return True; a second one acts as always.
 
     Under torchrun, which sends a signal on to processes that have it from the terminal already, a second one does
-    nothing either. Outside of the main thread, where Python knows no signals, nothing is caught.
+    nothing either. A signal that the process was started to ignore, as by `&` in a script, stays ignored. Outside of
+    the main thread, where Python knows no signals, nothing is caught.
     """
     received = []
     main_thread = threading.current_thread() is threading.main_thread()
+    heeded = [number for number in SIGNALS if main_thread and signal.getsignal(number) != signal.SIG_IGN]
 
     def receive(number: int, frame: FrameType | None) -> None:
         del frame
@@ -38,7 +40,7 @@ def catch_interrupts() -> Iterator[Callable[[], bool]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, receive) for number in SIGNALS if main_thread}
+    before = {number: signal.signal(number, receive) for number in heeded}
     try:
         yield lambda: bool(received)
     finally:

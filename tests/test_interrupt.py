@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import kill_and_resume
@@ -15,6 +16,15 @@ from runs import SMALL, newest, without_times
 from backbones.interrupt import EXIT_CODE, catch_interrupts
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """SIGINT does what it does in the foreground, wherever these tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_the_first_signal_is_a_request_and_the_second_acts_as_always() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt), catch_interrupts() as interrupted:
@@ -26,6 +36,16 @@ def test_the_first_signal_is_a_request_and_the_second_acts_as_always() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupted()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with catch_interrupts() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted()
 
 
 def test_under_torchrun_every_signal_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
