@@ -233,6 +233,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """A disk that is full, cannot be written, or fails."""
 
 
+@quiet_when_unread()
 def run(args: list[str]) -> None:
     """Run a command line.
 
@@ -267,5 +268,4 @@ def run(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with quiet_when_unread():
-        run(sys.argv[1:])
+    run(sys.argv[1:])
