@@ -38,6 +38,7 @@ def donating(function: Callable[..., tree.Tree], donate_argnums: Sequence[int]) 
                 return tree.leaves(structure)
 
             is_donated = [i in donate_argnums for i, arg in enumerate(args) for _ in tree.leaves(arg)]
+            # on shapes alone: nothing is computed
             module = make_fx(functionalize(flat, remove="mutations"), tracing_mode="fake")(*leaves)
             program = GraphModule(module, _write_over(_leaf_by_leaf(module.graph), is_donated))
         return tree.unflatten(structure, program(*leaves))
