@@ -19,6 +19,7 @@ from backbones.checkpoint import Checkpoints, list_steps, read_weights
 from backbones.command_line import quiet_when_unread
 from backbones.data import Dataset, channel_statistics
 from backbones.donate import donating
+from backbones.errors import InputError
 from backbones.files import to_json, write_whole
 from backbones.interrupt import EXIT_CODE, Interrupted, catch_interrupts
 from backbones.loop import Clock, Diverged, Evaluate, make_evaluate, make_statistics, train
@@ -34,7 +35,7 @@ from backbones.train_step import (
     make_model_state_step,
     make_train_step,
 )
-from backbones.types import InputError, Params
+from backbones.types import Params
 from experiments import Experiment
 from experiments.cli import parse
 from experiments.provenance import compare_runs, device_name, read_starts, record_start

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backbones.types import InputError
+from backbones.errors import InputError
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import backbones.distributed as distributed
 from backbones.augment import make_augment
 from backbones.data import Dataset, Split
-from backbones.types import InputError
+from backbones.errors import InputError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

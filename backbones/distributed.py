@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import backbones.tree as tree
-from backbones.types import Batch, InputError, Metrics, ModelState, Params
+from backbones.errors import InputError
+from backbones.types import Batch, Metrics, ModelState, Params
 
 LossFn = Callable[[Params, ModelState, Batch], tuple[Tensor, tuple[ModelState, Metrics]]]
 """(params, model_state, batch) -> (loss, (model_state, metrics))."""

@@ -23,12 +23,12 @@ from backbones.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, w
 from backbones.command_line import one_message
 from backbones.data import Dataset, Split, channel_statistics, eval_batches
 from backbones.datasets import DATASETS
+from backbones.errors import InputError, check_known
 from backbones.files import to_json, write_whole
 from backbones.loop import make_statistics
 from backbones.losses import cross_entropy
 from backbones.models import MODELS, in_precision
 from backbones.train_step import make_model_state_step
-from backbones.types import InputError, check_known
 
 Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W] uint8 -> logits [N, K]."""

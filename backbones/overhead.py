@@ -19,9 +19,9 @@ import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
 from backbones.command_line import one_message
+from backbones.errors import InputError, check_known
 from backbones.models import MODELS, Model
 from backbones.models.layers import check_sizes
-from backbones.types import InputError, check_known
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated")  # what importing fvcore calls

@@ -21,9 +21,10 @@ from backbones import optim
 from backbones.command_line import one_message
 from backbones.data import channel_statistics, train_batch
 from backbones.donate import donating
+from backbones.errors import check_known
 from backbones.optim.label import is_hidden_matrix
 from backbones.train_step import init_train_state, make_loss_fn, make_train_step
-from backbones.types import OptState, Params, check_known
+from backbones.types import OptState, Params
 from experiments import EXPERIMENTS
 
 Call = Callable[[], object]

@@ -15,9 +15,9 @@ import docstring_parser
 import tyro
 
 from backbones.datasets import DATASETS
+from backbones.errors import InputError
 from backbones.models import MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
-from backbones.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 import backbones.distributed as distributed
-from backbones.types import check_known
+from backbones.errors import check_known
 from experiments import DEFAULT, EXPERIMENTS
 from experiments.base import COMPONENTS, Experiment
 from experiments.provenance import finished_experiment

@@ -15,9 +15,9 @@ import torch
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.data import Dataset
+from backbones.errors import InputError
 from backbones.files import write_whole
 from backbones.metric_writer import read_metrics
-from backbones.types import InputError
 from experiments.base import Experiment
 from experiments.run_dir import list_changes, read_experiment
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import backbones.distributed as distributed
 from backbones.checkpoint import find_checkpoint, is_path, read_manifest
+from backbones.errors import InputError
 from backbones.files import write_whole
-from backbones.types import InputError
 from experiments.base import Experiment
 
 STORED_IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from")

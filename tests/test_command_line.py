@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from backbones.command_line import one_message
-from backbones.types import InputError
+from backbones.errors import InputError
 
 
 @pytest.mark.parametrize("error", [InputError("a b"), OSError("a b")])

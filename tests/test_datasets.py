@@ -12,7 +12,7 @@ import backbones.datasets as datasets
 import backbones.random as random
 from backbones.data import Split, channel_statistics
 from backbones.datasets import DATASETS
-from backbones.types import InputError
+from backbones.errors import InputError
 
 
 def test_digits_are_split_as_written_down() -> None:

@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 import backbones.evaluate
 from backbones.checkpoint import read_checkpoint
 from backbones.data import Split
+from backbones.errors import InputError
 from backbones.evaluate import evaluate, load, read_images
-from backbones.types import InputError
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:

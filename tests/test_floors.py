@@ -22,7 +22,7 @@ FLOORS = [
     {"backbones.distributed"},
     {"backbones.donate"},
     {"backbones.tree", "backbones.random", "backbones.command_line"},
-    {"backbones.types", "backbones.files"},
+    {"backbones.types", "backbones.errors", "backbones.files"},
 ]
 ONLY_IMPORTERS = {
     "optree": "backbones.tree",

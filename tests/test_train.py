@@ -19,9 +19,9 @@ import train
 from backbones.checkpoint import read_checkpoint, read_weights
 from backbones.checkpoint.__main__ import main as checkpoint_main
 from backbones.data import Dataset, Split, train_batch
+from backbones.errors import InputError
 from backbones.loop import Diverged
 from backbones.metric_writer import read_metrics
-from backbones.types import InputError
 from experiments import Experiment
 from experiments.base import DATA, MODEL, OPTIM, SCHEDULE, make_component
 from experiments.run_dir import read_experiment

@@ -15,8 +15,8 @@ from backbones.checkpoint.find import best_step, find_checkpoint, list_steps
 from backbones.checkpoint.folder import Checkpoint, Damaged, read_checkpoint
 from backbones.checkpoint.weights import weights_of
 from backbones.command_line import one_message
+from backbones.errors import InputError
 from backbones.models.convert import write_state_dict
-from backbones.types import InputError
 
 Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one checkpoint in it.")]
 

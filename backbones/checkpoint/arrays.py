@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.train_step import TrainState
-from backbones.types import InputError
 
 Arrays = dict[str, np.ndarray]
 """Path of a leaf, such as `params/head.weight` or `opt_state/1/mu/head.weight` -> its values."""

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backbones.checkpoint.folder import MANIFEST, Damaged, read_manifest
-from backbones.types import InputError
+from backbones.errors import InputError
 
 
 def is_path(which: str) -> bool:

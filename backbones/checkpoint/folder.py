@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from backbones.checkpoint.arrays import Arrays, Leaf, describe
+from backbones.errors import InputError
 from backbones.files import sync
-from backbones.types import InputError
 
 MANIFEST = "manifest.json"
 

@@ -21,8 +21,8 @@ from backbones.checkpoint.folder import (
     write_checkpoint,
 )
 from backbones.checkpoint.weights import describe_average
+from backbones.errors import InputError
 from backbones.train_step import TrainState
-from backbones.types import InputError
 
 SET_ASIDE = "set-aside"
 """Folder for checkpoints of steps that a resumed run takes again."""

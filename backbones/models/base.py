@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backbones.types import InputError, ModelState, Params
+from backbones.errors import InputError
+from backbones.types import ModelState, Params
 
 
 class Model(NamedTuple):

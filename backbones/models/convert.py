@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from backbones.types import InputError, ModelState, Params, check_known
+from backbones.errors import InputError, check_known
+from backbones.types import ModelState, Params
 
 StateDict = dict[str, Tensor]
 

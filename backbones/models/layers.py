@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from backbones.types import InputError
+from backbones.errors import InputError
 
 Stem = Literal["cifar", "imagenet"]
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.errors import InputError
 from backbones.models.base import Model, make_model
 from backbones.models.layers import check_patch_size, check_probability, check_sizes
-from backbones.types import InputError
 
 
 class Attention(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
 from backbones.optim.transform import ScaleByLearningRateState
-from backbones.types import InputError, OptState, Params, Updates
+from backbones.types import OptState, Params, Updates
 
 
 class EmaParamsState(NamedTuple):

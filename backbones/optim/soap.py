@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
 from backbones.optim.matrix import as_matrix, from_matrix, matrix_shape
-from backbones.types import InputError, Params, Updates
+from backbones.types import Params, Updates
 
 SHIFT = 1e-5
 """What is added to each eigenvalue of a covariance, relative to their sum. The covariance of the first few gradients is

@@ -4,7 +4,7 @@ from states import make_state, zeros_like
 import backbones.tree as tree
 from backbones import optim
 from backbones.checkpoint import fill, to_arrays
-from backbones.types import InputError
+from backbones.errors import InputError
 
 
 def test_arrays_hold_every_bit_of_every_dtype() -> None:

@@ -7,8 +7,8 @@ from states import flip_a_bit, make_state, zeros_like
 import backbones.checkpoint.store as store
 import backbones.tree as tree
 from backbones.checkpoint import Checkpoints, Damaged, SaveError, best_step, find_checkpoint, list_steps, read_weights
+from backbones.errors import InputError
 from backbones.train_step import TrainState
-from backbones.types import InputError
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
+from backbones.errors import InputError
 from backbones.models import MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
-from backbones.types import InputError
 from experiments import EXPERIMENTS, Experiment
 from experiments.base import COMPONENTS, MODEL, OPTIM, SCHEDULE, make_component
 

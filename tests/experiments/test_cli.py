@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backbones.checkpoint.folder import write_checkpoint
-from backbones.types import InputError
+from backbones.errors import InputError
 from experiments import EXPERIMENTS
 from experiments.base import DATA, MODEL, OPTIM, SCHEDULE
 from experiments.cli import Command, parse

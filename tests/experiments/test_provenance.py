@@ -12,7 +12,7 @@ import torch
 
 import train
 from backbones.datasets import digits
-from backbones.types import InputError
+from backbones.errors import InputError
 from experiments import Experiment
 from experiments.provenance import compare_runs, read_starts, record_start
 

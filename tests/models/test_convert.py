@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import backbones.random as random
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.models import MODELS, Model
 from backbones.models.convert import FORMATS, export_weights, import_weights, read_state_dict, write_state_dict
-from backbones.types import InputError
 
 
 def torchvision_model(name: str, **options: object) -> Callable[[], nn.Module]:

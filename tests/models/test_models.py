@@ -12,9 +12,10 @@ from torch._subclasses import FakeTensorMode
 
 import backbones.random as random
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.models import MODELS, Model
 from backbones.models.convnext import DropPath
-from backbones.types import InputError, ModelState, Params
+from backbones.types import ModelState, Params
 
 Built = tuple[Model, Params, ModelState]
 

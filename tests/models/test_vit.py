@@ -6,8 +6,8 @@ import torch
 
 import backbones.random as random
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.models import MODELS
-from backbones.types import InputError
 
 
 def test_sizes() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 import backbones.tree as tree
 from backbones import optim
+from backbones.errors import InputError
 from backbones.optim import GradientTransformation
 from backbones.optim.label import is_hidden_matrix, is_matrix
 from backbones.optim.schedule import cosine, restarts
-from backbones.types import InputError, Params
+from backbones.types import Params
 
 NUM_STEPS = 12
 

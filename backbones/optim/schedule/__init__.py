@@ -10,7 +10,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from backbones.types import InputError
+from backbones.errors import InputError
 
 Schedule = Callable[[Tensor], Tensor]
 

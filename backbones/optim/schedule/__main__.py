@@ -9,8 +9,8 @@ import torch
 import tyro
 
 from backbones.command_line import one_message
+from backbones.errors import InputError, check_known
 from backbones.optim.schedule import SCHEDULES, Schedule
-from backbones.types import InputError, check_known
 
 
 def plot(schedule: Schedule, num_steps: int, path: Path, *, title: str) -> None:

@@ -1,0 +1,98 @@
+"""Frozen trainings: losses and parameters of 12 steps, which a refactoring must reproduce.
+
+`python tests/test_golden.py` measures them anew, which is right only where a number is meant to move.
+"""
+
+import json
+import platform
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from backbones.metric_writer import read_metrics
+from experiments.cli import parse
+
+FILE = Path(__file__).parent / "golden" / "losses.json"
+
+OPTIONS = "--steps 12 --batch-size 16 --log-every 1 --eval-every 12 --save-every 12 --device cpu --compile off"
+
+SMALL = "--model.patch-size 8 --model.width 32 --model.depth 2"
+SMALL_VIT = f"digits-vit-tiny --model vit-tiny {SMALL} --model.heads 2 --model.mlp-width 64"
+
+COMMANDS = {
+    "vit-accumulate-clip-ema": f"{SMALL_VIT} --accumulate 2 --clip 1 --ema 0.9",
+    "vit-bfloat16-adamw": f"{SMALL_VIT} --precision bfloat16 --optim adamw",
+    "vit-muon": f"{SMALL_VIT} --optim muon",
+    "resnet-sgd": "digits-resnet18 --optim.lr 0.005",
+    "airbench-bfloat16-accumulate-ema": "digits-resnet18 --model airbench --optim.lr 0.005 --precision bfloat16 "
+    "--accumulate 2 --ema 0.99",
+    "vgg-radam": "digits-resnet18 --model vgg11 --optim radam",
+    "vgg-bn-lion": "digits-resnet18 --model vgg11-bn --optim lion --optim.lr 1e-5",
+    "preactresnet-sam": "digits-resnet18 --model preactresnet18 --optim sam-sgd --optim.lr 0.005",
+    "wrn-dropout-nesterov": "digits-resnet18 --model wrn-16-8 --model.dropout 0.3 --optim.nesterov --optim.lr 0.005",
+    "se-resnet-adabelief": "digits-resnet18 --model se-resnet18 --optim adabelief --optim.lr 1e-4",
+    "cbam-resnet-lamb": "digits-resnet18 --model cbam-resnet18 --optim lamb --optim.lr 1e-3",
+    "resnext-rmsprop-clip": "digits-resnet18 --model resnext29-32x4d --optim rmsprop --optim.lr 1e-4 --clip 1",
+    "mobilenet-nadam": "digits-resnet18 --model mobilenet --optim nadam --optim.lr 1e-4",
+    "mobilenet-v2-adafactor": "digits-resnet18 --model mobilenet-v2 --optim adafactor --optim.lr 1e-3",
+    "shufflenet-schedule-free": "digits-resnet18 --model shufflenet-g8 --optim schedule-free-adamw --optim.lr 1e-4 "
+    "--schedule constant",
+    "airbench-smoothing": "digits-resnet18 --model airbench --optim.lr 0.005 --label-smoothing 0.2",
+    "convnext-drop-path-matrices": "digits-resnet18 --model convnext-atto --model.drop-path 0.2 --optim adamw "
+    "--weight-decay-mask matrices",
+    "mixer-lars": f"digits-vit-tiny --model mixer-tiny {SMALL} --optim lars",
+    "mixer-soap": f"digits-vit-tiny --model mixer-tiny {SMALL} --optim soap",
+}
+
+
+def machine() -> dict[str, str]:
+    """What decides the bits of a result: the kernels of this processor, and torch."""
+    text = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
+    described = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    cpu = " ".join(match[1] for match in described if match)
+    return {"cpu": cpu, "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def measure(command: str, run_dir: Path) -> dict[str, Any]:
+    """Losses of every step, the held-out loss at the end, and the hash of the parameters."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # their number decides how sums are rounded
+    try:
+        result = train.main(parse([*command.split(), *OPTIONS.split()]).experiment, run_dir=run_dir)
+    finally:
+        torch.set_num_threads(threads)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    return {"losses": losses, "test_loss": result["loss"], "params_sha256": result["params_sha256"]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_twelve_steps(name: str, tmp_path: Path) -> None:
+    golden = json.loads(FILE.read_text())
+    got, wanted = measure(COMMANDS[name], tmp_path), golden["runs"][name]
+    if golden["machine"] == machine():
+        assert got == wanted
+    else:  # other kernels round differently
+        tolerance = 0.05 if "bfloat16" in name else 0.01
+        assert got["losses"] == pytest.approx(wanted["losses"], rel=tolerance)
+        assert got["test_loss"] == pytest.approx(wanted["test_loss"], rel=tolerance)
+
+
+def main() -> None:
+    """Measure every command, or those that are named, and write the file."""
+    golden = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
+    golden["machine"] = machine()
+    for name in sys.argv[1:] or COMMANDS:
+        with tempfile.TemporaryDirectory() as folder:
+            golden["runs"][name] = measure(COMMANDS[name], Path(folder))
+        FILE.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
