@@ -30,10 +30,9 @@ COMMANDS = {
     "vit-bfloat16-adamw": f"{SMALL_VIT} --precision bfloat16 --optim adamw",
     "vit-muon": f"{SMALL_VIT} --optim muon",
     "resnet-sgd": "digits-resnet18 --optim.lr 0.005",
-    "airbench-bfloat16-accumulate-ema": "digits-resnet18 --model airbench --optim.lr 0.005 --precision bfloat16 "
+    "vgg-bn-bfloat16-accumulate-ema": "digits-resnet18 --model vgg11-bn --optim.lr 0.005 --precision bfloat16 "
     "--accumulate 2 --ema 0.99",
-    "vgg-radam": "digits-resnet18 --model vgg11 --optim radam",
-    "vgg-bn-lion": "digits-resnet18 --model vgg11-bn --optim lion --optim.lr 1e-5",
+    "vgg-lion": "digits-resnet18 --model vgg11 --optim lion --optim.lr 1e-5",
     "preactresnet-sam": "digits-resnet18 --model preactresnet18 --optim sam-sgd --optim.lr 0.005",
     "wrn-dropout-nesterov": "digits-resnet18 --model wrn-16-8 --model.dropout 0.3 --optim.nesterov --optim.lr 0.005",
     "se-resnet-adabelief": "digits-resnet18 --model se-resnet18 --optim adabelief --optim.lr 1e-4",
@@ -43,7 +42,7 @@ COMMANDS = {
     "mobilenet-v2-adafactor": "digits-resnet18 --model mobilenet-v2 --optim adafactor --optim.lr 1e-3",
     "shufflenet-schedule-free": "digits-resnet18 --model shufflenet-g8 --optim schedule-free-adamw --optim.lr 1e-4 "
     "--schedule constant",
-    "airbench-smoothing": "digits-resnet18 --model airbench --optim.lr 0.005 --label-smoothing 0.2",
+    "airbench-radam-smoothing": "digits-resnet18 --model airbench --optim radam --label-smoothing 0.2",
     "convnext-drop-path-matrices": "digits-resnet18 --model convnext-atto --model.drop-path 0.2 --optim adamw "
     "--weight-decay-mask matrices",
     "mixer-lars": f"digits-vit-tiny --model mixer-tiny {SMALL} --optim lars",
