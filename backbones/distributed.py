@@ -1,10 +1,10 @@
-"""One process or many: all that knows of ranks, and the seam between `torch.func` and `DistributedDataParallel`."""
+"""One process or several: all that knows of ranks, and the gradient by autograd, torch.func or DDP."""
 
-import functools
 import gc
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.types import Batch, Metrics, ModelState, Params
 
+T = TypeVar("T")
+
 LossFn = Callable[[Params, ModelState, Batch], tuple[Tensor, tuple[ModelState, Metrics]]]
 """(params, model_state, batch) -> (loss, (model_state, metrics))."""
 
@@ -26,8 +28,16 @@ GradAndValue = Callable[[Params, ModelState, Sequence[Batch]], GradAndValueResul
 """(params, model_state, micro_batches) -> (grads, (loss, (model_state, metrics)))."""
 
 
+def join() -> None:
+    """Join the process group that torchrun set up, if it set up several processes."""
+    if world_size() > 1 and not dist.is_initialized():
+        # what lies on the host is sent over gloo, so that no rank waits for its GPU
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size())
+
+
 def init(device: str) -> torch.device:
-    """Join the process group that torchrun set up, if it set up several processes, and return this one's device.
+    """Join the other processes, and return this one's device.
 
     Args:
         device: `auto`, `cpu` or `cuda`; auto takes the GPU where there is one.
@@ -35,30 +45,23 @@ def init(device: str) -> torch.device:
     Raises:
         InputError: CUDA was asked for and is not there.
     """
+    join()
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
     num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if use_cuda and num_local > num_gpus:
+    if num_local > num_gpus:
         raise InputError(f"{num_local} processes want a GPU each and there are {num_gpus}; lower --nproc_per_node")
-    local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(local_device)
-    if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if use_cuda else "gloo",
-            store=_store(),
-            rank=rank(),
-            world_size=world_size(),
-            device_id=local_device if use_cuda else None,
-        )
+    local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(local_device)
     return local_device
 
 
 def _store() -> dist.Store:
-    """Where the processes find one another: torchrun's, but new after a restart.
+    """The store in which the processes find one another, new after each restart.
 
-    torchrun keeps one store over all restarts, in which the addresses of the processes that died still stand.
+    torchrun keeps one store over all restarts, which still holds the addresses of the processes that died.
     """
     store, _, _ = next(dist.rendezvous("env://"))
     return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -70,7 +73,6 @@ def shut_down() -> None:
     A thread that still holds a tensor aborts the process if it drops it while Python ends.
     """
     if dist.is_initialized():
-        _host_group.cache_clear()
         dist.destroy_process_group()
         gc.collect()  # of DDP, which holds the group, which holds the threads
 
@@ -86,11 +88,11 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is rank 0, the process that prints and writes."""
     return rank() == 0
 
 
-def say(line: str) -> None:
+def print0(line: str) -> None:
     """Print a line, on rank 0."""
     if is_main():
         print(line, flush=True)
@@ -98,36 +100,34 @@ def say(line: str) -> None:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
+    any_rank(False)
 
 
-def on_main(function: Callable[[], None]) -> None:
-    """Call `function` on rank 0 while the other ranks wait; if it raises an InputError, all of them do."""
-    raised: list[InputError | None] = [None]
+def on_main(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 while the other ranks wait, and give all of them its result.
+
+    So no rank decides by what it sees of the disk itself. If the call raises an InputError, all ranks raise it.
+    """
+    answer: list[Any] = [None, None]
     if is_main():
         try:
-            function()
+            answer[0] = function()
         except InputError as error:
-            raised = [error]
+            answer[1] = error
     if dist.is_initialized():
-        dist.broadcast_object_list(raised, src=0)
-    if raised[0] is not None:
-        raise raised[0]
+        dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank; the processes wait for one another, but not for their devices."""
+    """Whether `flag` is true on any rank."""
     if not dist.is_initialized():
         return flag
     count = torch.tensor(int(flag))
-    dist.all_reduce(count, group=_host_group())
+    dist.all_reduce(count)
     return count.item() > 0
-
-
-@functools.cache
-def _host_group() -> dist.ProcessGroup:
-    return dist.new_group(backend="gloo")
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: tree.Tree) -> tree.Tree:
-    """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks and stay."""
+    """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks."""
     floating = [leaf for leaf in tree.leaves(values) if leaf.is_floating_point()]
     flat = torch.cat([leaf.reshape(-1).to(torch.float32) for leaf in floating])
     means = iter((sum_over_ranks(flat) / world_size()).split([leaf.numel() for leaf in floating]))
@@ -148,30 +148,35 @@ def mean_over_ranks(values: tree.Tree) -> tree.Tree:
     )
 
 
-def grad_and_value(loss_fn: LossFn, params: Params) -> GradAndValue:
+def grad_and_value(
+    loss_fn: LossFn, params: Params, *, transform: Literal["autograd", "func"] = "autograd"
+) -> GradAndValue:
     """The gradient of the loss, averaged over micro-batches and ranks.
 
     What is returned takes `(params, model_state, micro_batches)` and gives `(grads, (loss, (model_state, metrics)))`,
-    each the mean over the micro-batches and over the ranks; `model_state` passes through the micro-batches in turn. In
-    one process it is made of `torch.func.grad_and_value`, to be compiled into the graph of its caller. In several it is
-    a `DistributedDataParallel`, which sends gradients while the backward pass still computes; a graph breaks there.
+    each the mean over the micro-batches and over the ranks; `model_state` passes through the micro-batches in turn.
+
+    In several processes it is a `DistributedDataParallel`, which sends gradients while the backward pass still
+    computes; a compiled graph breaks there.
 
     Args:
         loss_fn: pure; `(params, model_state, batch) -> (loss, (model_state, metrics))` with a 0-D loss.
         params: leaves of the shapes and memory formats of those to come.
+        transform: in one process, `autograd` for a step that runs eagerly, where it frees activations as it goes
+            (torch.func keeps them all, as for a second derivative); `func` for one that is compiled or vmapped.
     """
-    return _with_ddp(loss_fn, params) if world_size() > 1 else _with_func(loss_fn)
-
-
-def _with_func(loss_fn: LossFn) -> GradAndValue:
-    func = torch.func.grad_and_value(loss_fn, has_aux=True)
+    if world_size() > 1:
+        return _with_ddp(loss_fn, params)
+    func = torch.func.grad_and_value(loss_fn, has_aux=True) if transform == "func" else _autograd(loss_fn)
 
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
-        grads, values = None, []
+        grads: Params = {}
+        values = []
         for batch in micro_batches:
             micro_grads, (loss, (model_state, metrics)) = func(params, model_state, batch)
-            micro_grads = tree.map(lambda g: g / len(micro_batches), micro_grads)
-            grads = micro_grads if grads is None else tree.map(torch.add, grads, micro_grads)
+            if len(micro_batches) > 1:
+                micro_grads = tree.map(lambda g: g / len(micro_batches), micro_grads)
+            grads = tree.map(torch.add, grads, micro_grads) if grads else micro_grads
             values.append((loss, metrics))
         loss, metrics = _mean(values)
         return grads, (loss, (model_state, metrics))
@@ -179,8 +184,20 @@ def _with_func(loss_fn: LossFn) -> GradAndValue:
     return compute
 
 
+def _autograd(loss_fn: LossFn) -> Callable[[Params, ModelState, Batch], GradAndValueResult]:
+    """`torch.func.grad_and_value(loss_fn, has_aux=True)` by `torch.autograd.grad`."""
+
+    def compute(params: Params, model_state: ModelState, batch: Batch) -> GradAndValueResult:
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+        loss, (model_state, metrics) = loss_fn(leaves, model_state, batch)
+        grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, grads, strict=True)), tree.map(Tensor.detach, (loss, (model_state, metrics)))
+
+    return compute
+
+
 class _Carrier(nn.Module):
-    """Lends a tree of leaves to `DistributedDataParallel`, which knows parameters of modules only."""
+    """Holds the leaves of `params` as parameters of a module, the only ones that `DistributedDataParallel` knows."""
 
     def __init__(self, loss_fn: LossFn, params: Params) -> None:
         super().__init__()
@@ -194,7 +211,7 @@ class _Carrier(nn.Module):
 
 def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     carrier = _Carrier(loss_fn, params)
-    ddp = DistributedDataParallel(carrier, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
 
     @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:

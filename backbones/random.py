@@ -8,10 +8,24 @@ The mixing function is SplitMix64: Steele, Lea and Flood, "Fast splittable pseud
 2014, with the constants of its `mix64` variant 13 (Stafford). It is meant for augmentation, not for secrets.
 """
 
+from enum import IntEnum
 from math import pi
 
 import torch
 from torch import Tensor
+
+
+class Stream(IntEnum):
+    """Streams of random numbers, each independent of the others for one seed."""
+
+    INIT = 0
+    """Initial parameters."""
+    ORDER = 1
+    """Order of the samples in an epoch."""
+    DROPOUT = 2
+    """What the model draws from torch's generator."""
+    READ = 3
+    """What a data source draws for each sample it reads."""
 
 
 def _signed(constant: int) -> int:
@@ -36,6 +50,17 @@ def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
     return z ^ _shift_right(z, 31)
+
+
+def sample_keys(key: Tensor, step: Tensor | int, index: Tensor) -> Tensor:
+    """One key for each sample of a step, [B] int64: the same sample gets another key at every step.
+
+    Args:
+        key: 0-D int64.
+        step: steps done so far.
+        index: [B] int64, of the samples in their split.
+    """
+    return fold_in(fold_in(key, step), index)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
@@ -73,4 +98,4 @@ def _host_seed(seed: int, *numbers: int) -> int:
     folded = key(seed)
     for number in numbers:
         folded = fold_in(folded, number)
-    return folded.item()
+    return int(folded)

@@ -1,4 +1,4 @@
-"""Trees of tensors: dicts, tuples and NamedTuples, nested as one likes, with tensors as leaves."""
+"""Trees of tensors: nested dicts, tuples and NamedTuples with tensors as leaves. The only importer of optree."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -54,16 +54,9 @@ def _entry_name(entry: optree.PyTreeEntry) -> str:
     return entry.field if isinstance(entry, optree.NamedTupleEntry) else str(entry.entry)
 
 
-def find(tree: Tree, node_type: type | tuple[type, ...]) -> list[Any]:
-    """All nodes of a NamedTuple type, or of one of several, in order of traversal."""
-    nodes = optree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, node_type))
-    return [node for node in nodes if isinstance(node, node_type)]
-
-
-def find_named(tree: Tree, node_type: type | tuple[type, ...]) -> dict[str, Any]:
-    """`find`, by path."""
-    nodes = _by_path(tree, is_leaf=lambda node: isinstance(node, node_type))
-    return {path: node for path, node in nodes.items() if isinstance(node, node_type)}
+def find(tree: Tree, matches: Callable[[Any], bool]) -> dict[str, Any]:
+    """The nodes for which `matches(node)` is true, by path, in the order of `leaves`; none inside another."""
+    return {path: node for path, node in _by_path(tree, is_leaf=matches).items() if matches(node)}
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
@@ -93,19 +86,10 @@ def global_norm(tree: Tree) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
 
 
-def donate(old: Tree, new: Tree) -> Tree:
-    """`new`, in the memory of `old` where that saves memory, as `jax.jit(donate_argnums=...)` does.
-
-    A compiled step then writes its state in place; an eager one has made the new leaves already, and leaves the old
-    ones alone. Whoever gives `old` away must not use it again.
-    """
-    return map(Tensor.copy_, old, new) if torch.compiler.is_compiling() else new
-
-
 def sha256(tree: Tree) -> str:
     """Hex digest over every leaf's name, dtype, shape and bytes: equal if and only if the trees are, bit for bit."""
     digest = hashlib.sha256()
     for name, leaf in named_leaves(tree).items():
         digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
-        digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

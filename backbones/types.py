@@ -1,6 +1,6 @@
-"""The vocabulary: what flows between the rooms of this house."""
+"""The types that flow between the parts of a training."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -10,22 +10,48 @@ Params = dict[str, Tensor]
 ModelState = dict[str, Tensor]
 """What a forward pass updates (BatchNorm statistics): dotted name -> tensor."""
 
+Weights = tuple[Params, ModelState]
+"""What a forward pass needs."""
+
 Updates = Params
 """What is added to `params`: gradients on their way through a chain of transforms."""
 
 OptState = Any
-"""What a gradient transform remembers: a NamedTuple of tensors, or of such NamedTuples."""
+"""The state of a gradient transform: a NamedTuple of tensors, or of such NamedTuples."""
 
 Metrics = dict[str, Tensor]
 """Name -> 0-D tensor."""
 
 
 class Batch(NamedTuple):
-    """B samples of one split, as they lie in the data set or as the model sees them."""
+    """B samples of one split, as the data set holds them or as the model sees them."""
 
     images: Tensor
-    """[B, C, H, W], uint8 in [0, 255]; float32 once normalised."""
+    """[B, C, H, W], uint8 in [0, 255]; float32 once normalized."""
     labels: Tensor
-    """[B] int64 in [0, K); -1 marks a row that only fills the batch and counts for nothing."""
-    index: Tensor
-    """[B] int64, the sample's place in its split: what its random numbers are keyed by."""
+    """[B] int64 in [0, K)."""
+    targets: Tensor | None
+    """[B, K] float32, class probabilities, where an augmentation mixes samples; None where `labels` are the target."""
+    weight: Tensor
+    """[B] float32, of each sample in the loss and in metrics; 0 for a row that only pads the batch."""
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
+    """[B] int64, of the sample in its split: its random numbers are keyed by it."""
+
+
+Part = Literal["stem", "trunk", "head"]
+"""Stem: what comes before the first stage or block. Head: what turns the pooled vector into logits."""
+
+Kind = Literal["matrix", "bias", "norm", "scale", "embedding"]
+"""Matrix: weight of a linear layer or a convolution. Bias: of any layer but a norm. Norm: weight or bias of a norm.
+Scale: a factor for each channel, such as a layer scale. Embedding: class token, position embedding, lookup table."""
+
+
+class Role(NamedTuple):
+    """What a parameter is in its network: by it, not by names of layers, optimizers and fine-tuning choose leaves."""
+
+    part: Part
+    kind: Kind
+
+
+Roles = dict[str, Role]
+"""Dotted name -> role, for each leaf of `params`."""

@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,13 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.checkpoint import Checkpoints, fill, list_steps, read_checkpoint
-from backbones.data import Dataset, train_batch
-from backbones.train_step import TrainState, TrainStep, init_train_state
-from experiments import EXPERIMENTS, Experiment
-from experiments.base import MODEL
-from train import make_optimizer, make_step_and_evaluate
+from backbones.component import use
+from backbones.data import digits
+from backbones.experiment import Experiment, Program
+from backbones.models.vit import vit_base
+from backbones.run.checkpoint import Checkpoints, list_steps, load_arrays, read_checkpoint
+from backbones.train_step import TrainState
+from experiments.digits import digits_resnet18, digits_vit_tiny
 
 Wait = Callable[[], object]
 
@@ -41,7 +43,7 @@ class Way(NamedTuple):
 
 def save_ours(state: TrainState, folder: Path) -> Wait:
     """Copied at once; hashed and written by a thread."""
-    checkpoints = Checkpoints(folder, experiment={}, keep=1)
+    checkpoints = Checkpoints(folder, experiment=digits_resnet18, info=digits().info)
     checkpoints.save(state, {})
 
     def wait() -> None:
@@ -53,7 +55,7 @@ def save_ours(state: TrainState, folder: Path) -> Wait:
 
 def restore_ours(state: TrainState, folder: Path) -> None:
     """All files and leaves are compared with their hashes."""
-    fill(state, read_checkpoint(folder / str(list_steps(folder)[-1])).arrays)
+    load_arrays(state, read_checkpoint(folder / str(list_steps(folder)[-1])).arrays)
 
 
 def save_torch(state: TrainState, folder: Path) -> Wait:
@@ -71,7 +73,9 @@ def restore_torch(state: TrainState, folder: Path) -> None:
 
 def save_dcp(state: TrainState, folder: Path) -> Wait:
     """Copied at once, written by a thread."""
-    return dcp.async_save(tree.named_leaves(state), checkpoint_id=folder / "dcp").result
+    future = dcp.async_save(tree.named_leaves(state), checkpoint_id=folder / "dcp")
+    assert isinstance(future, Future)
+    return future.result
 
 
 def restore_dcp(state: TrainState, folder: Path) -> None:
@@ -89,8 +93,8 @@ WAYS = {
 def main(*, steps: int = 50, rounds: int = 3, batch_size: int = 32, vit_batch_size: int = 4) -> None:
     """Time the steps of a run that saves once in so many, over one that does not, and each save and restore.
 
-    The ways take turns; the figures are medians. `all steps` is the time of all, until the disk is written too, over
-    that of as many without a save in the same turn; `slowest step` is that of the slowest, what the save holds up
+    The ways are interleaved; the figures are medians. `all steps` is the time of all, until the disk is written too,
+    over that of as many without a save in the same round; `slowest step` is that of the slowest, what the save holds up
     counted in, over that of a step without. Each step waits for its device. Written files are read back from the memory
     of the system.
 
@@ -100,39 +104,34 @@ def main(*, steps: int = 50, rounds: int = 3, batch_size: int = 32, vit_batch_si
         batch_size: images a step of ResNet-18, on digits.
         vit_batch_size: images a step of ViT-Base, on digits.
     """
-    device = distributed.init("auto")
+    distributed.join()
     if not dist.is_initialized():  # torch.distributed.checkpoint wants it
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     warnings.filterwarnings("ignore")  # of torch.distributed.checkpoint
     logging.disable(logging.WARNING)
-    resnet = dataclasses.replace(EXPERIMENTS["digits-resnet18"], batch_size=batch_size)
-    vit = dataclasses.replace(
-        EXPERIMENTS["digits-vit-tiny"], model=MODEL["vit-base"](patch_size=4), batch_size=vit_batch_size
-    )
+    resnet = dataclasses.replace(digits_resnet18, batch_size=batch_size)
+    vit = dataclasses.replace(digits_vit_tiny, model=use(vit_base, patch_size=4), batch_size=vit_batch_size)
     print("| model and optimizer | way | all steps | slowest step | ms held up | ms to save | ms to restore | MB |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for experiment in (resnet, vit):
-        measure(experiment, device, steps=steps, rounds=rounds)
+        measure(experiment, steps=steps, rounds=rounds)
     dist.destroy_process_group()
 
 
-def measure(experiment: Experiment, device: torch.device, *, steps: int, rounds: int) -> None:
+def measure(experiment: Experiment, *, steps: int, rounds: int) -> None:
     """Print the rows of one model."""
-    dataset = experiment.data.make().to(device)
-    model = experiment.model.make(tuple(dataset.train.images.shape[1:]), len(dataset.class_names))
-    optimizer = make_optimizer(experiment)
-    state = init_train_state(model, optimizer, seed=0, device=device)
-    train_step, _ = make_step_and_evaluate(experiment, model, optimizer, dataset, state.params)
-    state, *_ = stretch(state, train_step, experiment, dataset, 3, None)
-    seconds, slowest = ({name: [] for name in ("none", *WAYS)} for _ in range(2))
+    program = experiment.make()
+    state, *_ = stretch(program.state, program, 3, None)
+    seconds: dict[str, list[float]] = {name: [] for name in ("none", *WAYS)}
+    slowest: dict[str, list[float]] = {name: [] for name in seconds}
     turns = list(itertools.product(range(rounds), seconds))
     for _, name in tqdm(turns, desc=experiment.model.name, leave=False, disable=not sys.stderr.isatty()):
-        state, taken, longest = stretch(state, train_step, experiment, dataset, steps, WAYS.get(name))
+        state, taken, longest = stretch(state, program, steps, WAYS.get(name))
         seconds[name].append(taken)
         slowest[name].append(longest)
     plain = statistics.median(seconds["none"]) / steps
     label = f"{experiment.model.name}, {experiment.optim.name}, {1e3 * plain:.0f} ms a step"
-    costs = {name: [] for name in WAYS}
+    costs: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in WAYS}
     for _, name in itertools.product(range(2 * rounds + 1), WAYS):
         costs[name].append(save_and_restore(state, WAYS[name]))
     for name in WAYS:
@@ -143,16 +142,13 @@ def measure(experiment: Experiment, device: torch.device, *, steps: int, rounds:
         print(f"| {label} | {name} | {ratio:.2f} | {longest:.1f} | {milliseconds} | {size / 1e6:,.1f} |", flush=True)
 
 
-def stretch(
-    state: TrainState, train_step: TrainStep, experiment: Experiment, dataset: Dataset, steps: int, way: Way | None
-) -> tuple[TrainState, float, float]:
+def stretch(state: TrainState, program: Program, steps: int, way: Way | None) -> tuple[TrainState, float, float]:
     """So many steps, the first after a save; the seconds until all is done; and those of the slowest step."""
     with tempfile.TemporaryDirectory() as folder:
         ends = [time.perf_counter()]
         wait = way.save(state, Path(folder)) if way else lambda: None
         for step in range(steps):
-            batch = train_batch(dataset.train, seed=0, step=step, batch_size=experiment.batch_size)
-            state, metrics = train_step(state, batch)
+            state, metrics = program.train_step(state, program.batches(step))
             metrics["loss"].item()  # the device has done
             ends.append(time.perf_counter())
         wait()

@@ -1,4 +1,4 @@
-"""What every optimizer reaches and what it costs: `python -m benchmarks.optimizers --help`."""
+"""Accuracy and cost of every optimizer: `python -m benchmarks.optimizers --help`."""
 
 import json
 import statistics
@@ -16,14 +16,14 @@ from tqdm import tqdm
 import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
-import train
 from backbones import optim
-from backbones.command_line import one_message
-from backbones.data import channel_statistics, train_batch
-from backbones.donate import donating
+from backbones.commands.exit import run_command
+from backbones.data import digits
 from backbones.errors import check_known
-from backbones.optim.label import is_hidden_matrix
-from backbones.train_step import init_train_state, make_loss_fn, make_train_step
+from backbones.jit import jit
+from backbones.models import Model
+from backbones.optim import hidden_matrices
+from backbones.run.run import run
 from backbones.types import OptState, Params
 from experiments import EXPERIMENTS
 
@@ -39,10 +39,10 @@ COUNTERPARTS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adafactor": torch.optim.Adafactor,
     "sam-sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4),
 }
-"""What does the same work in torch.optim."""
+"""The optimizer of torch.optim that computes the same."""
 
 FUSED = ("sgd", "adam", "adamw", "sam-sgd")
-"""Those of them that have a fused form on every device."""
+"""Those with a fused implementation on every device."""
 
 
 def main(
@@ -56,15 +56,15 @@ def main(
 ) -> None:
     """Train ResNet-18 on the digits with every optimizer, time its step and its update, and print two tables.
 
-    The times are medians of calls that take turns. The update is that of 11 million float32 parameters: `update` and
-    `apply_updates` here, eager and compiled, beside `step` in torch.optim.
+    Times are medians over interleaved calls. The update is of 11 million float32 parameters: our `update` and
+    `apply_updates`, eager and compiled, beside `step` of torch.optim.
 
     Args:
-        names: optimizers; none for all.
-        runs: folder of the runs; one that is finished is not run again.
-        accuracy: print the first table: accuracy, time of a step, state.
+        names: optimizers; all if empty.
+        runs: folder of the runs; a finished run is not repeated.
+        accuracy: print the first table: accuracy, time of a step, size of the state.
         update: print the second table: the update alone, in ms.
-        rounds: calls that each median is of; of whole steps a quarter.
+        rounds: calls for each median; a quarter as many whole steps.
 
     Raises:
         InputError: a name is unknown.
@@ -73,18 +73,18 @@ def main(
     device = distributed.init("auto")
     params = make_params(device)
     if accuracy:
-        reached = {name: train_recipe(name, runs) for name in names}
-        seconds = median_seconds({name: make_whole_step(name, device) for name in names}, rounds=max(rounds // 4, 3))
+        top1 = {name: train_recipe(name, runs) for name in names}
+        seconds = median_seconds({name: make_whole_step(name) for name in names}, rounds=max(rounds // 4, 3))
         print("| optimizer | top-1 | ms a step | state, bytes a parameter |\n|---|--:|--:|--:|")
         for name in names:
             state_bytes = state_size(name, params) / tree.size(params)
-            print(f"| {name} | {reached[name]:.2%} | {1e3 * seconds[name]:.0f} | {state_bytes:.2f} |")
+            print(f"| {name} | {top1[name]:.2%} | {1e3 * seconds[name]:.0f} | {state_bytes:.2f} |")
     if update:
         ratios = "over foreach | over fused |"
         print(f"\n| optimizer | foreach | fused | eager | {ratios} compiled | {ratios}")
         print("|---|" + "--:|" * 8)
         for name in names:
-            torch.compiler.reset()  # else all these updates count as recompilations of one
+            torch.compiler.reset()  # otherwise all these updates count as recompilations of one function
             seconds = median_seconds(make_updates(name, params), rounds=rounds)
             foreach, fused = seconds.get("foreach"), seconds.get("fused")
             cells = [f"{1e3 * each:.1f}" if each else "" for each in (foreach, fused)]
@@ -94,53 +94,43 @@ def main(
 
 
 def train_recipe(name: str, runs: Path) -> float:
-    """Held-out accuracy at the end of the run of its recipe, which is run first unless it is there."""
+    """Held-out accuracy at the end of its recipe, which is run unless its result is there."""
     result = runs / name / "result.json"
     if not result.exists():
-        train.main(EXPERIMENTS[f"digits-resnet18-{name}"], run_dir=runs / name)
+        run(EXPERIMENTS[f"digits-resnet18-{name}"], run_dir=runs / name)
     return json.loads(result.read_text())["top1"]
 
 
-def make_whole_step(name: str, device: torch.device) -> Call:
+def make_whole_step(name: str) -> Call:
     """A train step of its recipe, on a batch of digits."""
-    experiment = EXPERIMENTS[f"digits-resnet18-{name}"]
-    dataset = experiment.data.make().to(device)
-    mean, std = channel_statistics(dataset.train)
-    model = experiment.model.make(tuple(dataset.train.images.shape[1:]), len(dataset.class_names))
-    optimizer = experiment.optim.make(experiment.schedule.make(experiment.steps))
-    state = init_train_state(model, optimizer, seed=0, device=device)
-    loss_fn = make_loss_fn(model, label_smoothing=0.0)
-    update, compiles = optim.make_update(optimizer), device.type == "cuda"
-    train_step = make_train_step(
-        distributed.grad_and_value(loss_fn, state.params),
-        update if compiles else donating(update, donate_argnums=(1, 2)),
-        augment=dataset.augment,
-        mean=mean,
-        std=std,
-    )
-    train_step = torch.compile(train_step, disable=not compiles)
-    batch = train_batch(dataset.train, seed=0, step=0, batch_size=experiment.batch_size)
+    program = EXPERIMENTS[f"digits-resnet18-{name}"].make()
+    state, batch = program.state, program.batches(0)
 
     def step() -> None:
         nonlocal state
-        state, _ = train_step(state, batch)
+        state, _ = program.train_step(state, batch)
 
     return step
 
 
+def make_model() -> Model:
+    """ResNet-18, of 11 million parameters."""
+    return EXPERIMENTS["digits-resnet18"].make_model(digits().info)
+
+
 def make_params(device: torch.device) -> Params:
-    """Those of ResNet-18: 11 million."""
-    params, _ = EXPERIMENTS["digits-resnet18"].model.make((3, 32, 32), 10).init(random.generator(0))
+    """Its parameters."""
+    params, _ = make_model().init(random.generator(0))
     return tree.map(lambda leaf: leaf.to(device), params)
 
 
 def make_grads(params: Params) -> Params:
-    """Random ones, laid out like the parameters."""
+    """Random gradients with the memory formats of the parameters."""
     return tree.map(lambda leaf: torch.randn_like(leaf) * 1e-2, params)
 
 
 def make_updates(name: str, params: Params) -> dict[str, Call]:
-    """Updates of 11 million parameters: ours, eager and compiled, and those of torch.optim."""
+    """Updates of all parameters: ours, eager and compiled, and those of torch.optim."""
     calls = {"eager": make_our_update(name, params, compiled=False)}
     calls["compiled"] = make_our_update(name, params, compiled=True)
     if name in COUNTERPARTS:
@@ -152,39 +142,49 @@ def make_updates(name: str, params: Params) -> dict[str, Call]:
     return calls
 
 
+def make_alias(name: str) -> optim.GradientTransformation:
+    """The optimizer of that name, with its default options."""
+    given = {"hidden": hidden_matrices(make_model().roles)} if name == "muon" else {}
+    return optim.OPTIMIZERS[name](**given)
+
+
 def make_our_update(name: str, params: Params, *, compiled: bool) -> Call:
-    """The alias as it stands, in the memory of its state, as in the train step."""
-    optimizer, grads = optim.OPTIMIZERS[name](), make_grads(params)
-    params, opt_state = tree.map(torch.clone, params), optimizer.init(params)
+    """An update of the alias with its default options, as in the train step; SAM gets its second gradient for free."""
+    optimizer, grads = make_alias(name), make_grads(params)
+    with_grad_fn = optim.with_grad_fn(optimizer.update)
 
-    def update(grads: Params, opt_state: OptState, params: Params) -> tuple[Params, OptState]:
-        updates, new_state = optimizer.update(grads, opt_state, params)
-        return tree.donate((params, opt_state), (optim.apply_updates(params, updates), new_state))
+    def update(state: tuple[Params, OptState], grads: Params) -> tuple[tuple[Params, OptState], tuple[()]]:
+        params, opt_state = state
+        updates, opt_state = with_grad_fn(grads, opt_state, params, grad_fn=lambda params: grads)
+        return (optim.apply_updates(params, updates), opt_state), ()
 
-    update = torch.compile(update, fullgraph=True) if compiled else donating(update, donate_argnums=(1, 2))
+    update = jit(update, mode="compile" if compiled else "eager", donate=True)
+    params = tree.map(torch.clone, params)
+    state = params, optimizer.init(params)
 
     def call() -> None:
-        nonlocal params, opt_state
-        params, opt_state = update(grads, opt_state, params)
+        nonlocal state
+        state, _ = update(state, grads)
 
     return call
 
 
 def make_their_update(optimizer: Callable[..., torch.optim.Optimizer], params: Params, **options: bool) -> Call:
     """`optimizer.step` of torch.optim."""
-    return optimizer(_lend(params), **options).step
+    return optimizer(_leaves(params), **options).step
 
 
 def make_their_muon(params: Params) -> Call:
     """torch.optim.Muon for the hidden kernels as matrices, AdamW for the rest."""
-    hidden = {name: leaf for name, leaf in params.items() if is_hidden_matrix(name, leaf)}
+    is_hidden = hidden_matrices(make_model().roles)
+    hidden = {name: leaf for name, leaf in params.items() if is_hidden(name, leaf)}
     rest = {name: leaf for name, leaf in params.items() if name not in hidden}
-    muon = torch.optim.Muon(_lend({name: leaf.flatten(1) for name, leaf in hidden.items()}), momentum=0.95)
-    adamw = torch.optim.AdamW(_lend(rest), foreach=True)
+    muon = torch.optim.Muon(_leaves({name: leaf.flatten(1) for name, leaf in hidden.items()}), momentum=0.95)
+    adamw = torch.optim.AdamW(_leaves(rest), foreach=True)
     return lambda: (muon.step(), adamw.step())
 
 
-def _lend(params: Params) -> list[Tensor]:
+def _leaves(params: Params) -> list[Tensor]:
     leaves = [leaf.clone().requires_grad_() for leaf in params.values()]
     for leaf in leaves:
         leaf.grad = torch.randn_like(leaf) * 1e-2
@@ -192,12 +192,12 @@ def _lend(params: Params) -> list[Tensor]:
 
 
 def state_size(name: str, params: Params) -> int:
-    """Bytes that the optimizer remembers."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(optim.OPTIMIZERS[name]().init(params)))
+    """Bytes of the optimizer's state."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(make_alias(name).init(params)))
 
 
 def median_seconds(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns, and the first two turns do not count."""
+    """Median seconds of each call; the calls are interleaved, and the first two rounds are not counted."""
     seconds: dict[str, list[float]] = {key: [] for key in calls}
     for _ in tqdm(range(rounds + 2), unit="round", leave=False, disable=not sys.stderr.isatty()):
         for key, call in calls.items():
@@ -210,5 +210,4 @@ def median_seconds(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with one_message():
-        tyro.cli(main, prog="python -m benchmarks.optimizers")
+    run_command(lambda: tyro.cli(main, prog="python -m benchmarks.optimizers"))

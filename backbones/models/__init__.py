@@ -1,9 +1,10 @@
-"""Every model by the name that the command line knows it by.
+"""Every model by its name on the command line.
 
-A constructor takes `(image_shape, num_classes)` and, keyword-only, the fields that `--model.FIELD` sets.
+A constructor takes `(image_shape, num_classes)` and, keyword-only, the options that `--model.OPTION` sets.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from backbones.models import (
     airbench,
@@ -21,9 +22,8 @@ from backbones.models import (
     vit,
     wide_resnet,
 )
-from backbones.models.base import Model as Model
-from backbones.models.base import in_precision as in_precision
-from backbones.models.base import start_from as start_from
+from backbones.models.base import Model, with_autocast, with_pretrained
+from backbones.models.foreign import from_module
 
 MODELS: dict[str, Callable[..., Model]] = {
     "vgg11": vgg.vgg11,
@@ -39,11 +39,11 @@ MODELS: dict[str, Callable[..., Model]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
-    "preactresnet18": preact_resnet.preact_resnet18,
-    "preactresnet34": preact_resnet.preact_resnet34,
-    "preactresnet50": preact_resnet.preact_resnet50,
-    "preactresnet101": preact_resnet.preact_resnet101,
-    "preactresnet152": preact_resnet.preact_resnet152,
+    "preactresnet18": preact_resnet.preactresnet18,
+    "preactresnet34": preact_resnet.preactresnet34,
+    "preactresnet50": preact_resnet.preactresnet50,
+    "preactresnet101": preact_resnet.preactresnet101,
+    "preactresnet152": preact_resnet.preactresnet152,
     "wrn-16-8": wide_resnet.wrn_16_8,
     "wrn-28-10": wide_resnet.wrn_28_10,
     "wrn-40-4": wide_resnet.wrn_40_4,
@@ -79,3 +79,12 @@ MODELS: dict[str, Callable[..., Model]] = {
     "mixer-tiny": mlp_mixer.mixer_tiny,
     "mixer-small": mlp_mixer.mixer_small,
 }
+
+
+def families() -> dict[str, list[str]]:
+    """The names in MODELS by the file that defines them: {"vgg": ["vgg11", "vgg13", ...], "resnet": [...], ...}."""
+    by_file: dict[str, list[str]] = {}
+    for name, constructor in MODELS.items():
+        function = constructor.func if isinstance(constructor, partial) else constructor
+        by_file.setdefault(function.__module__.rpartition(".")[2], []).append(name)
+    return by_file

@@ -1,19 +1,20 @@
 """airbench: Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
 
-The small net of airbench94, as a reference of speed. Differs from the paper: `init` sees no images, so the filters of
-the first layer start as a random orthonormal basis and are learnt, where the paper freezes those that whiten the
-training images; the last pool is over all places, which is the paper's 3x3 pool for images of 32x32.
+The small network of airbench94, as a reference for speed. Differs from the paper: `init` sees no images, so the filters
+of the first layer start as a random orthonormal basis and are learnt, where the paper freezes those that whiten the
+training images; the last pool is over all positions, which is the paper's 3x3 pool for images of 32x32.
 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
+from backbones.models.base import Backbone, Model, make_model
 from backbones.models.layers import check_image_size, conv3x3
 
 WIDTHS = (64, 256, 256)
@@ -33,7 +34,7 @@ class CenterNorm(nn.Module):
 
 
 class ConvGroup(nn.Module):
-    """3x3 convolution, pool that halves the image, norm, GELU; 3x3 convolution, norm, GELU."""
+    """3x3 convolution, max-pool that halves the image, norm, GELU; 3x3 convolution, norm, GELU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -47,8 +48,17 @@ class ConvGroup(nn.Module):
         return F.gelu(self.norm2(self.conv2(x)))
 
 
-class AirbenchModule(nn.Module):
+class ScaledHead(nn.Linear):
+    """Linear layer whose logits are divided by 9 (section 3.1)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, D] -> [B, K]
+        return super().forward(x) / 9
+
+
+class AirbenchModule(Backbone):
     """2x2 filters, three groups of convolutions, global maximum, scaled head."""
+
+    STEM = ("whiten",)
 
     def __init__(self, *, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -58,15 +68,19 @@ class AirbenchModule(nn.Module):
         for width in WIDTHS:
             self.stages.append(ConvGroup(channels, width))
             channels = width
-        self.head = nn.Linear(channels, num_classes, bias=False)
+        self.head = ScaledHead(channels, num_classes, bias=False)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(F.gelu(self.whiten(images)))
-        return self.head(x.amax(dim=(2, 3))) / 9
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = F.gelu(self.whiten(images))
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", x.amax(dim=(2, 3))
 
 
 def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer: an orthonormal basis and its negative, then convolutions that begin by passing on their input.
+    """Initialise one layer: an orthonormal basis and its negative, then convolutions that start close to the identity.
 
     Source: section 3.2 (first layer) and 3.3 (the others: as torch's own, with the first filters set to the identity).
     """
@@ -75,7 +89,7 @@ def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
             half = len(module.weight) // 2
             basis = nn.init.orthogonal_(torch.empty(half, half), generator=generator).view_as(module.weight[:half])
             module.weight.data.copy_(torch.cat([basis, -basis]))
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.get_parameter("bias"))
         case nn.Conv2d():
             nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
             nn.init.dirac_(module.weight.data[: module.in_channels])

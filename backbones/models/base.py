@@ -1,77 +1,152 @@
-"""A model is two pure functions. This file is the only caller of `torch.func.functional_call`.
+"""What a model is: pure functions over its parameters, made from a module of torch.
 
-Shapes: B images a batch, C channels, H and W height and width, K classes.
+Shapes: B images a batch, C channels, H and W height and width, D numbers of the pooled vector, K classes.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from backbones.errors import InputError
-from backbones.types import ModelState, Params
+from backbones.models.roles import make_roles
+from backbones.types import ModelState, Params, Roles
+
+
+class InitModel(Protocol):
+    """Initialisation."""
+
+    def __call__(self, generator: torch.Generator) -> tuple[Params, ModelState]:
+        """New trees on the CPU; equal generators give equal trees, and torch's global generator has no part in them."""
+
+
+class ApplyModel(Protocol):
+    """The forward pass to the logits."""
+
+    def __call__(
+        self, params: Params, model_state: ModelState, images: Tensor, *, train: bool
+    ) -> tuple[Tensor, ModelState]:
+        """Logits [B, K] of images [B, C, H, W], and the next model state. The arguments stay as they are.
+
+        With `train=True` BatchNorm uses and updates batch statistics, and dropout draws from torch's generator; with
+        `train=False` the `model_state` that comes out is the one that went in.
+        """
+
+
+class Features(Protocol):
+    """The forward pass to the features, in evaluation mode."""
+
+    def __call__(self, params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
+        """Named maps of images [B, C, H, W], in the order in which they are computed.
+
+        The last is `pooled` [B, D], the vector that enters the head. Before it come `stem`, and `stage1`, `stage2`,
+        ... [B, C, H, W], or `block1`, ... where a network has no stages: [B, N, D] if it is one of tokens.
+        """
 
 
 class Model(NamedTuple):
-    """A backbone with its classification head."""
+    """A backbone with its classification head.
 
-    init: Callable[[torch.Generator], tuple[Params, ModelState]]
-    """`init(generator) -> (params, model_state)` on the CPU, float32; equal generators give equal trees."""
-
-    apply: Callable[..., tuple[Tensor, ModelState]]
-    """`apply(params, model_state, images [B, C, H, W] float, *, train) -> (logits [B, K], model_state)`.
-
-    Leaves its arguments as they are. With `train=True` BatchNorm uses and updates batch statistics and dropout draws
-    from torch's generator; with `train=False` the `model_state` that comes out is the one that went in.
+    params, model_state = model.init(generator)
+    logits, model_state = model.apply(params, model_state, images, train=True)
+    pooled = model.features(params, model_state, images)["pooled"]
     """
 
+    init: InitModel
+    apply: ApplyModel
+    features: Features
     skeleton: nn.Module
     """The layers without their weights, on the meta device: for `print`, and for tools that look into modules."""
+    roles: Roles
 
 
-def make_model(
-    make_module: Callable[[], nn.Module], init_module: Callable[[nn.Module, torch.Generator], None]
-) -> Model:
-    """Turn a module class into a `Model`.
+class Backbone(nn.Module):
+    """A module that names its features, its stem and its head; all modules of this package are subclasses."""
+
+    STEM: ClassVar[tuple[str, ...]] = ("stem",)
+    """Names of the submodules and parameters that come before the first stage or block."""
+
+    head: nn.Module
+    """From the pooled vector to the logits."""
+
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, map) in order, and at the end ("pooled", [B, D]).
+
+        It is a generator so that `forward`, which wants the last alone, holds no map longer than the next layer does.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, *, features: bool = False) -> Tensor | dict[str, Tensor]:
+        """Logits [B, K], or the features by name."""
+        if features:
+            return dict(self.forward_features(images))
+        for _, x in self.forward_features(images):
+            pooled = x  # the last one is
+        return self.head(pooled)
+
+
+def make_model(make_module: Callable[[], Backbone], init_module: Callable[[nn.Module, torch.Generator], None]) -> Model:
+    """Turn a module class of this package into a `Model`, with float32 parameters.
 
     Args:
         make_module: makes the module; called under `torch.device("meta")`, so it costs no memory.
-        init_module: `(submodule, generator)`; fills the parameters and buffers of a submodule that has any of its own.
+        init_module: `(submodule, generator)`; initialises a submodule that has parameters or buffers of its own.
     """
-
-    def make_skeleton() -> nn.Module:
-        with torch.device("meta"):
-            return make_module()
-
-    # Two skeletons without weights, one for each mode: nothing is toggled, so nothing is shared between calls.
-    skeletons = {train: make_skeleton().train(train) for train in (True, False)}
+    with torch.device("meta"):
+        skeleton = make_module().eval()
 
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-        module = make_skeleton().to_empty(device="cpu")
+        module = copy.deepcopy(skeleton).to_empty(device="cpu")
         for submodule in module.modules():
             if any(True for _ in chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))):
                 init_module(submodule, generator)
-        params = {name: _channels_last(leaf.detach()) for name, leaf in module.named_parameters()}
-        return params, dict(module.named_buffers())
+        return split_leaves(module)
+
+    def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
+        return functional_call(skeleton, (params, model_state), (images,), {"features": True})
+
+    roles = make_roles(skeleton, stem=skeleton.STEM, head=("head",))
+    return Model(init, make_apply(skeleton), features, skeleton, roles)
+
+
+def split_leaves(module: nn.Module) -> tuple[Params, ModelState]:
+    """The trees of a module: its trainable parameters, and its buffers together with its frozen parameters."""
+    params: Params = {}
+    model_state: ModelState = dict(module.named_buffers())
+    for name, leaf in module.named_parameters():
+        (params if leaf.requires_grad else model_state)[name] = _channels_last(leaf.detach())
+    return params, model_state
+
+
+def _channels_last(leaf: Tensor) -> Tensor:
+    """Convolution kernels in memory as [out, height, width, in]: several times faster on CPUs, and best for GPUs."""
+    return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
+
+
+def make_apply(skeleton: nn.Module) -> ApplyModel:
+    """The forward pass of a module in evaluation mode, on the meta device, as a function of its leaves."""
+    # One skeleton for each mode: nothing is toggled, so nothing is shared between calls.
+    training_skeleton = copy.deepcopy(skeleton).train()
 
     def apply(params: Params, model_state: ModelState, images: Tensor, *, train: bool) -> tuple[Tensor, ModelState]:
         if not train:
-            return functional_call(skeletons[False], (params, model_state), (images,)), model_state
-        # BatchNorm writes into its buffers: let it write into copies, and hand the copies out.
-        model_state = {name: buffer.clone() for name, buffer in model_state.items()}
-        logits = functional_call(skeletons[True], (params, model_state), (images,))
-        return logits, model_state
+            return functional_call(skeleton, (params, model_state), (images,)), model_state
+        # Layers write into their buffers, or replace them: let them do so to copies, and return those.
+        leaves = params | {name: buffer.clone() for name, buffer in model_state.items()}
+        logits = functional_call(training_skeleton, leaves, (images,))
+        return logits, {name: leaves[name] for name in model_state}
 
-    return Model(init, apply, skeletons[False])
+    return apply
 
 
-def in_precision(model: Model, precision: torch.dtype) -> Model:
+def with_autocast(model: Model, precision: torch.dtype) -> Model:
     """The model with its arithmetic in `precision`: `torch.float32` as it is, `torch.bfloat16` by autocast.
 
-    Parameters stay float32; the logits come out in `precision`.
+    Parameters stay float32; the logits come out in `precision`, the features as autocast computes them.
     """
     if precision == torch.float32:
         return model
@@ -80,10 +155,14 @@ def in_precision(model: Model, precision: torch.dtype) -> Model:
         with torch.autocast(images.device.type, precision):
             return model.apply(params, model_state, images, train=train)
 
-    return model._replace(apply=apply)
+    def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(images.device.type, precision):
+            return model.features(params, model_state, images)
+
+    return model._replace(apply=apply, features=features)
 
 
-def start_from(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[str]]:
+def with_pretrained(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[str]]:
     """The model with an `init` that gives these weights, for fine-tuning.
 
     Args:
@@ -94,12 +173,16 @@ def start_from(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[st
         The model, and the names of those leaves of its head that have another shape here and stay as `init` draws them.
 
     Raises:
-        InputError: a leaf is missing or left over, or one that is not of the head has another shape; all are listed.
+        InputError: a leaf is missing or left over, or one that is not of the head has another shape. The message lists
+            the first eight.
     """
-    wanted = {name: tuple(leaf.shape) for name, leaf in model.skeleton.state_dict().items()}
+    leaves = chain(model.skeleton.named_parameters(), model.skeleton.named_buffers())
+    persistent = model.skeleton.state_dict()  # other buffers are in a checkpoint, but not in a file of a state dict
+    wanted = {name: tuple(leaf.shape) for name, leaf in leaves if name in weights or name in persistent}
     got = {name: tuple(leaf.shape) for name, leaf in weights.items()}
-    others = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]
-    fresh = [name for name in others if name in wanted and name in got and name.startswith("head.")]
+    others = [name for name in wanted | got if got.get(name) != wanted.get(name)]
+    head = {name for name, role in model.roles.items() if role.part == "head"}
+    fresh = [name for name in others if name in head and name in got]
     problems = [f"{name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'none')}" for name in others]
     if len(fresh) < len(others):
         raise InputError("\n  ".join(["these are not weights of this model:", *problems[:8]]))
@@ -107,13 +190,8 @@ def start_from(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[st
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         params, model_state = model.init(generator)
         for name, leaf in {**params, **model_state}.items():
-            if name not in fresh:
+            if name in weights and name not in fresh:
                 leaf.copy_(weights[name])
         return params, model_state
 
     return model._replace(init=init), fresh
-
-
-def _channels_last(leaf: Tensor) -> Tensor:
-    """Convolution kernels lie as [out, height, width, in]: several times faster on CPUs, and what GPUs want."""
-    return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf

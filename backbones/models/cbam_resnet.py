@@ -1,7 +1,7 @@
 """CBAM-ResNet: Sanghyun Woo, Jongchan Park, Joon-Young Lee and In So Kweon, "CBAM: convolutional block attention
 module", ECCV 2018, arXiv 1807.06521.
 
-The trunk is ResNet's; each block weighs its channels and then its places before it is added to the shortcut (figure 3).
+The trunk is ResNet's; each block reweights its channels, then its positions, before the shortcut is added (figure 3).
 No BatchNorm follows the 7x7 convolution: equation 3 has none.
 
 Shapes: B images, C channels, H and W height and width.
@@ -13,13 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from backbones.errors import checked
 from backbones.models.base import Model
-from backbones.models.layers import Stem, check_reduction, conv1x1, conv3x3
+from backbones.models.layers import Reduction, ResidualBlock, Stem, conv1x1, conv3x3
 from backbones.models.resnet import make_shortcut, resnet
 
 
 class ChannelAttention(nn.Module):
-    """One weight in (0, 1) for each channel: one MLP for the averages and for the maxima (equation 2)."""
+    """One weight in (0, 1) for each channel: one MLP, applied to the means and to the maxima (equation 2)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """One weight in (0, 1) for each place, from the average and the maximum over its channels (equation 3)."""
+    """One weight in (0, 1) for each position, from the mean and the maximum over its channels (equation 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class CBAM(nn.Module):
         return self.spatial(x) * x
 
 
-class CBAMBasicBlock(nn.Module):
+class CBAMBasicBlock(ResidualBlock):
     """Two 3x3 convolutions, then attention."""
 
     def __init__(self, in_channels: int, width: int, stride: int, *, reduction: int) -> None:
@@ -75,7 +76,7 @@ class CBAMBasicBlock(nn.Module):
         return torch.relu(self.cbam(y) + self.shortcut(x))
 
 
-class CBAMBottleneck(nn.Module):
+class CBAMBottleneck(ResidualBlock):
     """1x1 to narrow, 3x3, 1x1 to widen, then attention."""
 
     def __init__(self, in_channels: int, width: int, stride: int, *, reduction: int) -> None:
@@ -97,14 +98,15 @@ class CBAMBottleneck(nn.Module):
         return torch.relu(self.cbam(y) + self.shortcut(x))
 
 
+@checked
 def cbam_resnet(
-    block: Callable[..., nn.Module],
+    block: Callable[..., ResidualBlock],
     stage_depths: Sequence[int],
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
     stem: Stem = "cifar",
-    reduction: int = 16,
+    reduction: Reduction = 16,
 ) -> Model:
     """Residual network with channel and spatial attention (arXiv 1807.06521), for images of any size.
 
@@ -114,12 +116,11 @@ def cbam_resnet(
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
         stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-        reduction: r, how many times fewer channels the channel attention is squeezed to; 1 to 64 (section 4: 16).
+        reduction: r, the factor by which the channel attention narrows its channels (section 4: 16).
 
     Raises:
         InputError: the reduction is out of its range.
     """
-    check_reduction(reduction)
     return resnet(partial(block, reduction=reduction), stage_depths, image_shape, num_classes, stem=stem)
 
 

@@ -1,35 +1,30 @@
-"""Weights in and out: the state dicts of torchvision and timm <-> our trees, by explicit key maps.
+"""Conversion of weights between the state dicts of torchvision or timm and our trees, by explicit key maps.
 
 params, model_state = import_weights("resnet50", read_state_dict("resnet50.pth"), like=model.init(generator))
 write_state_dict("ours.safetensors", export_weights("resnet50", params, model_state))
 """
 
-import pickle
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from backbones.errors import InputError, check_known
+from backbones.models.state_dict import StateDict
 from backbones.types import ModelState, Params
-
-StateDict = dict[str, Tensor]
 
 
 class Format(NamedTuple):
-    """How another library writes the weights of a model down."""
+    """How another library names and shapes the weights of a model."""
 
     rules: list[tuple[str, str | Callable[[re.Match[str]], str]]]
-    """(pattern, replacement), each applied in turn: our name of a leaf -> theirs."""
+    """(pattern, replacement), applied one after another: our name of a leaf -> theirs."""
     linear_as_conv: bool = False
     """Whether the layers `fc1` and `fc2` are 1x1 convolutions there."""
     bias_before_norm: bool = False
-    """Whether convolutions have a bias there though a BatchNorm follows. It only shifts the running mean."""
+    """Whether convolutions before a BatchNorm have a bias there. It only shifts the running mean."""
 
 
 TORCHVISION_RESNET = Format(
@@ -43,11 +38,7 @@ TORCHVISION_RESNET = Format(
     ]
 )
 TORCHVISION_VGG = Format(
-    [
-        (r"^head\.2\.", "classifier.0."),
-        (r"^head\.5\.", "classifier.3."),
-        (r"^head\.8\.", "classifier.6."),
-    ]
+    [(r"^head\.2\.", "classifier.0."), (r"^head\.5\.", "classifier.3."), (r"^head\.8\.", "classifier.6.")]
 )
 TORCHVISION_VGG_BN = TORCHVISION_VGG._replace(bias_before_norm=True)
 TORCHVISION_MOBILENET_V2 = Format(
@@ -82,39 +73,17 @@ TIMM_CONVNEXT = Format(
 )
 TIMM_CONVNEXT_CONV_MLP = TIMM_CONVNEXT._replace(linear_as_conv=True)
 TIMM_MIXER = Format(
-    [
-        (r"^patch_embed\.", "stem.proj."),
-        (r"\.token_mlp\.", ".mlp_tokens."),
-        (r"\.channel_mlp\.", ".mlp_channels."),
-    ]
+    [(r"^patch_embed\.", "stem.proj."), (r"\.token_mlp\.", ".mlp_tokens."), (r"\.channel_mlp\.", ".mlp_channels.")]
 )
 
 FORMATS = {
-    "resnet18": TORCHVISION_RESNET,
-    "resnet34": TORCHVISION_RESNET,
-    "resnet50": TORCHVISION_RESNET,
-    "resnet101": TORCHVISION_RESNET,
-    "resnet152": TORCHVISION_RESNET,
-    "resnext50-32x4d": TORCHVISION_RESNET,
-    "resnext101-32x8d": TORCHVISION_RESNET,
-    "resnext101-64x4d": TORCHVISION_RESNET,
-    "se-resnet50": TIMM_SE_RESNET,
-    "se-resnet101": TIMM_SE_RESNET,
-    "se-resnet152": TIMM_SE_RESNET,
-    "vgg11": TORCHVISION_VGG,
-    "vgg13": TORCHVISION_VGG,
-    "vgg16": TORCHVISION_VGG,
-    "vgg19": TORCHVISION_VGG,
-    "vgg11-bn": TORCHVISION_VGG_BN,
-    "vgg13-bn": TORCHVISION_VGG_BN,
-    "vgg16-bn": TORCHVISION_VGG_BN,
-    "vgg19-bn": TORCHVISION_VGG_BN,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), TORCHVISION_RESNET),
+    **dict.fromkeys(("resnext50-32x4d", "resnext101-32x8d", "resnext101-64x4d"), TORCHVISION_RESNET),
+    **dict.fromkeys(("se-resnet50", "se-resnet101", "se-resnet152"), TIMM_SE_RESNET),
+    **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), TORCHVISION_VGG),
+    **dict.fromkeys(("vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn"), TORCHVISION_VGG_BN),
     "mobilenet-v2": TORCHVISION_MOBILENET_V2,
-    "vit-tiny": TIMM_VIT,
-    "vit-small": TIMM_VIT,
-    "vit-base": TIMM_VIT,
-    "vit-large": TIMM_VIT,
-    "vit-huge": TIMM_VIT,
+    **dict.fromkeys(("vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"), TIMM_VIT),
     "convnext-tiny": TIMM_CONVNEXT,
     "convnext-atto": TIMM_CONVNEXT_CONV_MLP,
     "mixer-small": TIMM_MIXER,
@@ -129,7 +98,7 @@ def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, Mode
         name: name of the model, one of `FORMATS`.
         state_dict: their name -> tensor. The image size, patch size and number of classes are those of `like`; weights
             for 224x224 images want `stem="imagenet"`, `patch_size=16` or, for a VGG, `head="mlp"`.
-        like: what `init` of the model gives: the names, shapes, dtypes and devices of what comes out.
+        like: trees from the model's `init`, with the names, shapes, dtypes and devices of the result.
 
     Raises:
         InputError: the model has no format, or leaves are missing, left over or of another shape; all are listed.
@@ -151,11 +120,14 @@ def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, Mode
     ]
     if problems:
         raise InputError("\n  ".join([f"these are not the weights of this {name}:", *sorted(problems)]))
-    return tuple({key: torch.empty_like(leaf).copy_(found[key]) for key, leaf in part.items()} for part in like)
+    params, model_state = (
+        {key: torch.empty_like(leaf).copy_(found[key]) for key, leaf in part.items()} for part in like
+    )
+    return params, model_state
 
 
 def export_weights(name: str, params: Params, model_state: ModelState) -> StateDict:
-    """The state dict in which torchvision or timm would hold these weights; on the CPU.
+    """The weights as a state dict of torchvision or timm, on the CPU.
 
     Args:
         name: name of the model, one of `FORMATS`.
@@ -177,35 +149,6 @@ def export_weights(name: str, params: Params, model_state: ModelState) -> StateD
     return state_dict
 
 
-def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors in a file that `torch.save` or safetensors wrote; no pickled code is run.
-
-    Raises:
-        InputError: the file is absent, damaged, or holds something else than a dict of tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be read as weights, it may be cut off ({reason})") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(leaf, Tensor) for leaf in state_dict.values()):
-        raise InputError(f"{path}: wanted a dict of tensors, as `torch.save(module.state_dict(), path)` writes it")
-    return dict(state_dict)
-
-
-def write_state_dict(path: str | Path, state_dict: StateDict) -> None:
-    """Write tensors by safetensors if the name of the file ends in `.safetensors`, else by `torch.save`."""
-    if Path(path).suffix == ".safetensors":
-        safetensors.torch.save_file(state_dict, path)
-    else:
-        torch.save(state_dict, path)
-
-
 def _rename(name: str, format: Format) -> str:
     for pattern, replacement in format.rules:
         name = re.sub(pattern, replacement, name)
@@ -213,12 +156,12 @@ def _rename(name: str, format: Format) -> str:
 
 
 def _squeeze(theirs: Tensor, ours: Tensor) -> Tensor:
-    """A linear layer that is written as a 1x1 convolution, as a linear layer."""
+    """Turn the weight of a 1x1 convolution into that of a linear layer, if ours is one."""
     return theirs[:, :, 0, 0] if theirs.shape == (*ours.shape, 1, 1) else theirs
 
 
 def _fold_biases(state_dict: StateDict) -> StateDict:
-    """Take the biases of convolutions out, and off the running means of the norms that follow (`features.I`)."""
+    """Remove the biases of convolutions, and subtract them from the running means of the norms that follow."""
     folded = dict(state_dict)
     for key in state_dict:
         match = re.fullmatch(r"features\.(\d+)\.running_mean", key)

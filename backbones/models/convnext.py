@@ -6,19 +6,20 @@ Differs from the paper: with the stem `cifar` the first patches are 2x2 pixels i
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import Stem, check_image_size, check_probability
+from backbones.errors import Probability, checked
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import Stem, check_image_size
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each place."""
+    """LayerNorm over the channels, at each position."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
@@ -28,7 +29,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class DropPath(nn.Module):
-    """Drop the whole branch of some samples, in training (stochastic depth, arXiv 1603.09382)."""
+    """Drop the residual branch for some samples, in training (stochastic depth, arXiv 1603.09382)."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class DropPath(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """7x7 convolution of each channel by itself, norm, MLP over channels, scaled (figure 4; section 2.6)."""
+    """7x7 depthwise convolution, norm, MLP over channels, layer scale (figure 4; section 2.6)."""
 
     def __init__(self, channels: int, drop_path: float) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class ConvNeXtBlock(nn.Module):
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-class ConvNeXtModule(nn.Module):
+class ConvNeXtModule(Backbone):
     """Patches, four stages of blocks, global average, norm, head (table 9)."""
 
     def __init__(
@@ -88,23 +89,28 @@ class ConvNeXtModule(nn.Module):
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(self.stem(images))
-        return self.head(self.norm(x.mean(dim=(2, 3))))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", self.norm(x.mean(dim=(2, 3)))
 
 
 def init_convnext(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer: truncated normal of deviation 0.02, zero biases, identity norms, scales of 1e-6 (table 5)."""
+    """Initialise one layer: truncated normal (standard deviation 0.02), zero biases, layer scales of 1e-6 (table 5)."""
     match module:
         case nn.LayerNorm():
             module.reset_parameters()  # ones and zeros: draws nothing
         case ConvNeXtBlock():
             nn.init.constant_(module.scale, 1e-6)
         case _:
-            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            nn.init.zeros_(module.bias)
+            nn.init.trunc_normal_(module.get_parameter("weight"), std=0.02, generator=generator)
+            nn.init.zeros_(module.get_parameter("bias"))
 
 
+@checked
 def convnext(
     widths: Sequence[int],
     stage_depths: Sequence[int],
@@ -112,22 +118,21 @@ def convnext(
     num_classes: int,
     *,
     stem: Stem = "cifar",
-    drop_path: float = 0.0,
+    drop_path: Probability = 0.0,
 ) -> Model:
-    """ConvNet in the manner of a transformer (arXiv 2201.03545), for images of 16x16 (imagenet: 32x32) or more.
+    """ConvNet with the design of a transformer (arXiv 2201.03545), for images of 16x16 (imagenet: 32x32) or more.
 
     Args:
         widths: channels of each stage.
         stage_depths: number of blocks in each stage.
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
-        stem: side of the first patches; cifar has 2 pixels, imagenet 4.
-        drop_path: probability in [0, 1) of dropping the last block of a sample; less for earlier ones (table 5: 0.1).
+        stem: size of the first patches; cifar has 2x2 pixels, imagenet 4x4.
+        drop_path: probability of dropping the last block of a sample; less for earlier blocks (table 5: 0.1).
 
     Raises:
         InputError: the image is too small, or the probability is out of its range.
     """
-    check_probability(drop_path=drop_path)
     check_image_size(image_shape, smallest=32 if stem == "imagenet" else 16)
     make_module = partial(
         ConvNeXtModule,

@@ -1,22 +1,32 @@
-"""What more than one paper uses: stems, stages, checks, and how to fill a fresh module."""
+"""What more than one paper uses: stems, stages, initialisation, and checks of the image size."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from backbones.errors import InputError
+from backbones.errors import InputError, Range
 
 Stem = Literal["cifar", "imagenet"]
 
-Block = Callable[[int, int, int], nn.Module]
-"""(in_channels, width, stride) -> a residual block, which tells its `out_channels`."""
+Reduction = Annotated[int, Range("[1, 64]")]
+"""Factor by which an attention over channels narrows them; the narrowest residual block has 64."""
+
+
+class ResidualBlock(nn.Module):
+    """What a stage consists of."""
+
+    out_channels: int
+
+
+Block = Callable[[int, int, int], ResidualBlock]
+"""(in_channels, width, stride) -> a residual block."""
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """3x3 convolution that keeps the image's size (at stride 1) and leaves the bias to the norm that follows."""
+    """3x3 convolution that keeps the image size (at stride 1), without bias: a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
@@ -34,11 +44,11 @@ def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bo
     Args:
         stem: which of the two.
         in_channels: channels of the image.
-        out_channels: channels of what comes out.
+        out_channels: channels of its output.
         activation: whether BatchNorm and ReLU follow the convolution.
     """
     if stem == "cifar":
-        layers = [conv3x3(in_channels, out_channels)]
+        layers: list[nn.Module] = [conv3x3(in_channels, out_channels)]
     else:
         layers = [nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)]
     if activation:
@@ -48,30 +58,34 @@ def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bo
     return nn.Sequential(*layers)
 
 
-def make_stages(block: Block, in_channels: int, width: int, stage_depths: Sequence[int]) -> nn.Sequential:
+def make_stages(block: Block, in_channels: int, width: int, stage_depths: Sequence[int]) -> tuple[nn.Sequential, int]:
     """Stages of residual blocks. Each stage but the first doubles the width, and its first block halves the image.
 
     Args:
         block: the kind of block in all stages.
-        in_channels: channels of what enters the first stage.
-        width: of the blocks of the first stage.
+        in_channels: channels of the input of the first stage.
+        width: width of the blocks of the first stage.
         stage_depths: number of blocks in each stage.
+
+    Returns:
+        The stages, and the channels of the output of the last.
     """
     stages = nn.Sequential()
     for stage, depth in enumerate(stage_depths):
         blocks = nn.Sequential()
         for i in range(depth):
-            blocks.append(block(in_channels, width * 2**stage, 2 if stage > 0 and i == 0 else 1))
-            in_channels = blocks[-1].out_channels
+            new_block = block(in_channels, width * 2**stage, 2 if stage > 0 and i == 0 else 1)
+            blocks.append(new_block)
+            in_channels = new_block.out_channels
         stages.append(blocks)
-    return stages
+    return stages, in_channels
 
 
 def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer of a ConvNet: He fan-out for convolutions, LeCun uniform for linear layers, identity for norms.
+    """Initialise one layer of a ConvNet: He normal (fan-out) for convolutions, identity for norms.
 
-    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14; linear layers as
-    `torch.nn.Linear` has them.
+    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14. Linear layers are initialised as
+    `torch.nn.Linear` does it.
     """
     match module:
         case nn.Conv2d():
@@ -85,31 +99,11 @@ def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
         case nn.BatchNorm2d():
             module.reset_parameters()  # ones and zeros: draws nothing
         case _:
-            raise TypeError(f"no rule for filling a {type(module).__name__}")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise InputError unless every size is 1 or more."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} is {size}; it must be 1 or more")
-
-
-def check_probability(**probabilities: float) -> None:
-    """Raise InputError unless every probability of dropping something is in [0, 1)."""
-    for name, probability in probabilities.items():
-        if not 0 <= probability < 1:
-            raise InputError(f"{name} is {probability}; it must be at least 0 and below 1")
-
-
-def check_reduction(reduction: int) -> None:
-    """Raise InputError unless 64 channels, the fewest of a residual block, can be squeezed that many times."""
-    if not 1 <= reduction <= 64:
-        raise InputError(f"reduction is {reduction}; it must be from 1 to 64")
+            raise TypeError(f"no rule for initialising a {type(module).__name__}")
 
 
 def check_image_size(image_shape: tuple[int, int, int], *, smallest: int) -> None:
-    """Raise InputError if a side of the image is too short to be halved as often as the model does."""
+    """Raise InputError if the image is too small to be halved as often as the model does."""
     _, height, width = image_shape
     if min(height, width) < smallest:
         raise InputError(
@@ -118,8 +112,7 @@ def check_image_size(image_shape: tuple[int, int, int], *, smallest: int) -> Non
 
 
 def check_patch_size(patch_size: int, image_shape: tuple[int, int, int]) -> None:
-    """Raise InputError, with the sizes that would do, unless patches tile the image."""
-    check_sizes(patch_size=patch_size)
+    """Raise InputError, with the patch sizes that fit, unless the patches tile the image."""
     _, height, width = image_shape
     if height % patch_size or width % patch_size:
         tiling = [size for size in range(1, min(height, width) + 1) if height % size == width % size == 0]

@@ -3,17 +3,19 @@
 Differs from the paper: the patch size is 4 by default, for images of 32x32; the head does not start from zero, so that
 gradients reach every parameter in the first step. Small is the paper's S (table 1); tiny, for CIFAR, is not in it.
 
-Shapes: B images, C channels, H and W height and width, N tokens (patches), D width, K classes.
+Shapes: B images, C channels, H and W height and width, N tokens (patches), D embedding dimension, K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import check_patch_size, check_sizes
+from backbones.errors import Count, checked
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import check_patch_size
 
 
 class Mlp(nn.Module):
@@ -43,8 +45,10 @@ class MixerBlock(nn.Module):
         return x + self.channel_mlp(self.norm2(x))
 
 
-class MixerModule(nn.Module):
+class MixerModule(Backbone):
     """Patches, blocks, norm, average over tokens, head (figure 1)."""
+
+    STEM = ("patch_embed",)
 
     def __init__(
         self,
@@ -67,45 +71,49 @@ class MixerModule(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, N, D]
-        return self.head(self.norm(self.blocks(x)).mean(dim=1))
+        yield "stem", x
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            yield f"block{i}", x
+        yield "pooled", self.norm(x).mean(dim=1)
 
 
 def init_mixer(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer: LeCun normal for matrices and patches, zero biases, identity norms."""
+    """Initialise one layer: LeCun normal for matrices and patches, zero biases, identity norms."""
     if isinstance(module, nn.LayerNorm):
         module.reset_parameters()  # ones and zeros: draws nothing
     else:
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-        nn.init.zeros_(module.bias)
+        nn.init.kaiming_normal_(module.get_parameter("weight"), nonlinearity="linear", generator=generator)
+        nn.init.zeros_(module.get_parameter("bias"))
 
 
+@checked
 def mlp_mixer(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    patch_size: int = 4,
-    width: int = 512,
-    depth: int = 8,
-    token_mlp_width: int = 256,
-    channel_mlp_width: int = 2048,
+    patch_size: Count = 4,
+    width: Count = 512,
+    depth: Count = 8,
+    token_mlp_width: Count = 256,
+    channel_mlp_width: Count = 2048,
 ) -> Model:
     """MLP-Mixer (arXiv 2105.01601).
 
     Args:
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
-        patch_size: side of a patch, pixels; divides the height and the width of the image.
-        width: D, numbers a token.
+        patch_size: side of a patch in pixels; divides the height and the width of the image.
+        width: D, the embedding dimension.
         depth: number of blocks.
-        token_mlp_width: hidden numbers in each block's MLP across tokens.
-        channel_mlp_width: hidden numbers in each block's MLP across channels.
+        token_mlp_width: hidden dimension of each block's MLP across tokens.
+        channel_mlp_width: hidden dimension of each block's MLP across channels.
 
     Raises:
         InputError: a number is out of its range, or the patches do not tile the image.
     """
-    check_sizes(width=width, depth=depth, token_mlp_width=token_mlp_width, channel_mlp_width=channel_mlp_width)
     check_patch_size(patch_size, image_shape)
     make_module = partial(
         MixerModule,
@@ -121,4 +129,4 @@ def mlp_mixer(
 
 
 mixer_tiny = partial(mlp_mixer, width=192, token_mlp_width=96, channel_mlp_width=768)
-mixer_small = mlp_mixer
+mixer_small = partial(mlp_mixer)

@@ -4,12 +4,13 @@ applications", arXiv 1704.04861.
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
+from backbones.models.base import Backbone, Model, make_model
 from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
 
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -17,7 +18,7 @@ BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 
 
 class SeparableBlock(nn.Module):
-    """3x3 convolution of each channel by itself, then 1x1 across channels (figure 3, right)."""
+    """3x3 depthwise convolution, then 1x1 convolution (figure 3, right)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class SeparableBlock(nn.Module):
         return torch.relu(self.norm2(self.pointwise(x)))
 
 
-class MobileNetModule(nn.Module):
+class MobileNetModule(Backbone):
     """Stem, thirteen separable blocks, global average, head (table 1)."""
 
     def __init__(self, *, stem: Stem, in_channels: int, num_classes: int) -> None:
@@ -45,9 +46,13 @@ class MobileNetModule(nn.Module):
             channels = out_channels
         self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.blocks(self.stem(images))
-        return self.head(x.mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            yield f"block{i}", x
+        yield "pooled", x.mean(dim=(2, 3))
 
 
 def mobilenet(image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:

@@ -6,12 +6,14 @@ Differs from the paper: with the stem `cifar`, the stem and the second stage kee
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
+from backbones.models.base import Backbone, Model, make_model
 from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
 
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
@@ -19,7 +21,7 @@ STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to widen, 3x3 of each channel by itself, 1x1 to narrow without activation (figure 3, b; figure 4, d)."""
+    """1x1 to widen, 3x3 depthwise, 1x1 to narrow without activation (figure 3, b; figure 4, d)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.keeps_shape else y
 
 
-class MobileNetV2Module(nn.Module):
+class MobileNetV2Module(Backbone):
     """Stem, inverted residuals in seven stages, 1x1 convolution, global average, head (table 2)."""
 
     def __init__(self, *, stem: Stem, in_channels: int, num_classes: int) -> None:
@@ -58,9 +60,15 @@ class MobileNetV2Module(nn.Module):
         self.last = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU6())
         self.head = nn.Linear(1280, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.last(self.blocks(self.stem(images)))
-        return self.head(x.mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        blocks = iter(self.blocks)
+        for stage, (_, _, depth, _) in enumerate(STAGES, start=1):
+            for block in islice(blocks, depth):
+                x = block(x)
+            yield f"stage{stage}", x
+        yield "pooled", self.last(x).mean(dim=(2, 3))
 
 
 def mobilenet_v2(image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:

@@ -8,17 +8,17 @@ so the stem is a convolution alone. The last activation, before the average, is 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import Block, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import Block, ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
-class PreActBasicBlock(nn.Module):
+class PreActBasicBlock(ResidualBlock):
     """Two 3x3 convolutions, each after its BatchNorm and ReLU (figure 4, e)."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
@@ -36,7 +36,7 @@ class PreActBasicBlock(nn.Module):
         return y + self.shortcut(x)
 
 
-class PreActBottleneck(nn.Module):
+class PreActBottleneck(ResidualBlock):
     """1x1 to narrow, 3x3, 1x1 to widen, each after its BatchNorm and ReLU."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
@@ -64,7 +64,7 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
     return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(), conv1x1(in_channels, out_channels, stride=stride))
 
 
-class PreActResNetModule(nn.Module):
+class PreActResNetModule(Backbone):
     """Stem, stages of blocks 64, 128, 256 and 512 wide, activation, global average, head."""
 
     def __init__(
@@ -72,14 +72,17 @@ class PreActResNetModule(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = make_stem(stem, in_channels, 64, activation=False)
-        self.stages = make_stages(block, 64, 64, stage_depths)
-        channels = self.stages[-1][-1].out_channels
+        self.stages, channels = make_stages(block, 64, 64, stage_depths)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(self.stem(images))
-        return self.head(torch.relu(self.norm(x)).mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", torch.relu(self.norm(x)).mean(dim=(2, 3))
 
 
 def preact_resnet(
@@ -105,8 +108,8 @@ def preact_resnet(
     return make_model(make_module, init_conv_net)
 
 
-preact_resnet18 = partial(preact_resnet, PreActBasicBlock, (2, 2, 2, 2))
-preact_resnet34 = partial(preact_resnet, PreActBasicBlock, (3, 4, 6, 3))
-preact_resnet50 = partial(preact_resnet, PreActBottleneck, (3, 4, 6, 3))
-preact_resnet101 = partial(preact_resnet, PreActBottleneck, (3, 4, 23, 3))
-preact_resnet152 = partial(preact_resnet, PreActBottleneck, (3, 8, 36, 3))
+preactresnet18 = partial(preact_resnet, PreActBasicBlock, (2, 2, 2, 2))
+preactresnet34 = partial(preact_resnet, PreActBasicBlock, (3, 4, 6, 3))
+preactresnet50 = partial(preact_resnet, PreActBottleneck, (3, 4, 6, 3))
+preactresnet101 = partial(preact_resnet, PreActBottleneck, (3, 4, 23, 3))
+preactresnet152 = partial(preact_resnet, PreActBottleneck, (3, 8, 36, 3))

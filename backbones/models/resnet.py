@@ -7,17 +7,17 @@ Differs from the paper: in a bottleneck the 3x3 convolution carries the stride (
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import Block, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import Block, ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (figure 5, left)."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
         return torch.relu(y + self.shortcut(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1x1 to narrow, 3x3, 1x1 to widen (figure 5, right)."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
@@ -63,7 +63,7 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
     return nn.Sequential(conv1x1(in_channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
 
 
-class ResNetModule(nn.Module):
+class ResNetModule(Backbone):
     """Stem, stages of blocks 64, 128, 256 and 512 wide, global average, head (table 1)."""
 
     def __init__(
@@ -71,12 +71,16 @@ class ResNetModule(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = make_stem(stem, in_channels, 64)
-        self.stages = make_stages(block, 64, 64, stage_depths)
-        self.head = nn.Linear(self.stages[-1][-1].out_channels, num_classes)
+        self.stages, channels = make_stages(block, 64, 64, stage_depths)
+        self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(self.stem(images))
-        return self.head(x.mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", x.mean(dim=(2, 3))
 
 
 def resnet(

@@ -1,11 +1,11 @@
 """ResNeXt: Saining Xie, Ross Girshick, Piotr Dollar, Zhuowen Tu and Kaiming He, "Aggregated residual transformations
 for deep neural networks", CVPR 2017, arXiv 1611.05431.
 
-The trunk is ResNet's; `32x4d` is 32 groups (the cardinality) of 4 channels each in the first stage (table 1). The nets
-of 29 layers are the CIFAR ones, of three stages (section 5.3).
+The trunk is ResNet's; `32x4d` is 32 groups (the cardinality) of 4 channels each in the first stage (table 1). The
+networks of 29 layers are those for CIFAR, with three stages (section 5.3).
 
-Differs from the paper: the nets of 29 layers halve the image in the first 1x1 convolution of a stage, which saves an
-eighth of their multiply-accumulates; `downsample="3x3"` gives the paper's.
+Differs from the paper: the networks of 29 layers halve the image in the first 1x1 convolution of a stage, which saves
+an eighth of their multiply-accumulates; `downsample="3x3"` gives the paper's.
 
 Shapes: B images, C channels, H and W height and width.
 """
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from backbones.models.base import Model
-from backbones.models.layers import Stem, conv1x1, conv3x3
+from backbones.models.layers import ResidualBlock, Stem, conv1x1, conv3x3
 from backbones.models.resnet import make_shortcut, resnet
 
 Downsample = Literal["1x1", "3x3"]
 
 
-class ResNeXtBlock(nn.Module):
+class ResNeXtBlock(ResidualBlock):
     """1x1 to narrow, 3x3 in groups, 1x1 to widen (figure 3, c)."""
 
     def __init__(

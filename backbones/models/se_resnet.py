@@ -1,7 +1,7 @@
 """SE-ResNet: Jie Hu, Li Shen, Samuel Albanie, Gang Sun and Enhua Wu, "Squeeze-and-excitation networks", CVPR 2018,
 arXiv 1709.01507.
 
-The trunk is ResNet's; each block weighs its channels before it is added to the shortcut (figure 3).
+The trunk is ResNet's; each block reweights its channels before the shortcut is added (figure 3).
 
 Shapes: B images, C channels, H and W height and width.
 """
@@ -12,13 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from backbones.errors import checked
 from backbones.models.base import Model
-from backbones.models.layers import Stem, check_reduction, conv1x1, conv3x3
+from backbones.models.layers import Reduction, ResidualBlock, Stem, conv1x1, conv3x3
 from backbones.models.resnet import make_shortcut, resnet
 
 
 class SqueezeExcitation(nn.Module):
-    """One weight in (0, 1) for each channel, from the averages of all channels (equations 2 to 4)."""
+    """One weight in (0, 1) for each channel, from the means of all channels (equations 2 to 4)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -30,8 +31,8 @@ class SqueezeExcitation(nn.Module):
         return x * torch.sigmoid(self.fc2(squeezed))[:, :, None, None]
 
 
-class SEBasicBlock(nn.Module):
-    """Two 3x3 convolutions, then excitation."""
+class SEBasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, then squeeze-and-excitation."""
 
     def __init__(self, in_channels: int, width: int, stride: int, *, reduction: int) -> None:
         super().__init__()
@@ -49,8 +50,8 @@ class SEBasicBlock(nn.Module):
         return torch.relu(self.se(y) + self.shortcut(x))
 
 
-class SEBottleneck(nn.Module):
-    """1x1 to narrow, 3x3, 1x1 to widen, then excitation."""
+class SEBottleneck(ResidualBlock):
+    """1x1 to narrow, 3x3, 1x1 to widen, then squeeze-and-excitation."""
 
     def __init__(self, in_channels: int, width: int, stride: int, *, reduction: int) -> None:
         super().__init__()
@@ -71,14 +72,15 @@ class SEBottleneck(nn.Module):
         return torch.relu(self.se(y) + self.shortcut(x))
 
 
+@checked
 def se_resnet(
-    block: Callable[..., nn.Module],
+    block: Callable[..., ResidualBlock],
     stage_depths: Sequence[int],
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
     stem: Stem = "cifar",
-    reduction: int = 16,
+    reduction: Reduction = 16,
 ) -> Model:
     """Squeeze-and-excitation residual network (arXiv 1709.01507), for images of any size.
 
@@ -88,12 +90,11 @@ def se_resnet(
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
         stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-        reduction: r, how many times fewer channels are squeezed to; 1 to 64 (section 6.1: 16).
+        reduction: r, the factor by which the excitation narrows its channels (section 6.1: 16).
 
     Raises:
         InputError: the reduction is out of its range.
     """
-    check_reduction(reduction)
     return resnet(partial(block, reduction=reduction), stage_depths, image_shape, num_classes, stem=stem)
 
 

@@ -6,13 +6,14 @@ neural network for mobile devices", CVPR 2018, arXiv 1707.01083.
 Shapes: B images, C channels, H and W height and width, K classes, G groups.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
+from backbones.models.base import Backbone, Model, make_model
 from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
 
 STAGE_DEPTHS = (4, 8, 4)
@@ -21,12 +22,12 @@ STAGE_WIDTHS = {2: 200, 3: 240, 4: 272, 8: 384}
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of each group out over all groups: channel g C/G + i goes to i G + g (figure 1, c)."""
+    """Spread the channels of each group over all groups: channel g C/G + i goes to i G + g (figure 1, c)."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class ShuffleBlock(nn.Module):
-    """1x1 in groups, shuffle, 3x3 of each channel by itself, 1x1 in groups (figure 2, b; with stride 2, c)."""
+    """Grouped 1x1 convolution, channel shuffle, 3x3 depthwise, grouped 1x1 (figure 2, b; with stride 2, c)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, *, first: bool) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class ShuffleBlock(nn.Module):
         return torch.relu(torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), y], dim=1))
 
 
-class ShuffleNetModule(nn.Module):
+class ShuffleNetModule(Backbone):
     """Stem of 24 channels, three stages, global average, head (table 1)."""
 
     def __init__(self, groups: int, *, stem: Stem, in_channels: int, num_classes: int) -> None:
@@ -70,9 +71,13 @@ class ShuffleNetModule(nn.Module):
             channels = width
         self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(self.stem(images))
-        return self.head(x.mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", x.mean(dim=(2, 3))
 
 
 def shufflenet(groups: int, image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:

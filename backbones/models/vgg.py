@@ -1,27 +1,29 @@
 """VGG: Karen Simonyan and Andrew Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, arXiv 1409.1556. BatchNorm, in the `-bn` nets, is from arXiv 1502.03167.
+ICLR 2015, arXiv 1409.1556. BatchNorm, in the `-bn` networks, is from arXiv 1502.03167.
 
-Differs from the paper: the head is the global average and one linear layer, as is usual for small images (the paper's
-three layers are there as `head="mlp"`); convolutions before a BatchNorm have no bias; pooling rounds up, so that images
-of less than 32 pixels work. There is one stem for all sizes of image: 3x3 convolutions from the start.
+Differs from the paper: the head is one linear layer after a global average, as is usual for small images (the paper's
+three layers are `head="mlp"`); convolutions before a BatchNorm have no bias; pooling rounds up, so that images smaller
+than 32x32 work. All image sizes have the same stem, the first 3x3 convolution.
 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import check_probability, conv3x3, init_conv_net
+from backbones.errors import Probability, checked
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import conv3x3, init_conv_net
 
 Head = Literal["linear", "mlp"]
 
 
 def make_features(stage_depths: Sequence[int], in_channels: int, batch_norm: bool) -> nn.Sequential:
-    """Five stages of 3x3 convolutions, each ending in a pool that halves the image (table 1)."""
+    """Five stages of 3x3 convolutions, each ending in a max-pool that halves the image (table 1)."""
     layers = nn.Sequential()
     for depth, width in zip(stage_depths, (64, 128, 256, 512, 512), strict=True):
         for _ in range(depth):
@@ -35,24 +37,23 @@ def make_features(stage_depths: Sequence[int], in_channels: int, batch_norm: boo
 
 
 def make_head(head: Head, num_classes: int, dropout: float) -> nn.Sequential:
-    """From 512 feature maps to logits: average and one layer, or the paper's three layers over 7x7 places."""
+    """From the pooled vector to logits: one linear layer, or the paper's three."""
     if head == "linear":
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(7),
-        nn.Flatten(),
-        nn.Linear(512 * 7 * 7, 4096),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(4096, 4096),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(4096, num_classes),
-    )
+        layers: list[nn.Module] = [nn.Linear(512, num_classes)]
+    else:
+        layers = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4096, num_classes)]
+    # Leaves are named `head.2.weight` and so on: 0 and 1 were the pool and the flattening, which are before the head.
+    return nn.Sequential(OrderedDict((str(i), layer) for i, layer in enumerate(layers, start=2)))
 
 
-class VGGModule(nn.Module):
-    """Convolutions and head (table 1)."""
+class VGGModule(Backbone):
+    """Convolutions, pool and head (table 1). There is no map `stem`: the stem is the first convolution of stage 1.
+
+    `pooled` is the global average [B, 512], or with the mlp head the average over 7x7 regions [B, 512 * 7 * 7].
+    """
+
+    STEM = ("features.0",)
 
     def __init__(
         self,
@@ -66,12 +67,20 @@ class VGGModule(nn.Module):
     ) -> None:
         super().__init__()
         self.features = make_features(stage_depths, in_channels, batch_norm)
+        self.pool = nn.AdaptiveAvgPool2d(1 if head == "linear" else 7)
         self.head = make_head(head, num_classes, dropout)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        return self.head(self.features(images))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x, stage = images, 1
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                yield f"stage{stage}", x
+                stage += 1
+        yield "pooled", self.pool(x).flatten(1)
 
 
+@checked
 def vgg(
     stage_depths: Sequence[int],
     batch_norm: bool,
@@ -79,7 +88,7 @@ def vgg(
     num_classes: int,
     *,
     head: Head = "linear",
-    dropout: float = 0.5,
+    dropout: Probability = 0.5,
 ) -> Model:
     """Plain deep ConvNet (arXiv 1409.1556), for images of any size.
 
@@ -88,13 +97,12 @@ def vgg(
         batch_norm: whether a BatchNorm follows each convolution.
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
-        head: linear is the global average and one layer; mlp is the paper's three layers, for images of 224x224.
-        dropout: probability in [0, 1) of dropping in the mlp head (section 3.1: 0.5).
+        head: linear is one layer after a global average; mlp is the paper's three layers, for images of 224x224.
+        dropout: probability of dropping in the mlp head (section 3.1: 0.5).
 
     Raises:
         InputError: the dropout is out of its range.
     """
-    check_probability(dropout=dropout)
     make_module = partial(
         VGGModule,
         stage_depths,

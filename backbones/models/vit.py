@@ -3,20 +3,22 @@ ICLR 2021, arXiv 2010.11929. Tiny and small are from DeiT, arXiv 2012.12877, tab
 
 Differs from the paper: the patch size is 4 by default, for images of 32x32; the head is one linear layer, as the paper
 has it for fine-tuning; position embeddings and linear layers start from a normal distribution of standard deviation
-0.02, truncated at two of them (DeiT).
+0.02, truncated at two standard deviations (DeiT).
 
-Shapes: B images, C channels, H and W height and width, N tokens (patches and one class token), D width, K classes.
+Shapes: B images, C channels, H and W height and width, N tokens (patches and one class token), D embedding dimension,
+K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import InputError
-from backbones.models.base import Model, make_model
-from backbones.models.layers import check_patch_size, check_probability, check_sizes
+from backbones.errors import Count, InputError, Probability, checked
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import check_patch_size
 
 
 class Attention(nn.Module):
@@ -67,8 +69,10 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ViTModule(nn.Module):
+class ViTModule(Backbone):
     """Patches, class token, position embedding, encoder, final norm, head (figure 1, equations 1 to 4)."""
+
+    STEM = ("patch_embed", "cls_token", "pos_embed")
 
     def __init__(
         self,
@@ -93,16 +97,19 @@ class ViTModule(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, N - 1, D]
         cls_token = self.cls_token.expand(len(images), -1, -1)
-        x = torch.cat([cls_token, patches], dim=1) + self.pos_embed  # [B, N, D]
-        x = self.blocks(self.dropout(x))
-        return self.head(self.norm(x[:, 0]))
+        x = self.dropout(torch.cat([cls_token, patches], dim=1) + self.pos_embed)  # [B, N, D]
+        yield "stem", x
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            yield f"block{i}", x
+        yield "pooled", self.norm(x[:, 0])
 
 
 def init_vit(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer: truncated normal of deviation 0.02 for matrices and embeddings, zero biases, identity norms."""
+    """Initialise one layer: truncated normal of standard deviation 0.02 for matrices and embeddings, zero biases."""
     if isinstance(module, nn.LayerNorm):
         module.reset_parameters()  # ones and zeros: draws nothing
         return
@@ -113,35 +120,34 @@ def init_vit(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.trunc_normal_(leaf, std=0.02, a=-0.04, b=0.04, generator=generator)
 
 
+@checked
 def vit(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    patch_size: int = 4,
-    width: int = 192,
-    depth: int = 12,
-    heads: int = 3,
-    mlp_width: int = 768,
-    dropout: float = 0.0,
+    patch_size: Count = 4,
+    width: Count = 192,
+    depth: Count = 12,
+    heads: Count = 3,
+    mlp_width: Count = 768,
+    dropout: Probability = 0.0,
 ) -> Model:
     """Vision Transformer (arXiv 2010.11929).
 
     Args:
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
-        patch_size: side of a patch, pixels; divides the height and the width of the image.
-        width: D, numbers a token.
+        patch_size: side of a patch in pixels; divides the height and the width of the image.
+        width: D, the embedding dimension.
         depth: number of encoder blocks.
         heads: attention heads in each block; divides the width.
-        mlp_width: hidden numbers in each block's MLP.
-        dropout: probability in [0, 1) of dropping, after the embedding, in attention and in the MLPs.
+        mlp_width: hidden dimension of each block's MLP.
+        dropout: probability of dropping, after the embedding, in attention and in the MLPs.
 
     Raises:
         InputError: a number is out of its range, the patches do not tile the image, or the heads do not divide the
             width.
     """
-    check_sizes(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
-    check_probability(dropout=dropout)
     check_patch_size(patch_size, image_shape)
     if width % heads:
         raise InputError(f"{heads} attention heads do not divide a width of {width}; change one of them")
@@ -159,7 +165,7 @@ def vit(
     return make_model(make_module, init_vit)
 
 
-vit_tiny = vit
+vit_tiny = partial(vit)
 vit_small = partial(vit, width=384, heads=6, mlp_width=1536)
 vit_base = partial(vit, width=768, heads=12, mlp_width=3072)
 vit_large = partial(vit, width=1024, depth=24, heads=16, mlp_width=4096)

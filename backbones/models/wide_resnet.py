@@ -6,16 +6,18 @@ activation of its residual branch (table 1, figure 1 c and d).
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Model, make_model
-from backbones.models.layers import Stem, check_probability, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.errors import Probability, checked
+from backbones.models.base import Backbone, Model, make_model
+from backbones.models.layers import ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
-class WideBlock(nn.Module):
+class WideBlock(ResidualBlock):
     """Two 3x3 convolutions, each after its BatchNorm and ReLU, dropout between (figure 1, d)."""
 
     def __init__(self, in_channels: int, width: int, stride: int, *, dropout: float) -> None:
@@ -36,7 +38,7 @@ class WideBlock(nn.Module):
         return y + (x if self.projection is None else self.projection(activated))
 
 
-class WideResNetModule(nn.Module):
+class WideResNetModule(Backbone):
     """Stem of 16 channels, three stages of blocks, activation, global average, head (table 1)."""
 
     def __init__(
@@ -45,15 +47,21 @@ class WideResNetModule(nn.Module):
         super().__init__()
         self.stem = make_stem(stem, in_channels, 16, activation=False)
         stage_depth = (depth - 4) // 6  # what is not in the stages: the stem, two projections, the head
-        self.stages = make_stages(partial(WideBlock, dropout=dropout), 16, 16 * widen, (stage_depth,) * 3)
-        self.norm = nn.BatchNorm2d(64 * widen)
-        self.head = nn.Linear(64 * widen, num_classes)
+        block = partial(WideBlock, dropout=dropout)
+        self.stages, channels = make_stages(block, 16, 16 * widen, (stage_depth,) * 3)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-        x = self.stages(self.stem(images))
-        return self.head(torch.relu(self.norm(x)).mean(dim=(2, 3)))
+    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(images)
+        yield "stem", x
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            yield f"stage{i}", x
+        yield "pooled", torch.relu(self.norm(x)).mean(dim=(2, 3))
 
 
+@checked
 def wide_resnet(
     depth: int,
     widen: int,
@@ -61,7 +69,7 @@ def wide_resnet(
     num_classes: int,
     *,
     stem: Stem = "cifar",
-    dropout: float = 0.0,
+    dropout: Probability = 0.0,
 ) -> Model:
     """Wide residual network (arXiv 1605.07146), for images of any size.
 
@@ -71,20 +79,13 @@ def wide_resnet(
         image_shape: channels, height and width of an image.
         num_classes: number of classes K.
         stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-        dropout: probability in [0, 1) of dropping between the convolutions of a block (section 3.3 tries 0.3).
+        dropout: probability of dropping between the convolutions of a block (section 3.3 tries 0.3).
 
     Raises:
         InputError: the dropout is out of its range.
     """
-    check_probability(dropout=dropout)
     make_module = partial(
-        WideResNetModule,
-        depth,
-        widen,
-        stem=stem,
-        dropout=dropout,
-        in_channels=image_shape[0],
-        num_classes=num_classes,
+        WideResNetModule, depth, widen, stem=stem, dropout=dropout, in_channels=image_shape[0], num_classes=num_classes
     )
     return make_model(make_module, init_conv_net)
 

@@ -1,75 +1,67 @@
 """Optimizers as chains of gradient transforms: `(init, update)` pairs of pure functions, as in optax."""
 
-from backbones.optim.adaptive import scale_by_adafactor as scale_by_adafactor
-from backbones.optim.adaptive import scale_by_adam as scale_by_adam
-from backbones.optim.adaptive import scale_by_belief as scale_by_belief
-from backbones.optim.adaptive import scale_by_lion as scale_by_lion
-from backbones.optim.adaptive import scale_by_param_block_rms as scale_by_param_block_rms
-from backbones.optim.adaptive import scale_by_radam as scale_by_radam
-from backbones.optim.adaptive import scale_by_rms as scale_by_rms
-from backbones.optim.adaptive import scale_by_trust_ratio as scale_by_trust_ratio
-from backbones.optim.alias import OPTIMIZERS as OPTIMIZERS
-from backbones.optim.alias import adabelief as adabelief
-from backbones.optim.alias import adafactor as adafactor
-from backbones.optim.alias import adam as adam
-from backbones.optim.alias import adamw as adamw
-from backbones.optim.alias import lamb as lamb
-from backbones.optim.alias import lars as lars
-from backbones.optim.alias import lion as lion
-from backbones.optim.alias import muon as muon
-from backbones.optim.alias import nadam as nadam
-from backbones.optim.alias import radam as radam
-from backbones.optim.alias import rmsprop as rmsprop
-from backbones.optim.alias import sam_sgd as sam_sgd
-from backbones.optim.alias import schedule_free_adamw as schedule_free_adamw
-from backbones.optim.alias import sgd as sgd
-from backbones.optim.alias import soap as soap
-from backbones.optim.average import AVERAGES as AVERAGES
-from backbones.optim.average import ema_params as ema_params
-from backbones.optim.average import evaluation_params as evaluation_params
-from backbones.optim.average import schedule_free as schedule_free
-from backbones.optim.average import swa as swa
-from backbones.optim.base import EmptyState as EmptyState
-from backbones.optim.base import GradientTransformation as GradientTransformation
-from backbones.optim.base import as_leaves as as_leaves
-from backbones.optim.base import hyperparameter as hyperparameter
-from backbones.optim.base import identity as identity
-from backbones.optim.base import no_updates as no_updates
-from backbones.optim.base import stateless as stateless
-from backbones.optim.clip import adaptive_clip as adaptive_clip
-from backbones.optim.clip import clip_by_block_rms as clip_by_block_rms
-from backbones.optim.clip import clip_by_global_norm as clip_by_global_norm
-from backbones.optim.clip import clip_by_value as clip_by_value
-from backbones.optim.combine import chain as chain
-from backbones.optim.combine import masked as masked
-from backbones.optim.combine import named_chain as named_chain
-from backbones.optim.combine import partition as partition
-from backbones.optim.label import is_hidden_matrix as is_hidden_matrix
-from backbones.optim.label import is_matrix as is_matrix
-from backbones.optim.orthogonalize import orthogonalize as orthogonalize
-from backbones.optim.sam import climb as climb
-from backbones.optim.sam import sam as sam
-from backbones.optim.schedule import SCHEDULES as SCHEDULES
-from backbones.optim.schedule import Schedule as Schedule
-from backbones.optim.soap import scale_by_soap as scale_by_soap
-from backbones.optim.transform import ScaleByLearningRateState as ScaleByLearningRateState
-from backbones.optim.transform import add_decayed_weights as add_decayed_weights
-from backbones.optim.transform import add_noise as add_noise
-from backbones.optim.transform import centralize as centralize
-from backbones.optim.transform import ema as ema
-from backbones.optim.transform import normalize_by_update_norm as normalize_by_update_norm
-from backbones.optim.transform import scale as scale
-from backbones.optim.transform import scale_by_learning_rate as scale_by_learning_rate
-from backbones.optim.transform import scale_by_schedule as scale_by_schedule
-from backbones.optim.transform import scale_by_sign as scale_by_sign
-from backbones.optim.transform import trace as trace
-from backbones.optim.transform import zero_nans as zero_nans
-from backbones.optim.update import Update as Update
-from backbones.optim.update import apply_updates as apply_updates
-from backbones.optim.update import make_update as make_update
-from backbones.optim.wrap import apply_if_finite as apply_if_finite
-from backbones.optim.wrap import hyperparams as hyperparams
-from backbones.optim.wrap import inject_hyperparams as inject_hyperparams
-from backbones.optim.wrap import lookahead as lookahead
-from backbones.optim.wrap import multi_steps as multi_steps
-from backbones.optim.wrap import set_hyperparams as set_hyperparams
+from backbones.optim.adaptive import (
+    scale_by_adafactor,
+    scale_by_adam,
+    scale_by_belief,
+    scale_by_lion,
+    scale_by_param_block_rms,
+    scale_by_radam,
+    scale_by_rms,
+    scale_by_trust_ratio,
+)
+from backbones.optim.alias import (
+    OPTIMIZERS,
+    adabelief,
+    adafactor,
+    adam,
+    adamw,
+    lamb,
+    lars,
+    lion,
+    muon,
+    nadam,
+    radam,
+    rmsprop,
+    sam_sgd,
+    schedule_free_adamw,
+    sgd,
+    soap,
+)
+from backbones.optim.average import Average, ema_params, evaluation_params, schedule_free, swa
+from backbones.optim.base import (
+    EmptyState,
+    GradFn,
+    GradientTransformation,
+    apply_updates,
+    cast_like,
+    hyperparameter,
+    identity,
+    stateless,
+    with_grad_fn,
+    with_hyperparameters,
+    zero_count,
+)
+from backbones.optim.clip import adaptive_clip, clip_by_block_rms, clip_by_global_norm, clip_by_value
+from backbones.optim.combine import chain, masked, named_chain, partition
+from backbones.optim.hyperparams import current_learning_rate, hyperparams, inject_hyperparams, set_hyperparams
+from backbones.optim.label import DECAY_MASKS, DecayMask, Mask, everything, hidden_matrices, is_matrix, matrices
+from backbones.optim.orthogonalize import orthogonalize
+from backbones.optim.sam import sam
+from backbones.optim.schedule import SCHEDULES, Schedule
+from backbones.optim.soap import scale_by_soap
+from backbones.optim.transform import (
+    ScaleByLearningRateState,
+    add_decayed_weights,
+    add_noise,
+    centralize,
+    ema,
+    normalize_by_update_norm,
+    scale,
+    scale_by_learning_rate,
+    scale_by_schedule,
+    scale_by_sign,
+    trace,
+    zero_nans,
+)
+from backbones.optim.wrap import apply_if_finite, lookahead, multi_steps

@@ -1,13 +1,17 @@
-"""The recipes: known optimizers, each one visible chain. p parameter, g gradient, d weight decay, s(t) schedule.
+"""Optimizers: each is a chain of transforms. Symbols: p parameter, g gradient, d weight decay, s(t) schedule.
 
-The keyword-only parameters are the fields that `--optim.FIELD` sets; what stands there are the authors' own values, but
-for learning rates, which they leave to the task. "Decoupled" decay is -lr s(t) d p, whatever becomes of the gradient.
+Two parameters are common to all, and are no options of the command line: `schedule` multiplies the learning rate, and
+`decays` selects the leaves that weight decay is for. The keyword-only parameters are the fields `--optim.FIELD`; their
+defaults are the authors' own, except learning rates, which depend on the task.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from typing_extensions import Doc
 
+from backbones.errors import Count, NonNegative, Probability, Range, checked
 from backbones.optim.adaptive import (
     scale_by_adafactor,
     scale_by_adam,
@@ -22,478 +26,357 @@ from backbones.optim.average import schedule_free
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_block_rms
 from backbones.optim.combine import chain, masked, partition
-from backbones.optim.label import DECAY_MASKS, DecayMask, is_hidden_matrix, is_matrix
+from backbones.optim.label import Mask, everything, is_matrix
 from backbones.optim.orthogonalize import orthogonalize
 from backbones.optim.sam import sam
 from backbones.optim.schedule import Schedule, constant
 from backbones.optim.soap import scale_by_soap
 from backbones.optim.transform import add_decayed_weights, scale_by_learning_rate, trace
 
+LearningRate = Annotated[NonNegative, Doc("learning rate, which the schedule multiplies")]
+Momentum = Annotated[Probability, Doc("decay of the momentum")]
+Nesterov = Annotated[bool, Doc("use Nesterov momentum")]
+B1 = Annotated[Probability, Doc("decay of the running mean of g")]
+B2 = Annotated[Probability, Doc("decay of the running mean of g^2")]
+Eps = Annotated[NonNegative, Doc("added to the denominator")]
+L2 = Annotated[NonNegative, Doc("d of L2 regularisation: d p is added to the gradient")]
+WeightDecay = Annotated[NonNegative, Doc("d of decoupled weight decay: lr s(t) d p is subtracted from p")]
 
+
+@checked
 def sgd(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 0.1,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 5e-4,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 0.1,
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    weight_decay: L2 = 5e-4,
 ) -> GradientTransformation:
-    """Stochastic gradient descent with momentum: m <- momentum m + g + d p; p <- p - lr s(t) m. As `torch.optim.SGD`.
+    """Stochastic gradient descent with momentum: m <- momentum m + g + d p; p <- p - lr s(t) m.
 
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        momentum: decay of the momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        weight_decay: d, added to the gradient as d p (L2).
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `torch.optim.SGD`.
     """
     return chain(
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def adam(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-3,
+    b1: B1 = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: L2 = 0.0,
 ) -> GradientTransformation:
-    """Adam with L2: p <- p - lr s(t) adam(g + d p) (Kingma and Ba, arXiv 1412.6980). As `torch.optim.Adam`.
+    """Adam with L2 regularisation: p <- p - lr s(t) adam(g + d p) (Kingma and Ba, arXiv 1412.6980, algorithm 1).
 
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d, added to the gradient as d p (L2).
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `torch.optim.Adam`.
     """
     return chain(
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
-        scale_by_adam(b1, b2, eps),
-        scale_by_learning_rate(lr, schedule),
+        add_decayed_weights(weight_decay, decays), scale_by_adam(b1, b2, eps), scale_by_learning_rate(lr, schedule)
     )
 
 
+@checked
 def adamw(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-3,
+    b1: B1 = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.01,
 ) -> GradientTransformation:
-    """Adam with decoupled decay: p <- p - lr s(t) (adam(g) + d p) (Loshchilov and Hutter, arXiv 1711.05101, alg. 2).
+    """Adam with decoupled weight decay: p <- p - lr s(t) (adam(g) + d p).
 
-    As `torch.optim.AdamW`.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `torch.optim.AdamW` (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
     """
     return chain(
-        scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
-        scale_by_learning_rate(lr, schedule),
+        scale_by_adam(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
     )
 
 
+@checked
 def nadam(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 2e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 2e-3,
+    b1: B1 = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam with Nesterov's look-ahead (Dozat, "Incorporating Nesterov momentum into Adam", ICLR 2016 workshop).
+    """Adam with Nesterov momentum (Dozat, "Incorporating Nesterov momentum into Adam", ICLR 2016 workshop).
 
-    As `optax.nadam`, and `optax.nadamw` for the decay, which is decoupled. `torch.optim.NAdam` differs: there b1 warms
-    up, by a schedule of its own (its `momentum_decay`).
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.nadamw`. `torch.optim.NAdam` differs: its b1 has a schedule of its own (`momentum_decay`).
     """
     return chain(
         scale_by_adam(b1, b2, eps, nesterov=True),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def radam(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-3,
+    b1: B1 = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam whose variance is rectified, which stands in for a warm-up (Liu et al., arXiv 1908.03265, algorithm 2).
+    """Adam with its variance rectified, which replaces a warm-up (Liu et al., arXiv 1908.03265, algorithm 2).
 
-    As `optax.radam`. `torch.optim.RAdam` differs in eps, which it adds to the root of nu before nu is made unbiased,
-    and in the update where rho is 5 exactly.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.radam`. `torch.optim.RAdam` differs: it adds eps to the root of nu before the bias of nu is corrected, and
+    where rho is exactly 5.
     """
     return chain(
-        scale_by_radam(b1, b2, eps),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
-        scale_by_learning_rate(lr, schedule),
+        scale_by_radam(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
     )
 
 
+@checked
 def adabelief(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-16,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-3,
+    b1: B1 = 0.9,
+    b2: Annotated[Probability, Doc("decay of the running mean of (g - mean)^2")] = 0.999,
+    eps: Annotated[NonNegative, Doc("added to the denominator, and to the running mean of (g - mean)^2")] = 1e-16,
+    weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam by the variance of g around its mean, not around 0 (Zhuang et al., arXiv 2010.07468, algorithm 2).
+    """Adam by the variance of g around its mean instead of around 0 (Zhuang et al., arXiv 2010.07468, algorithm 2).
 
-    As `optax.adabelief`; the decay is decoupled.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of (g - mean)^2, in [0, 1).
-        eps: added to the denominator, and to the mean of (g - mean)^2.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.adabelief`.
     """
     return chain(
-        scale_by_belief(b1, b2, eps),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
-        scale_by_learning_rate(lr, schedule),
+        scale_by_belief(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
     )
 
 
+@checked
 def rmsprop(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-3,
-    b2: float = 0.9,
-    eps: float = 1e-8,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-3,
+    b2: B2 = 0.9,
+    eps: Eps = 1e-8,
+    momentum: Momentum = 0.0,
+    nesterov: Nesterov = False,
+    weight_decay: L2 = 0.0,
 ) -> GradientTransformation:
     """RMSProp: nu <- b2 nu + (1 - b2) g^2; m <- momentum m + g / (sqrt(nu) + eps); p <- p - lr s(t) m.
 
-    As `torch.optim.RMSprop` (Tieleman and Hinton, Lecture 6.5, Coursera 2012). `optax.rmsprop` differs in eps, which
-    stands under the root there unless asked otherwise, and in that the momentum keeps the rates of its day.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        momentum: decay of the momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        weight_decay: d, added to the gradient as d p (L2).
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `torch.optim.RMSprop` (Tieleman and Hinton, Lecture 6.5, Coursera 2012). `optax.rmsprop` differs: its eps is
+    under the root by default, and its momentum comes after the learning rate.
     """
     return chain(
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_rms(b2, eps),
         trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def lion(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-4,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    weight_decay: float = 1.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: Annotated[NonNegative, Doc("learning rate, 3 to 10 times lower than AdamW's")] = 1e-4,
+    b1: Annotated[Probability, Doc("weight of the momentum in the update")] = 0.9,
+    b2: Annotated[Probability, Doc("decay of the momentum")] = 0.99,
+    weight_decay: Annotated[NonNegative, Doc("d of decoupled weight decay, 3 to 10 times higher than AdamW's")] = 1.0,
 ) -> GradientTransformation:
-    """Sign of an interpolated momentum, with decoupled decay (Chen et al., arXiv 2302.06675, alg. 2). As `optax.lion`.
+    """Sign of an interpolated momentum: p <- p - lr s(t) (lion(g) + d p) (Chen et al., arXiv 2302.06675, algorithm 2).
 
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak; 3 to 10 times less than AdamW's.
-        b1: share of the momentum in the update, in [0, 1).
-        b2: decay of the momentum, in [0, 1).
-        weight_decay: d, decoupled; 3 to 10 times more than AdamW's.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.lion`.
     """
-    return chain(
-        scale_by_lion(b1, b2),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
-        scale_by_learning_rate(lr, schedule),
-    )
+    return chain(scale_by_lion(b1, b2), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule))
 
 
+@checked
 def lamb(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-2,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-    weight_decay: float = 0.01,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 1e-2,
+    b1: B1 = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-6,
+    weight_decay: Annotated[NonNegative, Doc("d")] = 0.01,
 ) -> GradientTransformation:
-    """AdamW for large batches: steps as long as the leaf that they change (You et al., arXiv 1904.00962, algorithm 2).
+    """AdamW for large batches: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p, for each leaf.
 
-    As `optax.lamb`: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.lamb` (You et al., arXiv 1904.00962, algorithm 2).
     """
     return chain(
         scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_trust_ratio(),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def lars(
     schedule: Schedule = constant(),
+    decays: Mask = is_matrix,
     *,
-    lr: float = 10.0,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    trust_coefficient: float = 0.001,
-    weight_decay: float = 5e-4,
-    weight_decay_mask: DecayMask = "matrices",
+    lr: Annotated[NonNegative, Doc("learning rate; tens for batches of thousands")] = 10.0,
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    trust_coefficient: Annotated[NonNegative, Doc("length of a step of learning rate 1, relative to |p|")] = 0.001,
+    weight_decay: L2 = 5e-4,
 ) -> GradientTransformation:
-    """SGD for large batches: steps as long as the leaf that they change (You et al., arXiv 1708.03888, algorithm 1).
+    """SGD for large batches: m <- momentum m + lr s(t) r (g + d p); p <- p - m (You et al., arXiv 1708.03888, alg. 1).
 
-    As `optax.lars`: m <- momentum m + lr s(t) r (g + d p); p <- p - m; r = trust_coefficient |p| / |g + d p| for
-    matrices and 1 for the rest, as is done since the paper (optax's masks say so; by default it is for all leaves).
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak; with a batch of thousands, tens.
-        momentum: decay of the momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        trust_coefficient: part of |p| that a step of rate 1 goes.
-        weight_decay: d, added to the gradient as d p (L2).
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.lars`. r is trust_coefficient |p| / |g + d p| for each matrix and 1 for other leaves, as became usual
+    after the paper; optax's default is the former for all leaves.
     """
     return chain(
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         masked(scale_by_trust_ratio(trust_coefficient), is_matrix),
         scale_by_learning_rate(lr, schedule),
         trace(momentum, nesterov=nesterov),
     )
 
 
+@checked
 def adafactor(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 1e-2,
-    decay_rate: float = 0.8,
-    eps: float = 1e-30,
-    clip: float = 1.0,
-    min_rms: float = 1e-3,
-    min_dim_size_to_factor: int = 128,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: Annotated[NonNegative, Doc("learning rate, relative to the root mean square of the leaf")] = 1e-2,
+    decay_rate: Annotated[NonNegative, Doc("c of the decay 1 - t^-c of the running mean of g^2")] = 0.8,
+    eps: Annotated[NonNegative, Doc("added to g^2")] = 1e-30,
+    clip: Annotated[float, Range("(0, inf)"), Doc("largest root mean square of a leaf's update, before lr")] = 1.0,
+    min_rms: Annotated[NonNegative, Doc("lower bound of the root mean square of the leaf, for lr")] = 1e-3,
+    min_dim_size_to_factor: Annotated[Count, Doc("size of the smallest dimension that is factored")] = 128,
+    weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam without momentum, its second moment in two factors: next to no state (Shazeer and Stern, arXiv 1804.04235).
+    """Adam without momentum, and with a factored second moment: almost no state (Shazeer and Stern, arXiv 1804.04235).
 
-    As `optax.adafactor`; the decay is decoupled, and scaled by the rate, which optax does not do.
-    `torch.optim.Adafactor` differs: it factors the last two dimensions of every leaf, and caps the rate at 1 / sqrt(t).
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak, relative to the size of the leaf.
-        decay_rate: exponent c of the decay 1 - t^-c of the mean of g^2.
-        eps: added to g^2.
-        clip: largest root mean square of a leaf's update, before the rate.
-        min_rms: what a leaf's root mean square counts for at least.
-        min_dim_size_to_factor: smallest dimension that is factored.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.adafactor`, except that weight decay is multiplied by the learning rate. `torch.optim.Adafactor` differs:
+    it factors the last two dimensions of every leaf, and bounds the learning rate by 1 / sqrt(t).
     """
     return chain(
         scale_by_adafactor(decay_rate, eps, min_dim_size_to_factor=min_dim_size_to_factor),
         clip_by_block_rms(clip),
         scale_by_param_block_rms(min_rms),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def muon(
     schedule: Schedule = constant(),
+    decays: Mask = is_matrix,
+    hidden: Mask = is_matrix,
     *,
-    lr: float = 0.02,
-    momentum: float = 0.95,
-    nesterov: bool = True,
-    bfloat16: bool = True,
-    adamw_lr: float = 3e-4,
-    weight_decay: float = 0.01,
-    weight_decay_mask: DecayMask = "matrices",
+    lr: Annotated[NonNegative, Doc("learning rate of the hidden matrices, which the schedule multiplies")] = 0.02,
+    momentum: Annotated[Probability, Doc("decay of the momentum of the hidden matrices")] = 0.95,
+    nesterov: Nesterov = True,
+    bfloat16: Annotated[bool, Doc("orthogonalise in bfloat16, as published; else in the parameters' dtype")] = True,
+    adamw_lr: Annotated[NonNegative, Doc("learning rate of AdamW, which the schedule multiplies")] = 3e-4,
+    weight_decay: WeightDecay = 0.01,
 ) -> GradientTransformation:
-    """Orthogonalised momentum for hidden matrices, AdamW for the rest: first and last layer, biases, norms, embeddings.
+    """Orthogonalised momentum for hidden matrices, AdamW for all other leaves (Keller Jordan et al., "Muon", 2024).
 
-    Keller Jordan et al., "Muon", 2024. `torch.optim.Muon` is the half for matrices of two dimensions, with the momentum
-    as a running mean, which has the same direction.
-
-    Args:
-        schedule: factor on both learning rates.
-        lr: learning rate of the hidden matrices at its peak.
-        momentum: decay of their momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        bfloat16: orthogonalise in bfloat16, as published; else in the type of the parameters.
-        adamw_lr: learning rate of the rest at its peak.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    `hidden` selects the matrices; those of the first and the last layer should not be among them. `torch.optim.Muon` is
+    the first half, for leaves of two dimensions.
     """
-    hidden = chain(
-        trace(momentum, nesterov=nesterov),
-        orthogonalize(torch.bfloat16 if bfloat16 else None),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr, schedule),
-    )
-    rest = adamw(schedule, lr=adamw_lr, weight_decay=weight_decay, weight_decay_mask=weight_decay_mask)
-    return partition(
-        {"rest": rest, "hidden": hidden}, lambda name, leaf: "hidden" if is_hidden_matrix(name, leaf) else "rest"
-    )
+    transforms = {
+        "hidden": chain(
+            trace(momentum, nesterov=nesterov),
+            orthogonalize(torch.bfloat16 if bfloat16 else None),
+            add_decayed_weights(weight_decay, decays),
+            scale_by_learning_rate(lr, schedule),
+        ),
+        "rest": adamw(schedule, decays, lr=adamw_lr, weight_decay=weight_decay),
+    }
+    return partition(transforms, lambda name, leaf: "hidden" if hidden(name, leaf) else "rest")
 
 
+@checked
 def soap(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 3e-3,
-    b1: float = 0.95,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    refresh_every: int = 10,
-    max_size: int = 1024,
-    weight_decay: float = 0.01,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 3e-3,
+    b1: B1 = 0.95,
+    b2: Annotated[Probability, Doc("decay of the running means of g^2 and of the covariances")] = 0.95,
+    eps: Eps = 1e-8,
+    refresh_every: Annotated[Count, Doc("number of updates in which every basis is refreshed at least once")] = 10,
+    max_size: Annotated[Count, Doc("where a matrix has more rows or columns, their basis stays the identity")] = 1024,
+    weight_decay: WeightDecay = 0.01,
 ) -> GradientTransformation:
-    """AdamW in the eigenbasis of Shampoo's preconditioner: second order (Vyas et al., arXiv 2409.11321).
+    """AdamW in the eigenbasis of Shampoo's preconditioner, a second-order method (Vyas et al., arXiv 2409.11321).
 
-    Neither torch nor optax has it. See `scale_by_soap` for what differs from the paper.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        b1: decay of the mean of g, in [0, 1).
-        b2: decay of the mean of g^2 and of the covariances, in [0, 1).
-        eps: added to the denominator.
-        refresh_every: updates in which every basis is refreshed at least once.
-        max_size: sides of a matrix that are longer keep their own basis.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    Neither torch nor optax has it. See `scale_by_soap` for how it differs from the paper.
     """
     return chain(
         scale_by_soap(b1, b2, eps, refresh_every=refresh_every, max_size=max_size),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_learning_rate(lr, schedule),
     )
 
 
+@checked
 def schedule_free_adamw(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 2.5e-3,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 2.5e-3,
+    b1: Annotated[float, Range("(0, 1]"), Doc("weight of the average in the parameters")] = 0.9,
+    b2: B2 = 0.999,
+    eps: Eps = 1e-8,
+    weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """AdamW with an average in the place of momentum and of a falling rate (Defazio et al., arXiv 2405.15682, alg. 1).
+    """AdamW with an average instead of momentum and of a decaying learning rate (Defazio et al., arXiv 2405.15682).
 
-    As `optax.contrib.schedule_free_adamw` at a constant rate; during a warm-up, optax weights the average by the rate
-    of the next update. The schedule is for warm-up alone: `--schedule constant --schedule.warmup-steps N`.
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate after the warm-up.
-        b1: share of the average where the gradient is taken, in (0, 1].
-        b2: decay of the mean of g^2, in [0, 1).
-        eps: added to the denominator.
-        weight_decay: d, decoupled.
-        weight_decay_mask: what decays: all, or the matrices only.
+    As `optax.contrib.schedule_free_adamw` at a constant learning rate; during a warm-up, optax weights the average by
+    the learning rate of the next update. Use a schedule that only warms up: `--schedule constant
+    --schedule.warmup-steps N`.
     """
-    base = chain(
+    adamw_without_momentum = chain(
         scale_by_rms(b2, eps, debias=True),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         scale_by_learning_rate(lr, schedule),
     )
-    return schedule_free(base, b1)
+    return schedule_free(adamw_without_momentum, b1)
 
 
+@checked
 def sam_sgd(
     schedule: Schedule = constant(),
+    decays: Mask = everything,
     *,
-    lr: float = 0.1,
-    rho: float = 0.05,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 5e-4,
-    weight_decay_mask: DecayMask = "all",
+    lr: LearningRate = 0.1,
+    rho: Annotated[NonNegative, Doc("distance at which the gradient is taken")] = 0.05,
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    weight_decay: L2 = 5e-4,
 ) -> GradientTransformation:
-    """SGD by the gradient at the worst point nearby, p + rho g / |g|: two gradients a step (Foret et al., 2010.01412).
-
-    Args:
-        schedule: factor on the learning rate.
-        lr: learning rate at its peak.
-        rho: how far that point is.
-        momentum: decay of the momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        weight_decay: d, added to the gradient as d p (L2).
-        weight_decay_mask: what decays: all, or the matrices only.
-    """
+    """SGD with the gradient at p + rho g / |g|: two gradients a step (Foret et al., arXiv 2010.01412)."""
     return chain(
         sam(rho),
-        add_decayed_weights(weight_decay, DECAY_MASKS[weight_decay_mask]),
+        add_decayed_weights(weight_decay, decays),
         trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(lr, schedule),
     )

@@ -1,19 +1,32 @@
-"""Averages of the parameters over the steps, which are evaluated in their place. p parameter, u update.
+"""Averages of the parameters over training, which are evaluated in their place. Symbols: p parameter, u update.
 
-An average is part of the state of the optimizer, so it is saved and resumed with it; `evaluation_params` finds it
-there.
+An average is part of the optimizer's state, so that it is saved and restored with it. `evaluation_params` finds any
+node of the state that has a method of that name.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.errors import InputError
-from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
-from backbones.optim.transform import ScaleByLearningRateState
+from backbones.errors import Count, Probability, Range, checked
+from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
+from backbones.optim.hyperparams import current_learning_rate
 from backbones.types import OptState, Params, Updates
+
+
+@runtime_checkable
+class Average(Protocol):
+    """A node of an optimizer's state that gives other parameters to evaluate than those that are trained."""
+
+    def evaluation_params(self, params: Params) -> Params: ...
+
+
+def evaluation_params(opt_state: OptState, params: Params) -> Params:
+    """The parameters to evaluate: those of the last `Average` in the state, or `params` if there is none."""
+    averages = tree.find(opt_state, lambda node: isinstance(node, Average))
+    return list(averages.values())[-1].evaluation_params(params) if averages else params
 
 
 class EmaParamsState(NamedTuple):
@@ -23,23 +36,24 @@ class EmaParamsState(NamedTuple):
     average: Params
 
     def evaluation_params(self, params: Params) -> Params:
-        """The average."""
+        """The average; `params` before the first update."""
         return tree.where(self.step > 0, self.average, params)
 
 
-def ema_params(decay: float) -> GradientTransformation:
-    """Exponential moving average of the parameters: the mean of p_1 ... p_t, each weighted `decay` times the next one.
+@checked
+def ema_params(decay: Probability) -> GradientTransformation:
+    """Exponential moving average of p_1 ... p_t, where p_(i - 1) has `decay` times the weight of p_i.
 
-    The last of a chain. From the first step on it is a true mean: the initial parameters do not count (as the running
-    means of Adam, arXiv 1412.6980, section 3, are made unbiased).
+    The last of a chain. It is debiased, so that the initial parameters have no weight (as in Adam, arXiv 1412.6980,
+    section 3).
     """
 
     def init(params: Params) -> EmaParamsState:
-        return EmaParamsState(no_updates(params), hyperparameter(decay, params), tree.zeros_like(params))
+        return EmaParamsState(zero_count(params), hyperparameter(decay, params), tree.zeros_like(params))
 
     def update(updates: Updates, state: EmaParamsState, params: Params) -> tuple[Updates, EmaParamsState]:
         step = state.step + 1
-        (weight,) = as_leaves(updates, (1 - state.decay) / (1 - state.decay**step))
+        (weight,) = cast_like(updates, (1 - state.decay) / (1 - state.decay**step))
         average = tree.map(lambda a, p, u: torch.lerp(a, p + u, weight), state.average, params, updates)
         return updates, EmaParamsState(step, state.decay, average)
 
@@ -49,94 +63,104 @@ def ema_params(decay: float) -> GradientTransformation:
 class SwaState(NamedTuple):
     step: Tensor
     """Updates so far, 0-D int64."""
-    count: Tensor
+    num_averaged: Tensor
     """Parameters in the average, 0-D int64."""
     average: Params
 
     def evaluation_params(self, params: Params) -> Params:
-        """The average, or `params` as long as there is none."""
-        return tree.where(self.count > 0, self.average, params)
+        """The average; `params` before update `start`."""
+        return tree.where(self.num_averaged > 0, self.average, params)
 
 
-def swa(start: int, *, every: int = 1) -> GradientTransformation:
-    """Stochastic weight averaging: the plain mean of the parameters after `start` updates and every so many later.
+@checked
+def swa(start: int, *, every: Count = 1) -> GradientTransformation:
+    """Stochastic weight averaging: the mean of the parameters after update `start` and every `every` updates later.
 
     The last of a chain (Izmailov et al., "Averaging weights leads to wider optima and better generalization",
     arXiv 1803.05407, algorithm 1).
     """
 
     def init(params: Params) -> SwaState:
-        return SwaState(no_updates(params), no_updates(params), tree.zeros_like(params))
+        return SwaState(zero_count(params), zero_count(params), tree.zeros_like(params))
 
     def update(updates: Updates, state: SwaState, params: Params) -> tuple[Updates, SwaState]:
         step = state.step + 1
-        counts = (step >= start) & ((step - start) % every == 0)
-        count = state.count + counts.to(torch.int64)
-        (weight,) = as_leaves(updates, counts / count.clamp(min=1).to(torch.float64))
+        is_averaged = (step >= start) & ((step - start) % every == 0)
+        num_averaged = state.num_averaged + is_averaged.to(torch.int64)
+        (weight,) = cast_like(updates, is_averaged / num_averaged.clamp(min=1).to(torch.float64))
         average = tree.map(lambda a, p, u: torch.lerp(a, p + u, weight), state.average, params, updates)
-        return updates, SwaState(step, count, average)
+        return updates, SwaState(step, num_averaged, average)
 
     return GradientTransformation(init, update)
 
 
 class ScheduleFreeState(NamedTuple):
     b1: Tensor
-    max_rate: Tensor
+    max_learning_rate: Tensor
     """The highest learning rate so far."""
     weight_sum: Tensor
-    """Of the squares of `max_rate`, over all updates so far."""
+    """Sum of max_learning_rate^2 over the updates so far."""
     z: Params
-    """Where the inner transform has got to."""
+    """The parameters that the inner transform updates."""
     inner: OptState
 
     def evaluation_params(self, params: Params) -> Params:
         """x = (y - (1 - b1) z) / b1."""
-        (weight,) = as_leaves(params, 1 - 1 / self.b1)
-        return tree.map(lambda y, z: torch.lerp(y, z, weight), params, self.z)
+        (b1,) = cast_like(params, self.b1)
+        return tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, self.z)
 
 
-def schedule_free(transform: GradientTransformation, b1: float = 0.9) -> GradientTransformation:
-    """Averaging in the place of momentum and of a falling learning rate.
+@checked
+def schedule_free(
+    transform: GradientTransformation, b1: Annotated[float, Range("(0, 1]")] = 0.9
+) -> GradientTransformation:
+    """Averaging instead of momentum and of a decaying learning rate.
 
-    `transform`, which has no momentum and ends in a learning rate, moves z; x is the mean of all z, each weighted by
-    the square of the highest rate up to it; the gradient is taken at y = (1 - b1) z + b1 x. The parameters are y, those
-    to evaluate x (Defazio et al., "The road less scheduled", arXiv 2405.15682, eq. 3 to 5 and section 4.3).
+    `transform`, which has a learning rate and no momentum, updates z; x is the mean of all z, weighted by the square of
+    the highest learning rate so far; the gradient is taken at y = (1 - b1) z + b1 x. The parameters are y, those to
+    evaluate x.
+
+    Source: Defazio et al., "The road less scheduled", arXiv 2405.15682, equations 3 to 5 and section 4.3.
 
     Raises:
-        InputError: b1 is not in (0, 1].
+        ValueError: (`init`) `transform` has no learning rate in its state.
     """
-    if not 0 < b1 <= 1:
-        raise InputError(f"b1 is {b1}; it must be above 0, for the average to be had, and at most 1")
+    inner_update = with_grad_fn(transform.update)
 
     def init(params: Params) -> ScheduleFreeState:
+        inner = transform.init(params)
+        _learning_rate_of(inner)
         zero = hyperparameter(0.0, params)
         z = tree.map(torch.clone, params)
-        return ScheduleFreeState(hyperparameter(b1, params), zero, zero.clone(), z, transform.init(params))
+        return ScheduleFreeState(hyperparameter(b1, params), zero, zero.clone(), z, inner)
 
-    def update(updates: Updates, state: ScheduleFreeState, params: Params) -> tuple[Updates, ScheduleFreeState]:
-        updates, inner = transform.update(updates, state.inner, params)
-        learning_rate = tree.find(inner, ScaleByLearningRateState)[0].learning_rate
-        max_rate = torch.maximum(state.max_rate, learning_rate)
-        weight_sum = state.weight_sum + max_rate**2
-        share = torch.where(weight_sum > 0, max_rate**2 / weight_sum, 0)  # a warm-up begins with a rate of 0
-        share, b1, rest = as_leaves(updates, share, state.b1, 1 - state.b1)
+    def update(
+        updates: Updates, state: ScheduleFreeState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, ScheduleFreeState]:
+        updates, inner = inner_update(updates, state.inner, params, grad_fn=grad_fn)
+        max_learning_rate = torch.maximum(state.max_learning_rate, _learning_rate_of(inner))
+        weight_sum = state.weight_sum + max_learning_rate**2
+        weight = torch.where(weight_sum > 0, max_learning_rate**2 / weight_sum, 0)  # a warm-up starts at 0
+        weight, b1 = cast_like(updates, weight, state.b1)
 
         def leaf(u: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            x = (y - (1 - b1) * z) / b1
             new_z = z + u
-            b1_x = y - rest * z
-            return rest * u + share * (b1 * new_z - b1_x), new_z  # (1 - b1) (z' - z) + b1 (x' - x)
+            new_x = (1 - weight) * x + weight * new_z
+            new_y = (1 - b1) * new_z + b1 * new_x
+            return new_y - y, new_z
 
         updates, z = tree.map_to_several(leaf, updates, params, state.z)
-        return updates, ScheduleFreeState(state.b1, max_rate, weight_sum, z, inner)
+        return updates, ScheduleFreeState(state.b1, max_learning_rate, weight_sum, z, inner)
 
     return GradientTransformation(init, update)
 
 
-AVERAGES = {node.__name__: node for node in (EmaParamsState, SwaState, ScheduleFreeState)}
-"""Name -> the state of a transform that keeps an average."""
-
-
-def evaluation_params(opt_state: OptState, params: Params) -> Params:
-    """The parameters to evaluate: the last average in the state, or `params` themselves if there is none."""
-    averages = tree.find(opt_state, tuple(AVERAGES.values()))
-    return averages[-1].evaluation_params(params) if averages else params
+def _learning_rate_of(opt_state: OptState) -> Tensor:
+    learning_rate = current_learning_rate(opt_state)
+    if learning_rate is None:
+        raise ValueError(
+            "schedule_free weights its average by the learning rate, but no field of its transform's state is called "
+            "`learning_rate`; end the transform in scale_by_learning_rate"
+        )
+    return learning_rate

@@ -1,40 +1,64 @@
-"""Transforms made of transforms: one after the other, or each on its own part of the tree."""
+"""Combinators: transforms one after another, or different ones for different leaves."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from backbones.optim.base import GradientTransformation, identity
+from backbones.optim.base import GradFn, GradientTransformation, UpdateWithGradFn, identity, with_grad_fn
+from backbones.optim.label import Mask
 from backbones.types import OptState, Params, Updates
 
 
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
-    """Apply `transforms` one after the other; the state is the tuple of their states."""
+    """Apply `transforms` one after another; the state is the tuple of their states.
+
+    A transform that computes another gradient gets it as it would have come through those before it: after
+    `clip_by_global_norm` it is clipped as well.
+    """
+    update_fns = [with_grad_fn(transform.update) for transform in transforms]
 
     def init(params: Params) -> OptState:
         return tuple(transform.init(params) for transform in transforms)
 
-    def update(updates: Updates, state: OptState, params: Params) -> tuple[Updates, OptState]:
-        new_state = []
-        for transform, transform_state in zip(transforms, state, strict=True):
-            updates, transform_state = transform.update(updates, transform_state, params)
-            new_state.append(transform_state)
-        return updates, tuple(new_state)
+    def update(
+        updates: Updates, state: OptState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, OptState]:
+        new_states = []
+        for update_fn, old_state in zip(update_fns, state, strict=True):
+            updates, new_state = update_fn(updates, old_state, params, grad_fn=grad_fn)
+            new_states.append(new_state)
+            if grad_fn is not None:
+                grad_fn = _composed(update_fn, old_state, grad_fn)
+        return updates, tuple(new_states)
 
     return GradientTransformation(init, update)
 
 
+def _composed(update_fn: UpdateWithGradFn, state: OptState, grad_fn: GradFn) -> GradFn:
+    """`grad_fn` followed by an update, whose new state is discarded."""
+
+    def composed(params: Params) -> Updates:
+        updates, _ = update_fn(grad_fn(params), state, params, grad_fn=grad_fn)
+        return updates
+
+    return composed
+
+
 def named_chain(**transforms: GradientTransformation) -> GradientTransformation:
-    """`chain` whose state is a dict of the transforms' states by their names, in checkpoints too."""
+    """`chain` whose state is a dict of the states by name, which are then the names in checkpoints as well."""
     names = list(transforms)
     chained = chain(*transforms.values())
+    update_fn = with_grad_fn(chained.update)
 
     def init(params: Params) -> OptState:
         return dict(zip(names, chained.init(params), strict=True))
 
-    def update(updates: Updates, state: OptState, params: Params) -> tuple[Updates, OptState]:
-        updates, new_state = chained.update(updates, tuple(state[name] for name in names), params)
-        return updates, dict(zip(names, new_state, strict=True))
+    def update(
+        updates: Updates, state: OptState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, OptState]:
+        updates, new_states = update_fn(updates, tuple(state[name] for name in names), params, grad_fn=grad_fn)
+        return updates, dict(zip(names, new_states, strict=True))
 
     return GradientTransformation(init, update)
 
@@ -42,23 +66,25 @@ def named_chain(**transforms: GradientTransformation) -> GradientTransformation:
 def partition(
     transforms: Mapping[str, GradientTransformation], label: Callable[[str, Tensor], str]
 ) -> GradientTransformation:
-    """Different transforms for different leaves: that of `transforms` which `label(name, leaf)` names.
+    """Different transforms for different leaves: `transforms[label(name, leaf)]` is that of a leaf.
 
-    Each transform sees its own leaves only, in `init` and in `update`; the state is a dict by label.
+    Each transform sees only its own leaves, in `init` and in `update`; the state is a dict by label. They get no
+    `grad_fn`, because a gradient is that of all leaves.
     """
 
-    def parts(params: Params) -> dict[str, list[str]]:
-        names_by_label: dict[str, list[str]] = {key: [] for key in transforms}
+    def names_by_label(params: Params) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {key: [] for key in transforms}
         for name, leaf in params.items():
-            names_by_label[label(name, leaf)].append(name)
-        return {key: names for key, names in names_by_label.items() if names}
+            names[label(name, leaf)].append(name)
+        return {key: selected for key, selected in names.items() if selected}
 
     def init(params: Params) -> OptState:
-        return {key: transforms[key].init(_select(params, names)) for key, names in parts(params).items()}
+        return {key: transforms[key].init(_select(params, names)) for key, names in names_by_label(params).items()}
 
     def update(updates: Updates, state: OptState, params: Params) -> tuple[Updates, OptState]:
-        new_updates, new_state = {}, {}
-        for key, names in parts(params).items():
+        new_updates: Updates = {}
+        new_state: dict[str, Any] = {}
+        for key, names in names_by_label(params).items():
             part, new_state[key] = transforms[key].update(_select(updates, names), state[key], _select(params, names))
             new_updates |= part
         return _select(new_updates, updates), new_state
@@ -66,8 +92,8 @@ def partition(
     return GradientTransformation(init, update)
 
 
-def masked(transform: GradientTransformation, mask: Callable[[str, Tensor], bool]) -> GradientTransformation:
-    """`transform` for the leaves for which `mask(name, leaf)` is true; the others pass as they are."""
+def masked(transform: GradientTransformation, mask: Mask) -> GradientTransformation:
+    """`transform` for the leaves that the mask selects; the updates of the others stay as they are."""
     transforms = {"masked": transform, "rest": identity()}
     return partition(transforms, lambda name, leaf: "masked" if mask(name, leaf) else "rest")
 

@@ -1,12 +1,14 @@
-"""Which leaves are what: functions of a leaf's name and itself, for masks and partitions."""
+"""Masks: functions of a leaf's name and the leaf itself, which select leaves for a transform."""
 
 from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-FIRST_AND_LAST_LAYERS = ("stem.", "patch_embed.", "whiten.", "features.0.", "head.")
-"""Layers that touch pixels or classes, by how the names of their leaves begin."""
+from backbones.types import Roles
+
+Mask = Callable[[str, Tensor], bool]
+"""`mask(name, leaf)`: whether the leaf is selected."""
 
 
 def everything(name: str, leaf: Tensor) -> bool:
@@ -20,12 +22,17 @@ def is_matrix(name: str, leaf: Tensor) -> bool:
     return leaf.ndim >= 2 and name.endswith("weight")
 
 
-def is_hidden_matrix(name: str, leaf: Tensor) -> bool:
-    """Whether a leaf is a matrix of a layer that touches neither pixels nor classes."""
-    return is_matrix(name, leaf) and not name.startswith(FIRST_AND_LAST_LAYERS)
+def matrices(roles: Roles) -> Mask:
+    """The weights of linear layers and convolutions, by the roles that a model declares."""
+    return lambda name, leaf: roles[name].kind == "matrix"
+
+
+def hidden_matrices(roles: Roles) -> Mask:
+    """The `matrices` of neither stem nor head."""
+    return lambda name, leaf: roles[name].kind == "matrix" and roles[name].part == "trunk"
 
 
 DecayMask = Literal["all", "matrices"]
-"""What weight decay is for: every leaf, or the weights of linear layers and convolutions alone."""
 
-DECAY_MASKS: dict[DecayMask, Callable[[str, Tensor], bool]] = {"all": everything, "matrices": is_matrix}
+DECAY_MASKS: dict[DecayMask, Mask] = {"all": everything, "matrices": is_matrix}
+"""Name -> which leaves weight decay is for."""

@@ -1,4 +1,4 @@
-"""Leaves as matrices: [outputs, inputs], for transforms that know what multiplies what."""
+"""Leaves as matrices [outputs, inputs], for transforms that use matrix products or decompositions."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import Tensor
 def as_matrix(leaf: Tensor) -> Tensor:
     """A leaf [R, ...] of two or more dimensions as a matrix [R, C]; a kernel's columns are (height, width, channel).
 
-    That is how kernels lie in memory (`channels_last`), so nothing moves.
+    This is the order of kernels in memory (`channels_last`), so nothing is copied.
     """
     return leaf.movedim(1, -1).flatten(1)
 
 
 def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
-    """Undo `as_matrix`: [R, C] in the shape of `like`."""
+    """The inverse of `as_matrix`: [R, C] in the shape of `like`."""
     rows, channels, *others = like.shape
     return matrix.reshape(rows, *others, channels).movedim(-1, 1)
 

@@ -1,9 +1,4 @@
-"""Foret et al., "Sharpness-aware minimization for efficiently improving generalization", arXiv 2010.01412.
-
-The gradient is taken where the loss is highest nearby: at p + rho g / |g| (eq. 2), where g is the gradient at p. The
-second gradient is the step's to take, so this transform only leaves `rho` in the state, and the step asks `climb`
-where.
-"""
+"""Foret et al., "Sharpness-aware minimization for efficiently improving generalization", arXiv 2010.01412."""
 
 from typing import NamedTuple
 
@@ -11,8 +6,8 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter
-from backbones.types import OptState, Params, Updates
+from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter
+from backbones.types import Params, Updates
 
 
 class SamState(NamedTuple):
@@ -20,22 +15,23 @@ class SamState(NamedTuple):
 
 
 def sam(rho: float) -> GradientTransformation:
-    """Have the train step take the gradient at p + rho g / |g|; the gradient itself passes as it is."""
+    """g <- the gradient at p + rho g / |g|, where the loss is about the largest within a distance of rho (equation 2).
+
+    Its update computes a second gradient of the batch by `grad_fn`, and raises a ValueError if there is none.
+    """
 
     def init(params: Params) -> SamState:
         return SamState(hyperparameter(rho, params))
 
-    def update(updates: Updates, state: SamState, params: Params) -> tuple[Updates, SamState]:
-        del params
-        return updates, state
+    def update(
+        updates: Updates, state: SamState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, SamState]:
+        if grad_fn is None:
+            raise ValueError(
+                "sam computes a second gradient, but got no `grad_fn`; pass `update(..., grad_fn=...)`, and put sam "
+                "outside `partition` and `masked`, whose transforms see only some of the leaves"
+            )
+        (distance,) = cast_like(updates, state.rho / (tree.global_norm(updates) + 1e-12))
+        return grad_fn(tree.map(lambda p, g: torch.addcmul(p, g, distance), params, updates)), state
 
     return GradientTransformation(init, update)
-
-
-def climb(opt_state: OptState, params: Params, grads: Updates) -> Params | None:
-    """p + rho g / |g|, where the step is to take its gradient; None if there is no `sam` in the chain."""
-    states = tree.find(opt_state, SamState)
-    if not states:
-        return None
-    (distance,) = as_leaves(grads, states[0].rho / (tree.global_norm(grads) + 1e-12))
-    return tree.map(lambda p, g: torch.addcmul(p, g, distance), params, grads)

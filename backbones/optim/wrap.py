@@ -1,4 +1,4 @@
-"""Transforms around a transform, which decide when it acts, on what, and with which rates."""
+"""Wrappers around a transform, which decide when and to what it is applied."""
 
 from typing import NamedTuple
 
@@ -6,60 +6,71 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.optim.base import GradientTransformation, as_leaves, hyperparameter, no_updates
-from backbones.optim.schedule import Schedule
+from backbones.errors import Count, checked
+from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
 from backbones.types import OptState, Params, Updates
 
 
 class MultiStepsState(NamedTuple):
-    count: Tensor
+    num_accumulated: Tensor
     """Gradients in the mean, 0-D int64."""
     mean: Updates
     inner: OptState
 
 
-def multi_steps(transform: GradientTransformation, every: int) -> GradientTransformation:
-    """Let `transform` act once every so many updates, on the mean of the gradients since; the others change nothing."""
+@checked
+def multi_steps(transform: GradientTransformation, every: Count) -> GradientTransformation:
+    """Apply `transform` once every `every` updates, to the mean of their gradients; the other updates are 0.
+
+    It gets the `grad_fn` of the last of these batches.
+    """
+    inner_update = with_grad_fn(transform.update)
 
     def init(params: Params) -> MultiStepsState:
-        return MultiStepsState(no_updates(params), tree.zeros_like(params), transform.init(params))
+        return MultiStepsState(zero_count(params), tree.zeros_like(params), transform.init(params))
 
-    def update(updates: Updates, state: MultiStepsState, params: Params) -> tuple[Updates, MultiStepsState]:
-        count = state.count + 1
-        (weight,) = as_leaves(updates, 1 / count.to(torch.float64))
+    def update(
+        updates: Updates, state: MultiStepsState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, MultiStepsState]:
+        num_accumulated = state.num_accumulated + 1
+        (weight,) = cast_like(updates, 1 / num_accumulated.to(torch.float64))
         mean = tree.map(lambda g, m: torch.lerp(m, g, weight), updates, state.mean)
-        acts = count == every
-        updates, inner = transform.update(mean, state.inner, params)
+        updates, inner = inner_update(mean, state.inner, params, grad_fn=grad_fn)
         zeros = tree.zeros_like(mean)
-        new_state = MultiStepsState(torch.where(acts, 0, count), tree.where(acts, zeros, mean), inner)
-        return tree.where(acts, updates, zeros), new_state._replace(inner=tree.where(acts, inner, state.inner))
+        applied = MultiStepsState(torch.zeros_like(num_accumulated), zeros, inner)
+        accumulated = MultiStepsState(num_accumulated, mean, state.inner)
+        is_last = num_accumulated == every
+        return tree.where(is_last, updates, zeros), tree.where(is_last, applied, accumulated)
 
     return GradientTransformation(init, update)
 
 
 class ApplyIfFiniteState(NamedTuple):
     skipped: Tensor
-    """Updates left out in a row, up to now, 0-D int64."""
+    """Consecutive updates skipped up to now, 0-D int64."""
     total_skipped: Tensor
     inner: OptState
 
 
 def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> GradientTransformation:
-    """Leave parameters and state as they are where `transform` gives an update with a NaN or an infinity.
+    """Skip an update of `transform` that has a NaN or an infinity: the update is 0, and its state stays as it is.
 
-    After `max_skipped` such updates in a row they go through, so that the run is seen to fail.
+    After `max_skipped` consecutive ones the next is applied, so that the failure shows.
     """
+    inner_update = with_grad_fn(transform.update)
 
     def init(params: Params) -> ApplyIfFiniteState:
-        return ApplyIfFiniteState(no_updates(params), no_updates(params), transform.init(params))
+        return ApplyIfFiniteState(zero_count(params), zero_count(params), transform.init(params))
 
-    def update(updates: Updates, state: ApplyIfFiniteState, params: Params) -> tuple[Updates, ApplyIfFiniteState]:
-        updates, inner = transform.update(updates, state.inner, params)
-        finite = torch.stack([leaf.isfinite().all() for leaf in tree.leaves(updates)]).all()
-        skipped = torch.where(finite, 0, state.skipped + 1)
-        applies = finite | (skipped > max_skipped)
+    def update(
+        updates: Updates, state: ApplyIfFiniteState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, ApplyIfFiniteState]:
+        updates, inner = inner_update(updates, state.inner, params, grad_fn=grad_fn)
+        is_finite = torch.stack([leaf.isfinite().all() for leaf in tree.leaves(updates)]).all()
+        skipped = torch.where(is_finite, 0, state.skipped + 1)
+        applies = is_finite | (skipped > max_skipped)
         new_state = ApplyIfFiniteState(
-            skipped, state.total_skipped + (~finite).to(torch.int64), tree.where(applies, inner, state.inner)
+            skipped, state.total_skipped + (~is_finite).to(torch.int64), tree.where(applies, inner, state.inner)
         )
         return tree.where(applies, updates, tree.zeros_like(updates)), new_state
 
@@ -69,82 +80,35 @@ def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> Grad
 class LookaheadState(NamedTuple):
     step: Tensor
     """Updates so far, 0-D int64."""
-    rate: Tensor
+    slow_step_size: Tensor
     slow: Params
     inner: OptState
 
 
-def lookahead(transform: GradientTransformation, *, every: int = 5, rate: float = 0.5) -> GradientTransformation:
-    """`transform` moves fast parameters; every so many updates slow ones go a part of the way, and the fast ones there.
+@checked
+def lookahead(
+    transform: GradientTransformation, *, sync_period: Count = 5, slow_step_size: float = 0.5
+) -> GradientTransformation:
+    """`transform` updates fast parameters, which are set to slow ones every `sync_period` updates.
 
-    slow <- slow + rate (fast - slow); fast <- slow (Zhang et al., "Lookahead optimizer", arXiv 1907.08610, algorithm
-    1).
+    slow <- slow + slow_step_size (fast - slow); fast <- slow (Zhang et al., "Lookahead optimizer", arXiv 1907.08610,
+    algorithm 1).
     """
+    inner_update = with_grad_fn(transform.update)
 
     def init(params: Params) -> LookaheadState:
         slow = tree.map(torch.clone, params)
-        return LookaheadState(no_updates(params), hyperparameter(rate, params), slow, transform.init(params))
-
-    def update(updates: Updates, state: LookaheadState, params: Params) -> tuple[Updates, LookaheadState]:
-        step = state.step + 1
-        (rate,) = as_leaves(updates, state.rate)
-        updates, inner = transform.update(updates, state.inner, params)
-        met = tree.map(lambda slow, p, u: torch.lerp(slow, p + u, rate), state.slow, params, updates)
-        meets = step % every == 0
-        updates = tree.where(meets, tree.map(torch.sub, met, params), updates)
-        return updates, LookaheadState(step, state.rate, tree.where(meets, met, state.slow), inner)
-
-    return GradientTransformation(init, update)
-
-
-class InjectHyperparamsState(NamedTuple):
-    step: Tensor
-    """Updates so far, 0-D int64."""
-    inner: OptState
-
-
-def inject_hyperparams(transform: GradientTransformation, **schedules: Schedule) -> GradientTransformation:
-    """Let rates of `transform` follow schedules: before each update the field of that name is set to schedule(step).
-
-    Every rate is a 0-D leaf of the state already; see `hyperparams` and `set_hyperparams` for reading and changing them
-    by hand. Here a schedule gives the rate itself, not a factor.
-
-    Raises:
-        ValueError: there is no rate of that name.
-    """
-
-    def init(params: Params) -> InjectHyperparamsState:
-        step = no_updates(params)
-        return InjectHyperparamsState(step, _follow(schedules, step, transform.init(params)))
+        return LookaheadState(zero_count(params), hyperparameter(slow_step_size, params), slow, transform.init(params))
 
     def update(
-        updates: Updates, state: InjectHyperparamsState, params: Params
-    ) -> tuple[Updates, InjectHyperparamsState]:
-        updates, inner = transform.update(updates, _follow(schedules, state.step, state.inner), params)
-        return updates, InjectHyperparamsState(state.step + 1, inner)
+        updates: Updates, state: LookaheadState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, LookaheadState]:
+        step = state.step + 1
+        (slow_step_size,) = cast_like(updates, state.slow_step_size)
+        updates, inner = inner_update(updates, state.inner, params, grad_fn=grad_fn)
+        new_slow = tree.map(lambda slow, p, u: torch.lerp(slow, p + u, slow_step_size), state.slow, params, updates)
+        syncs = step % sync_period == 0
+        updates = tree.where(syncs, tree.map(torch.sub, new_slow, params), updates)
+        return updates, LookaheadState(step, state.slow_step_size, tree.where(syncs, new_slow, state.slow), inner)
 
     return GradientTransformation(init, update)
-
-
-def _follow(schedules: dict[str, Schedule], step: Tensor, opt_state: OptState) -> OptState:
-    return set_hyperparams(opt_state, **{name: schedule(step) for name, schedule in schedules.items()})
-
-
-def hyperparams(opt_state: OptState) -> dict[str, Tensor]:
-    """Every rate in the state, by its path, such as `1/b2`: the 0-D floating fields of its NamedTuples."""
-    return {
-        path: leaf for path, leaf in tree.named_leaves(opt_state).items() if leaf.ndim == 0 and leaf.is_floating_point()
-    }
-
-
-def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
-    """The state with the rates of those names set, wherever they occur: `set_hyperparams(opt_state, b2=tensor)`.
-
-    Raises:
-        ValueError: there is no rate of that name.
-    """
-    names = {path.rpartition("/")[2] for path in hyperparams(opt_state)}
-    for name in values:
-        if name not in names:
-            raise ValueError(f"no rate in the state is called {name!r}; there are: {', '.join(sorted(names))}")
-    return tree.replace_fields(opt_state, values)

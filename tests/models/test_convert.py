@@ -1,4 +1,4 @@
-"""torchvision and timm are the oracles: their weights in our trees give their logits, in both modes."""
+"""The models of torchvision and timm are the oracles: their weights in our trees give their logits, in both modes."""
 
 import re
 from collections.abc import Callable
@@ -8,14 +8,15 @@ import pytest
 import timm
 import torch
 import torchvision.models
-from conftest import relative_error
+from helpers.runs import relative_error
 from torch import Tensor, nn
 
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import MODELS, Model
-from backbones.models.convert import FORMATS, export_weights, import_weights, read_state_dict, write_state_dict
+from backbones.models.convert import FORMATS, export_weights, import_weights
+from backbones.models.state_dict import read_state_dict, write_state_dict
 
 
 def torchvision_model(name: str, **options: object) -> Callable[[], nn.Module]:
@@ -27,7 +28,7 @@ def timm_model(name: str, **options: object) -> Callable[[], nn.Module]:
 
 
 def small_vgg(name: str) -> nn.Module:
-    """As people make a VGG for small images out of torchvision's."""
+    """The usual change of torchvision's VGG for small images."""
     module = torchvision.models.get_model(name)
     module.avgpool, module.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(512, 10))
     return module
@@ -53,7 +54,7 @@ ORACLES = {
 
 
 def random_oracle(name: str) -> nn.Module:
-    """Their model in float64: no leaf left at zeros or ones, norms wide enough for a ReLU6, statistics of some use."""
+    """Their model in float64, with random norms and biases, and running statistics of one batch."""
     torch.manual_seed(0)
     theirs = ORACLES[name][0]().double().train()
     with torch.no_grad():
@@ -80,7 +81,7 @@ def test_their_weights_give_their_logits_and_come_back(name: str) -> None:
         expected = theirs.train(train)(images)
         logits, new_model_state = model.apply(params, model_state, images, train=train)
         assert relative_error(logits, expected) < 1e-10
-        # And in what depends on the image, which is little in some fresh models.
+        # Also the part that depends on the image, which is small in some new models.
         assert relative_error(logits - logits.mean(dim=0), expected - expected.mean(dim=0)) < 1e-5
 
     _, expected_model_state = import_weights(name, theirs.state_dict(), like=like)
@@ -107,7 +108,7 @@ def test_files(file_name: str, tmp_path: Path) -> None:
     assert loaded[0]["stem.0.weight"].is_contiguous(memory_format=torch.channels_last)
 
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: cannot be read as weights, it may be cut off"):
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: cannot be read as weights, it may be truncated"):
         read_state_dict(path)
 
 

@@ -1,35 +1,27 @@
 """What holds for every model in MODELS."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers.runs import relative_error
+from shallow import images, shallow
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import backbones.random as random
 import backbones.tree as tree
-from backbones.errors import InputError
-from backbones.models import MODELS, Model
+from backbones.errors import InputError, range_of
+from backbones.models import MODELS, Model, families
 from backbones.models.convnext import DropPath
 from backbones.types import ModelState, Params
 
 Built = tuple[Model, Params, ModelState]
-
-
-def shallow(name: str) -> partial[Model]:
-    """The constructor, of two blocks, or two a stage, of what repeats more of them."""
-    constructor = MODELS[name]
-    if name.startswith(("vit", "mixer")):
-        return partial(constructor, depth=2)
-    if "resne" in name:
-        *others, stage_depths = constructor.args
-        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
-        return partial(constructor.func, *others, stage_depths, **constructor.keywords)
-    return partial(constructor)
 
 
 def first_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[str]:
@@ -37,10 +29,10 @@ def first_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[
 
 
 DISTINCT = first_of_each(MODELS, lambda name: str(shallow(name)))
-"""So cut, ResNet-34 is ResNet-18, and ResNet-101 is ResNet-50."""
+"""When cut, ResNet-34 is ResNet-18, and ResNet-101 is ResNet-50."""
 
 KINDS = first_of_each(DISTINCT, lambda name: frozenset(map(type, shallow(name)((3, 32, 32), 10).skeleton.modules())))
-"""One model for each set of kinds of layers, which are traced alike in any number and of any width."""
+"""One model for each set of layer types: tracing does not depend on their number and width."""
 
 NAMES_AND_STEMS = [
     (name, {"stem": stem} if stem else {})
@@ -56,18 +48,14 @@ def built(request: pytest.FixtureRequest) -> Built:
     return model, *model.init(random.generator(0))
 
 
-def images() -> Tensor:
-    return torch.randn((2, 3, 32, 32), generator=random.generator(1)).contiguous(memory_format=torch.channels_last)
-
-
 def test_init_is_a_function_of_the_generator(built: Built) -> None:
     model, *trees = built
-    torch.manual_seed(7)  # the global generator has no part in it
+    torch.manual_seed(7)  # the global generator does not matter
     assert tree.sha256(model.init(random.generator(0))) == tree.sha256(tuple(trees))
     assert tree.sha256(model.init(random.generator(1))[0]) != tree.sha256(trees[0])
 
 
-def test_init_fills_every_leaf(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_initialises_every_leaf(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.nn.Module.to_empty
 
     def to_nan(module: torch.nn.Module, **kwargs: object) -> torch.nn.Module:
@@ -111,7 +99,7 @@ def test_compiled_is_eager(name: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-# Attention has no batching rule on the CPU: vmap computes it one by one, and says so.
+# Attention has no batching rule on the CPU: vmap computes it one by one, and warns.
 @pytest.mark.filterwarnings("ignore:There is a performance drop.*scaled_dot_product:UserWarning")
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", KINDS)
@@ -172,12 +160,12 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("convnext-atto", {"drop_path": 0.5}), ("wrn-16-8", {"dropout": 0.3})])
-def test_what_is_dropped_follows_the_seed_and_only_in_training(name: str, options: dict[str, float]) -> None:
+def test_dropping_follows_the_seed_and_is_off_in_evaluation(name: str, options: dict[str, float]) -> None:
     model = MODELS[name]((3, 32, 32), 10, **options)
     params, model_state = model.init(random.generator(0))
     for key in params:
         if key.endswith(".scale"):
-            params[key].fill_(1)  # as after some training: a fresh ConvNeXt hardly feels its branches
+            params[key].fill_(1)  # a new ConvNeXt scales its residual branches by 1e-6
 
     def logits(seed: int, train: bool) -> Tensor:
         random.seed_torch(seed)
@@ -201,6 +189,59 @@ def test_what_is_dropped_follows_the_seed_and_only_in_training(name: str, option
         ("mixer-tiny", {"patch_size": 5}, "a patch size of 5 does not divide images of 32x32 pixels"),
     ],
 )
-def test_options_out_of_range_are_refused(name: str, options: dict[str, float], message: str) -> None:
+def test_messages_for_options_out_of_range(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MODELS[name]((3, 32, 32), 10, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_number_among_the_options_has_a_range(name: str) -> None:
+    for option in inspect.signature(MODELS[name]).parameters.values():
+        if option.kind is option.KEYWORD_ONLY and isinstance(option.default, int | float):
+            wanted = range_of(option.annotation)
+            assert wanted is not None and option.default in wanted
+            value = type(option.default)(wanted.low - 1)
+            with pytest.raises(InputError, match=f"{option.name} is {value}; it must be {wanted}"):
+                MODELS[name]((3, 32, 32), 10, **{option.name: value})
+
+
+def test_families_are_the_files() -> None:
+    assert [name for names in families().values() for name in names] == list(MODELS)
+    assert families()["mlp_mixer"] == ["mixer-tiny", "mixer-small"]
+    assert families()["resnet"] == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    assert len(families()) == 14
+
+
+class CountOperators(TorchDispatchMode):
+    """How often each operator of torch is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.counts[str(operator)] += 1
+        return operator(*args, **kwargs or {})
+
+
+def check_head_of_pooled_is_apply(model: Model, params: Params, model_state: ModelState) -> None:
+    """To the last bit, and without an operator more."""
+    head = {name.removeprefix("head."): leaf for name, leaf in params.items() if model.roles[name].part == "head"}
+    with torch.no_grad():
+        with CountOperators() as in_parts:
+            features = model.features(params, model_state, images())
+            logits = functional_call(model.skeleton.get_submodule("head"), head, features["pooled"])
+        with CountOperators() as in_whole:
+            expected, _ = model.apply(params, model_state, images(), train=False)
+    assert list(features)[-1] == "pooled" and features["pooled"].ndim == 2
+    assert torch.equal(logits, expected)
+    assert in_parts.counts == in_whole.counts
+
+
+def test_logits_are_the_head_applied_to_pooled(built: Built) -> None:
+    check_head_of_pooled_is_apply(*built)
+
+
+def test_logits_are_the_mlp_head_applied_to_pooled() -> None:
+    model = MODELS["vgg11"]((3, 32, 32), 10, head="mlp")
+    check_head_of_pooled_is_apply(model, *model.init(random.generator(0)))

@@ -1,7 +1,7 @@
-"""Models that neither torchvision nor timm has: against the equations of their papers, written out over the leaves.
+"""Models that neither torchvision nor timm has, against the equations of their papers, written with the leaves alone.
 
-The functions below are the papers, line by line, in evaluation mode and in train mode (where BatchNorm uses the
-statistics of the batch).
+The functions below transcribe the papers, for evaluation and for training (where BatchNorm uses the statistics of the
+batch).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import relative_error
+from helpers.runs import relative_error
 from torch import Tensor
 
 import backbones.random as random
@@ -19,7 +19,7 @@ from backbones.models import MODELS
 
 
 class Leaves:
-    """The leaves of a model, and the layers of which they are the weights."""
+    """The leaves of a model, and the layers that use them."""
 
     def __init__(self, params: dict[str, Tensor], model_state: dict[str, Tensor], train: bool) -> None:
         self.leaves, self.train = {**params, **model_state}, train
@@ -129,7 +129,7 @@ def shufflenet(layers: Leaves, x: Tensor, groups: int) -> Tensor:
             y = F.relu(layers.norm(f"{block}.norm1", layers.conv(f"{block}.conv1", x)))
             channels = y.shape[1]
             shuffled = torch.empty_like(y)
-            for c in range(channels):  # group g, place i -> place i of all groups, the g-th
+            for c in range(channels):  # channel i of group g becomes number g among the i-th channels of all groups
                 g, i_in_group = divmod(c, channels // groups)
                 shuffled[:, i_in_group * groups + g] = y[:, c]
             y = layers.norm(f"{block}.norm2", layers.conv(f"{block}.conv2", shuffled, stride))
@@ -165,11 +165,11 @@ PAPERS = {
     "shufflenet-g8": (shufflenet, 8),
     "airbench": (airbench, None),
 }
-"""Model -> its paper, and what the paper's table says of the size."""
+"""Model -> its transcription, and the size in the paper's table."""
 
 
 def random_trees(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Leaves without the zeros and ones of a fresh model, float64."""
+    """Leaves in float64, with noise on the zeros and ones of a new model."""
     generator = random.generator(1)
     params, model_state = MODELS[name]((3, 32, 32), 10).init(random.generator(0))
 
@@ -194,7 +194,7 @@ def test_is_its_paper(name: str, train: bool) -> None:
 
 @pytest.mark.parametrize("train", [False, True])
 def test_mobilenet_is_that_of_timm(train: bool) -> None:
-    """Both list the layers in order of definition. timm's has ReLU6, and the paper ReLU."""
+    """Both define their layers in one order. timm's has ReLU6 by default, the paper ReLU."""
     theirs = timm.create_model("mobilenetv1_100", num_classes=10, act_layer=torch.nn.ReLU).double().train()
     params, model_state = random_trees("mobilenet")
     leaves = iter(params.values()), iter(model_state.values())
@@ -211,8 +211,8 @@ def test_mobilenet_is_that_of_timm(train: bool) -> None:
         torch.testing.assert_close(ours, leaf, rtol=1e-10, atol=1e-10)
 
 
-def test_airbench_remembers_three_fifths_of_its_statistics() -> None:
-    """Section 3.1: momentum 0.6, which torch counts the other way."""
+def test_airbench_has_a_batchnorm_momentum_of_three_fifths() -> None:
+    """Section 3.1: momentum 0.6, which is 0.4 in torch's definition."""
     params, model_state = random_trees("airbench")
     images = torch.randn(3, 3, 32, 32, generator=random.generator(2), dtype=torch.float64)
     _, new_model_state = MODELS["airbench"]((3, 32, 32), 10).apply(params, model_state, images, train=True)

@@ -12,7 +12,7 @@ from backbones.models import MODELS
 
 def test_sizes() -> None:
     params, _ = MODELS["vit-tiny"]((3, 32, 32), 10).init(random.generator(0))
-    assert tree.size(params) == 5_362_378 + 2 * 192  # the reference implementation, and a final LayerNorm
+    assert tree.size(params) == 5_362_378 + 2 * 192  # the reference implementation's, and a final LayerNorm
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_gradients_under_autocast_with_dropout() -> None:
     assert all(leaf.dtype == torch.float32 for leaf in torch.func.grad(loss)(params).values())
 
 
-def test_bad_sizes_are_refused_with_what_would_fit() -> None:
+def test_messages_for_bad_sizes() -> None:
     with pytest.raises(InputError, match=r"size of 5 does not divide .* 32x32 .* one of 1, 2, 4, 8, 16, 32"):
         MODELS["vit-tiny"]((3, 32, 32), 10, patch_size=5)
     with pytest.raises(InputError, match="5 attention heads do not divide a width of 192"):

@@ -1,4 +1,4 @@
-"""Every alias against torch.optim or optax, SOAP and Muon against their definitions: 50 real gradients, float64."""
+"""Every optimizer equals torch.optim or optax, SOAP and Muon their definitions, over 50 real gradients in float64."""
 
 import functools
 import math
@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import relative_error
-from descent import Descent
+from helpers.descent import Descent
+from helpers.runs import relative_error
 from torch import Tensor
 
 import backbones.tree as tree
@@ -20,12 +20,12 @@ from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
 from backbones.types import Params
 
-Descend = Callable[[Params, list[Params]], Params]
-"""(params, gradients) -> the params after as many updates."""
+Oracle = Callable[[Params, list[Params]], Params]
+"""(params, gradients) -> the params after one update for each gradient."""
 
 
-def by_torch(optimizer: type[torch.optim.Optimizer], **options: Any) -> Descend:
-    def follow(params: Params, grads: list[Params]) -> Params:
+def by_torch(optimizer: type[torch.optim.Optimizer], **options: Any) -> Oracle:
+    def oracle(params: Params, grads: list[Params]) -> Params:
         leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
         theirs = optimizer(leaves.values(), **options)
         for step_grads in grads:
@@ -34,11 +34,11 @@ def by_torch(optimizer: type[torch.optim.Optimizer], **options: Any) -> Descend:
             theirs.step()
         return {name: leaf.detach() for name, leaf in leaves.items()}
 
-    return follow
+    return oracle
 
 
-def by_optax(optimizer: optax.GradientTransformation) -> Descend:
-    def follow(params: Params, grads: list[Params]) -> Params:
+def by_optax(optimizer: optax.GradientTransformation) -> Oracle:
+    def oracle(params: Params, grads: list[Params]) -> Params:
         with jax.enable_x64(True):
             theirs = tree.map(Tensor.numpy, params)
             state, update = optimizer.init(theirs), jax.jit(optimizer.update)
@@ -49,7 +49,7 @@ def by_optax(optimizer: optax.GradientTransformation) -> Descend:
                 theirs = optax.contrib.schedule_free_eval_params(state, theirs)
             return tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), theirs)
 
-    return follow
+    return oracle
 
 
 def is_matrix(params: Params) -> dict[str, bool]:
@@ -57,7 +57,7 @@ def is_matrix(params: Params) -> dict[str, bool]:
 
 
 def optax_adafactor(learning_rate: float, **options: Any) -> optax.GradientTransformation:
-    """`optax.adafactor`, but for the decay of the second moment, which it computes in float32."""
+    """`optax.adafactor`, except for the decay of the second moment, which optax computes in float32."""
     return optax.chain(
         optax.scale_by_factored_rms(decay_rate_fn=lambda step, rate: 1 - (step + 1.0) ** -rate, **options),
         optax.clip_by_block_rms(1.0),
@@ -66,16 +66,16 @@ def optax_adafactor(learning_rate: float, **options: Any) -> optax.GradientTrans
     )
 
 
+def is_hidden(name: str, leaf: Tensor) -> bool:
+    return leaf.ndim >= 2 and name.split(".")[0] in ("stages", "blocks") and name.endswith("weight")
+
+
 def muon_by_definition(params: Params, grads: list[Params]) -> Params:
-    """Jordan et al., leaf by leaf: momentum, five iterations on [out, in h w], rate 0.02; AdamW for the rest."""
-    hidden = {
-        name
-        for name, leaf in params.items()
-        if leaf.ndim >= 2 and name.split(".")[0] in ("stages", "blocks") and name.endswith("weight")
-    }
-    assert 3 <= len(hidden) < len(is_matrix(params))
+    """Jordan et al., leaf by leaf: momentum, five iterations on [out, in h w]; AdamW for the other leaves."""
+    hidden = {name for name, leaf in params.items() if is_hidden(name, leaf)}
     rest = {name: leaf for name, leaf in params.items() if name not in hidden}
     decays = {name: leaf for name, leaf in rest.items() if is_matrix(params)[name]}
+    assert len(hidden) >= 3 and decays
     result = by_torch(torch.optim.AdamW, lr=3e-4, weight_decay=0)(rest, grads)
     result |= by_torch(torch.optim.AdamW, lr=3e-4, weight_decay=0.1)(decays, grads)
     for name in hidden:
@@ -97,7 +97,7 @@ def muon_by_definition(params: Params, grads: list[Params]) -> Params:
     return result
 
 
-CASES: dict[str, tuple[GradientTransformation, Descend]] = {
+CASES: dict[str, tuple[GradientTransformation, Oracle]] = {
     "sgd": (optim.sgd(lr=0.1, momentum=0.0, weight_decay=0.0), by_torch(torch.optim.SGD, lr=0.1)),
     "sgd-momentum-decay": (
         optim.sgd(lr=0.1, momentum=0.9, weight_decay=0.01),
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[GradientTransformation, Descend]] = {
         by_torch(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     ),
     "sgd-matrices-decay": (
-        optim.sgd(lr=0.1, weight_decay=0.1, weight_decay_mask="matrices"),
+        optim.sgd(lr=0.1, weight_decay=0.1, decays=optim.is_matrix),
         by_optax(optax.chain(optax.add_decayed_weights(0.1, is_matrix), optax.sgd(0.1, momentum=0.9))),
     ),
     "adam": (optim.adam(lr=0.01), by_torch(torch.optim.Adam, lr=0.01)),
@@ -118,7 +118,7 @@ CASES: dict[str, tuple[GradientTransformation, Descend]] = {
     ),
     "adamw": (optim.adamw(lr=0.01, weight_decay=0.1), by_torch(torch.optim.AdamW, lr=0.01, weight_decay=0.1)),
     "adamw-matrices-decay": (
-        optim.adamw(lr=0.01, weight_decay=0.1, weight_decay_mask="matrices"),
+        optim.adamw(lr=0.01, weight_decay=0.1, decays=optim.is_matrix),
         by_optax(optax.adamw(0.01, weight_decay=0.1, mask=is_matrix)),
     ),
     "nadam": (optim.nadam(lr=0.01, weight_decay=0.1), by_optax(optax.nadamw(0.01, weight_decay=0.1))),
@@ -146,7 +146,7 @@ CASES: dict[str, tuple[GradientTransformation, Descend]] = {
         optim.adafactor(lr=0.01, min_dim_size_to_factor=10**9),
         by_optax(optax_adafactor(0.01, factored=False)),
     ),
-    "muon": (optim.muon(bfloat16=False, weight_decay=0.1), muon_by_definition),
+    "muon": (optim.muon(hidden=is_hidden, bfloat16=False, weight_decay=0.1), muon_by_definition),
     "schedule-free-adamw": (
         optim.schedule_free_adamw(lr=0.01, weight_decay=0.1),
         by_optax(optax.contrib.schedule_free_adamw(0.01, weight_decay=0.1)),
@@ -161,10 +161,11 @@ CASES: dict[str, tuple[GradientTransformation, Descend]] = {
 }
 
 
-def follow(optimizer: GradientTransformation, params: Params, grads: list[Params]) -> Params:
-    opt_state = optimizer.init(params)
+def run(optimizer: GradientTransformation, params: Params, grads: list[Params]) -> Params:
+    """The params to evaluate after one update for each gradient, which is that of all params (a linear loss)."""
+    opt_state, update = optimizer.init(params), optim.with_grad_fn(optimizer.update)
     for step_grads in grads:
-        updates, opt_state = optimizer.update(step_grads, opt_state, params)
+        updates, opt_state = update(step_grads, opt_state, params, grad_fn=lambda _, grads=step_grads: grads)
         params = optim.apply_updates(params, updates)
     return optim.evaluation_params(opt_state, params)
 
@@ -174,20 +175,20 @@ def test_every_alias_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_alias_agrees_with_its_oracle(name: str, descent: Descent) -> None:
+def test_optimizer_equals_its_oracle(name: str, descent: Descent) -> None:
     optimizer, oracle = CASES[name]
-    got, wanted = follow(optimizer, descent.params, descent.grads), oracle(descent.params, descent.grads)
+    got, wanted = run(optimizer, descent.params, descent.grads), oracle(descent.params, descent.grads)
     for key, leaf in got.items():
         assert relative_error(leaf - descent.params[key], wanted[key] - descent.params[key]) < 1e-10, key
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_float32_follows_float64(name: str, descent: Descent) -> None:
-    """The defaults, so for Muon bfloat16."""
+def test_float32_is_close_to_float64(name: str, descent: Descent) -> None:
+    """With the defaults, which for Muon is bfloat16."""
     optimizer = optim.OPTIMIZERS[name]()
     to_float = functools.partial(tree.map, Tensor.float)
     params, grads = to_float(descent.params), [to_float(step_grads) for step_grads in descent.grads]
-    got, wanted = follow(optimizer, params, grads[:10]), follow(optimizer, descent.params, descent.grads[:10])
+    got, wanted = run(optimizer, params, grads[:10]), run(optimizer, descent.params, descent.grads[:10])
     tolerance = {"sgd": 1e-5, "adamw": 1e-3, "muon": 0.05}[name]
     total = {key: leaf.double() - descent.params[key] for key, leaf in got.items()}
     moved = tree.map(torch.sub, wanted, descent.params)
@@ -206,12 +207,12 @@ def test_muon_makes_singular_values_equal() -> None:
     assert torch.linalg.svdvals(tall["tall"]).mean() == pytest.approx(2.0, rel=0.2)  # sqrt(64 / 16)
 
 
-def test_soap_follows_its_definition(descent: Descent) -> None:
-    """Vyas et al., algorithm 3, update by update: rounding in the basis of a null space is not to pile up.
+def test_soap_equals_its_definition(descent: Descent) -> None:
+    """Vyas et al., algorithm 3, one update at a time: rounding errors in the basis of a null space would accumulate.
 
-    An eps well above rounding, because what lies in the null space is divided by it.
+    With an eps far above rounding errors, because the components in the null space are divided by it.
     """
-    optimizer = optim.soap(refresh_every=1, eps=1e-3)
+    optimizer = optim.soap(refresh_every=1, eps=1e-3, max_size=128)
     params, (state, *rest) = descent.params, optimizer.init(descent.params)
     assert "64" in state.bases
     for t, grads in enumerate(descent.grads, start=1):
@@ -240,56 +241,68 @@ def test_soap_follows_its_definition(descent: Descent) -> None:
         params, state = optim.apply_updates(params, updates), new_state
 
 
-def test_soap_refreshes_every_basis_in_turn() -> None:
+def test_soap_refreshes_all_bases_in_refresh_every_updates() -> None:
     params = {f"{i}.weight": torch.randn(4, 4, generator=torch.Generator().manual_seed(i)) for i in range(5)}
-    transform = optim.scale_by_soap(refresh_every=3)  # 10 bases of size 4: 4 an update, all in 3
+    transform = optim.scale_by_soap(refresh_every=3)  # 10 bases of size 4: 4 in each update, all in 3
     state = transform.init(params)
     changed = torch.zeros(10, dtype=torch.bool)
     for _ in range(3):
         before = state.bases["4"]
         _, state = transform.update(params, state, params)
-        turned = (state.bases["4"] != before).flatten(1).any(dim=1)
-        assert turned.sum() <= 4
-        changed |= turned
+        refreshed = (state.bases["4"] != before).flatten(1).any(dim=1)
+        assert refreshed.sum() <= 4
+        changed |= refreshed
     assert changed.all()
     identity = torch.eye(4).expand(10, 4, 4)
     torch.testing.assert_close(state.bases["4"] @ state.bases["4"].mT, identity, atol=1e-5, rtol=0)
 
 
-def test_adafactor_remembers_two_vectors_of_a_matrix() -> None:
+def test_adafactor_has_two_vectors_for_a_matrix() -> None:
     params = {"weight": torch.randn(256, 128)}
     state = optim.adafactor().init(params)
     assert tree.size(state) < 256 + 128 + 16 and math.prod(params["weight"].shape) == 32768
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_hyperparameters_are_leaves(name: str, descent: Descent) -> None:
-    """A rate that is changed in the state is obeyed, without making the transform again."""
+def test_a_learning_rate_set_in_the_state_acts(name: str, descent: Descent) -> None:
     optimizer = optim.OPTIMIZERS[name](lr=0.1)
-    opt_state = optimizer.init(descent.params)
-    rates = {rate: value.item() for rate, value in optim.hyperparams(opt_state).items() if rate.endswith("peak")}
-    assert 0.1 in rates.values()
-    doubled = optim.set_hyperparams(opt_state, peak=torch.tensor(0.2, dtype=torch.float64))
-    halved = optim.set_hyperparams(opt_state, peak=torch.tensor(0.1, dtype=torch.float64))
-    updates, _ = optimizer.update(descent.grads[0], halved, descent.params)
-    updates_doubled, _ = optimizer.update(descent.grads[0], doubled, descent.params)
-    for key, leaf in updates.items():
-        torch.testing.assert_close(updates_doubled[key], 2 * leaf)
+    update, state = optim.with_grad_fn(optimizer.update), optimizer.init(descent.params)
+    assert 0.1 in [
+        value.item() for path, value in optim.hyperparams(state).items() if path.endswith("base_learning_rate")
+    ]
+    steps = []
+    for learning_rate in (0.1, 0.2):
+        changed = optim.set_hyperparams(state, base_learning_rate=torch.tensor(learning_rate, dtype=torch.float64))
+        updates, _ = update(descent.grads[0], changed, descent.params, grad_fn=lambda params: descent.grads[0])
+        steps.append(updates)
+    for key, leaf in steps[0].items():
+        torch.testing.assert_close(steps[1][key], 2 * leaf)
+
+
+@pytest.mark.parametrize(("option", "field"), [("momentum", "decay"), ("weight_decay", "weight_decay")])
+def test_a_hyperparameter_that_was_0_acts_when_it_is_set(option: str, field: str, descent: Descent) -> None:
+    without, wanted = (optim.sgd(lr=0.1, **{option: value}) for value in (0.0, 0.5))
+    state = optim.set_hyperparams(without.init(descent.params), **{field: torch.tensor(0.5, dtype=torch.float64)})
+    wanted_state = wanted.init(descent.params)
+    assert tree.sha256(state) == tree.sha256(wanted_state)
+    for grads in descent.grads[:2]:
+        updates, state = without.update(grads, state, descent.params)
+        wanted_updates, wanted_state = wanted.update(grads, wanted_state, descent.params)
+    assert tree.sha256(updates) == tree.sha256(wanted_updates)
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_update_is_pure_and_keeps_the_state_a_tree_of_tensors(name: str, descent: Descent) -> None:
+def test_update_is_pure_and_keeps_the_structure_of_the_state(name: str, descent: Descent) -> None:
     optimizer = optim.OPTIMIZERS[name]()
-    state = optimizer.init(descent.params)
-    before = tree.sha256((descent.grads[0], state, descent.params))
-    updates, new_state = optimizer.update(descent.grads[0], state, descent.params)
-    assert tree.sha256((descent.grads[0], state, descent.params)) == before
+    arguments = descent.grads[0], optimizer.init(descent.params), descent.params
+    before = tree.sha256(arguments)
+    updates, new_state = optim.with_grad_fn(optimizer.update)(*arguments, grad_fn=lambda params: descent.grads[1])
+    assert tree.sha256(arguments) == before
     assert all(isinstance(leaf, Tensor) for leaf in tree.leaves(new_state))
     described = [
-        {key: (leaf.dtype, leaf.shape, leaf.stride()) for key, leaf in tree.named_leaves(each).items()}
-        for each in (state, new_state)
+        {key: (leaf.dtype, leaf.shape, leaf.stride()) for key, leaf in tree.named_leaves(state).items()}
+        for state in (arguments[1], new_state)
     ]
     assert described[0] == described[1]
     for key, leaf in updates.items():
         assert (leaf.dtype, leaf.shape) == (torch.float64, descent.params[key].shape)
-    assert optimizer.init(descent.params) is not state

@@ -1,22 +1,21 @@
-"""optax is the oracle."""
+"""Every schedule equals that of optax."""
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 import pytest
 import torch
-from conftest import ROOT
 
+from backbones.errors import InputError
 from backbones.optim.schedule import (
     SCHEDULES,
+    Schedule,
     constant,
     cosine,
     exponential,
-    joined,
+    join_schedules,
     linear,
     multi_step,
     one_cycle,
@@ -24,7 +23,6 @@ from backbones.optim.schedule import (
     restarts,
     wsd,
 )
-from backbones.optim.schedule.__main__ import main
 
 N = 100
 CASES = {
@@ -60,7 +58,7 @@ CASES = {
         optax.piecewise_constant_schedule(1.0, {50: 0.1, 75: 0.1}),
     ),
     "joined": (
-        joined([linear(20), constant(), cosine(50)], boundaries=[20, 40]),
+        join_schedules([linear(20), constant(), cosine(50)], boundaries=[20, 40]),
         optax.join_schedules(
             [optax.linear_schedule(1.0, 0.0, 20), optax.constant_schedule(1.0), optax.cosine_decay_schedule(1.0, 50)],
             [20, 40],
@@ -72,7 +70,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_schedule_equals_optax_over_its_whole_length(name: str) -> None:
     ours, theirs = CASES[name]
-    steps = range(N + 20)  # and beyond the end
+    steps = range(N + 20)  # beyond the end, too
     factors = [ours(torch.tensor(step)) for step in steps]
     assert all(factor.shape == () and factor.dtype == torch.float64 for factor in factors)
     if name == "multi-step":  # optax drops one step later: at `count > boundary`
@@ -92,27 +90,26 @@ def test_warm_up_rises_from_zero_to_one(name: str) -> None:
     assert [round(schedule(torch.tensor(step)).item(), 6) for step in range(11)] == [i / 10 for i in range(11)]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedule_is_drawn(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--schedule", name, "--steps", "20", "--plot", str(tmp_path / "out.png")])
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert f"drew 20 steps of {name}" in capsys.readouterr().out
-
-
-def test_a_users_mistake_in_drawing_is_one_message(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backbones.optim.schedule", "--plot", tmp_path / "out.png"]
-    for arguments, message in {
-        ("--schedule", "cosin"): "error: unknown schedule 'cosin'; did you mean cosine",
-        ("--steps", "0"): "error: --steps is 0; it must be 1 or more",
-        ("--plot", "nowhere/out.png"): "error: cannot write nowhere/out.png",
-        ("--plot", "out.xyz"): "error: cannot write out.xyz",
-    }.items():
-        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
-    floor = subprocess.run([*command, "--floor", "0.5"], cwd=ROOT, capture_output=True, text=True)
-    assert floor.returncode == 0 and floor.stderr == "" and (tmp_path / "out.png").exists()
-
-
-def test_multi_step_counts_its_milestones_in_the_whole_run() -> None:
+def test_multi_step_counts_warm_up_steps() -> None:
     schedule = multi_step(N, warmup_steps=10, milestones=(0.5,))
     assert schedule(torch.tensor(49)) == 1 and schedule(torch.tensor(50)) == pytest.approx(0.1)
+
+
+def test_multi_step_without_milestones_is_constant() -> None:
+    factor = multi_step(N, milestones=())(torch.tensor(N))
+    assert factor == 1 and factor.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: restarts(N, cycles=0), "cycles is 0; it must be 1 or more"),
+        (lambda: cosine(N, floor=-0.1), "floor is -0.1; it must be 0 or more"),
+        (lambda: exponential(N, floor=0.0), "floor is 0.0; it must be above 0"),
+        (lambda: multi_step(N, milestones=(0.5, 75)), "milestones is 75; it must be from 0 to 1"),
+        (lambda: linear(N, warmup_steps=-1), "warmup_steps is -1; it must be 0 or more"),
+    ],
+)
+def test_options_out_of_range_are_errors(make: Callable[[], Schedule], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()

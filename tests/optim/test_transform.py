@@ -1,6 +1,7 @@
-"""optax is the oracle of the transforms and of what is made of them, in float64, on real gradients."""
+"""Transforms and combinators: optax is the oracle, in float64, on real gradients."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +9,22 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import relative_error
-from descent import Descent
+from helpers.descent import Descent
+from helpers.runs import relative_error
 from torch import Tensor
 
 import backbones.tree as tree
 from backbones import optim
 from backbones.errors import InputError
 from backbones.optim import GradientTransformation
-from backbones.optim.label import is_hidden_matrix, is_matrix
-from backbones.optim.schedule import cosine, restarts
-from backbones.types import Params
+from backbones.optim.schedule import cosine
+from backbones.types import Params, Role, Updates
 
 NUM_STEPS = 12
 
 
 def flip(leaf: Tensor) -> Tensor:
-    """[out, ...] <-> [..., out]: a matrix is [in, out] for JAX, and whoever looks at its units has to know."""
+    """[out, ...] <-> [..., out]: in JAX a matrix is [in, out], which matters to transforms of its output units."""
     return leaf.permute(*reversed(range(leaf.ndim)))
 
 
@@ -48,16 +48,14 @@ with jax.enable_x64(True):
             optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.3, 10)),
         ),
         "trace": (optim.trace(0.9), optax.trace(0.9)),
+        "trace-none": (optim.trace(0.0), optax.trace(0.0)),
         "trace-nesterov": (optim.trace(0.9, nesterov=True), optax.trace(0.9, nesterov=True)),
         "ema": (optim.ema(0.9), optax.ema(0.9)),
         "ema-biased": (optim.ema(0.9, debias=False), optax.ema(0.9, debias=False)),
         "scale_by_adam": (optim.scale_by_adam(0.9, 0.99, 1e-6), optax.scale_by_adam(0.9, 0.99, 1e-6)),
         "scale_by_adam-nesterov": (optim.scale_by_adam(nesterov=True), optax.scale_by_adam(nesterov=True)),
         "scale_by_lion": (optim.scale_by_lion(0.8, 0.9), optax.scale_by_lion(0.8, 0.9)),
-        "scale_by_rms": (
-            optim.scale_by_rms(0.8, 1e-3),
-            optax.scale_by_rms(0.8, 1e-3, eps_in_sqrt=False),
-        ),
+        "scale_by_rms": (optim.scale_by_rms(0.8, 1e-3), optax.scale_by_rms(0.8, 1e-3, eps_in_sqrt=False)),
         "scale_by_rms-unbiased": (
             optim.scale_by_rms(0.8, 1e-3, debias=True),
             optax.scale_by_rms(0.8, 1e-3, eps_in_sqrt=False, bias_correction=True),
@@ -73,7 +71,7 @@ with jax.enable_x64(True):
         "add_decayed_weights": (optim.add_decayed_weights(0.1), optax.add_decayed_weights(0.1)),
         "add_decayed_weights-none": (optim.add_decayed_weights(0.0), optax.identity()),
         "add_decayed_weights-masked": (
-            optim.add_decayed_weights(0.1, is_matrix),
+            optim.add_decayed_weights(0.1, optim.is_matrix),
             optax.add_decayed_weights(0.1, matrices),
         ),
         "centralize": (optim.centralize(), optax.centralize()),
@@ -95,7 +93,7 @@ with jax.enable_x64(True):
             optim.named_chain(momentum=optim.trace(0.5), adam=optim.scale_by_adam()),
             optax.named_chain(("momentum", optax.trace(0.5)), ("adam", optax.scale_by_adam())),
         ),
-        "masked": (optim.masked(optim.trace(0.5), is_matrix), optax.masked(optax.trace(0.5), matrices)),
+        "masked": (optim.masked(optim.trace(0.5), optim.is_matrix), optax.masked(optax.trace(0.5), matrices)),
         "partition": (
             optim.partition(
                 {"big": optim.scale_by_adam(), "small": optim.clip_by_global_norm(0.1)},
@@ -121,7 +119,8 @@ with jax.enable_x64(True):
 @pytest.mark.parametrize("name", CASES)
 def test_transform_equals_optax(name: str, descent: Descent) -> None:
     ours, theirs = CASES[name]
-    params = {name: leaf for name, leaf in descent.params.items() if leaf.ndim != 3}  # optax's units of them are others
+    # optax takes other dimensions of leaves of 3 dimensions for their output units.
+    params = {name: leaf for name, leaf in descent.params.items() if leaf.ndim != 3}
     to_theirs = flip if name == "adaptive_clip" else lambda leaf: leaf
     with jax.enable_x64(True):
         their_params = tree.map(lambda leaf: to_theirs(leaf).numpy(), params)
@@ -151,7 +150,7 @@ def run(transform: GradientTransformation, descent: Descent, num_steps: int = NU
 
 
 def test_lookahead_equals_optax(descent: Descent) -> None:
-    params, _ = run(optim.lookahead(optim.sgd(lr=0.1, weight_decay=0.0), every=5, rate=0.3), descent)
+    params, _ = run(optim.lookahead(optim.sgd(lr=0.1, weight_decay=0.0), sync_period=5, slow_step_size=0.3), descent)
     with jax.enable_x64(True):
         theirs = optax.lookahead(optax.sgd(0.1, momentum=0.9), sync_period=5, slow_step_size=0.3)
         their_params = optax.LookaheadParams.init_synced(tree.map(Tensor.numpy, descent.params))
@@ -164,7 +163,7 @@ def test_lookahead_equals_optax(descent: Descent) -> None:
         assert relative_error(leaf - descent.params[key], wanted) < 1e-10
 
 
-def test_averages_are_those_of_all_parameters_seen(descent: Descent) -> None:
+def test_averages_equal_their_definitions(descent: Descent) -> None:
     base = optim.sgd(lr=0.1)
     path = [run(base, descent, num_steps)[0] for num_steps in range(1, NUM_STEPS + 1)]
 
@@ -178,13 +177,13 @@ def test_averages_are_those_of_all_parameters_seen(descent: Descent) -> None:
     }
     for average, wanted in averages.items():
         params, state = run(optim.chain(base, average), descent)
-        assert tree.sha256(params) == tree.sha256(path[-1])  # it only watches
+        assert tree.sha256(params) == tree.sha256(path[-1])  # updates stay as they are
         got = optim.evaluation_params(state, params)
         assert all(relative_error(leaf, wanted[key]) < 1e-12 for key, leaf in got.items())
     assert optim.evaluation_params(run(base, descent)[1], params) is params
 
 
-def test_apply_if_finite_leaves_out_what_is_not_finite(descent: Descent) -> None:
+def test_apply_if_finite_skips_updates_that_are_not_finite(descent: Descent) -> None:
     optimizer = optim.apply_if_finite(optim.adam(), 2)
     params, state = run(optimizer, descent, 3)
     poison = tree.map(torch.clone, descent.grads[0])
@@ -201,18 +200,17 @@ def test_apply_if_finite_leaves_out_what_is_not_finite(descent: Descent) -> None
     assert not torch.isfinite(updates["head.weight"]).all() and state.skipped == 3
 
 
-def test_partition_shows_each_transform_its_own_leaves_alone(descent: Descent) -> None:
-    transforms = {"hidden": optim.trace(0.5), "rest": optim.scale_by_adam(), "none": optim.trace(0.5)}
-    transform = optim.partition(transforms, lambda name, leaf: "hidden" if is_hidden_matrix(name, leaf) else "rest")
+def test_partition_gives_each_transform_only_its_own_leaves(descent: Descent) -> None:
+    transforms = {"matrices": optim.trace(0.5), "rest": optim.scale_by_adam(), "none": optim.trace(0.5)}
+    transform = optim.partition(transforms, lambda name, leaf: "matrices" if leaf.ndim > 1 else "rest")
     updates, state = transform.update(descent.grads[0], transform.init(descent.params), descent.params)
-    assert list(updates) == list(descent.params) and state.keys() == {"hidden", "rest"}
-    hidden = {name for name in descent.params if name.startswith(("blocks", "stages")) and name.endswith("weight")}
-    hidden = {name for name in hidden if descent.params[name].ndim > 1}
-    assert state["hidden"].trace.keys() == hidden != set()
-    assert state["rest"].mu.keys() == descent.params.keys() - hidden
+    assert list(updates) == list(descent.params) and state.keys() == {"matrices", "rest"}
+    names = {name for name, leaf in descent.params.items() if leaf.ndim > 1}
+    assert state["matrices"].trace.keys() == names != set()
+    assert state["rest"].mu.keys() == descent.params.keys() - names
 
 
-def test_noise_has_its_variance_and_is_a_function_of_seed_and_step() -> None:
+def test_noise_has_its_variance_and_depends_on_seed_step_and_position() -> None:
     zeros = {"a": torch.zeros(200, 100), "b": torch.zeros(200, 100)}
     transform = optim.add_noise(eta=0.5, gamma=0.55, seed=3)
     state, noises = transform.init(zeros), []
@@ -234,24 +232,173 @@ def test_noise_has_its_variance_and_is_a_function_of_seed_and_step() -> None:
 def test_hyperparams_are_read_and_set_by_name(descent: Descent) -> None:
     state = optim.adamw(lr=0.1).init(descent.params)
     assert {path: value.item() for path, value in optim.hyperparams(state).items()} == {
-        "0/b1": 0.9, "0/b2": 0.999, "0/eps": 1e-8, "1/weight_decay": 0.01, "2/peak": 0.1, "2/learning_rate": 0.0,
-    }  # fmt: skip
+        "0/b1": 0.9,
+        "0/b2": 0.999,
+        "0/eps": 1e-8,
+        "1/weight_decay": 0.01,
+        "2/base_learning_rate": 0.1,
+        "2/learning_rate": 0.0,
+    }
     changed = optim.set_hyperparams(state, b2=torch.tensor(0.5, dtype=torch.float64))
     assert changed[0].b2 == 0.5 and state[0].b2 == 0.999
-    with pytest.raises(ValueError, match="no rate in the state is called 'b3'; there are: b1, b2, eps"):
+    with pytest.raises(
+        ValueError, match="no hyperparameter is called 'b3'; there are: b1, b2, base_learning_rate, eps"
+    ):
         optim.set_hyperparams(state, b3=torch.tensor(0.5))
-    with pytest.raises(ValueError, match="no rate in the state is called 'b3'"):
+    with pytest.raises(ValueError, match="no hyperparameter is called 'b3'"):
         optim.inject_hyperparams(optim.adam(), b3=cosine(10)).init(descent.params)
+
+
+def test_current_learning_rate_is_that_of_the_latest_update(descent: Descent) -> None:
+    _, state = run(optim.adamw(cosine(10), lr=0.1), descent, 6)
+    assert optim.current_learning_rate(state).item() == pytest.approx(0.05)  # cos(pi / 2) = 0
+    assert optim.current_learning_rate(run(optim.scale(-0.1), descent, 1)[1]) is None
+
+
+def grad_of_a_loss(params: Params) -> Updates:
+    """The gradient of sum(p^2 / 2 + cos(3 p + 1))."""
+    return tree.map(lambda p: p - 3 * torch.sin(3 * p + 1), params)
+
+
+def test_sam_equals_optax(descent: Descent) -> None:
+    ours = optim.chain(optim.sam(0.1), optim.sgd(lr=0.02, weight_decay=0.0))
+    params, state, update = descent.params, ours.init(descent.params), optim.with_grad_fn(ours.update)
+    for _ in range(NUM_STEPS):
+        updates, state = update(grad_of_a_loss(params), state, params, grad_fn=grad_of_a_loss)
+        params = optim.apply_updates(params, updates)
+    with jax.enable_x64(True):
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+        theirs = optax.contrib.sam(optax.sgd(0.02, momentum=0.9), ascent, opaque_mode=True, reset_state=False)
+
+        def their_grad_fn(params: dict, step: int) -> dict:
+            return jax.tree.map(lambda p: p - 3 * jnp.sin(3 * p + 1), params)
+
+        their_params = tree.map(lambda leaf: jnp.asarray(leaf.numpy()), descent.params)
+        their_state = theirs.init(their_params)
+        for _ in range(NUM_STEPS):
+            their_updates, their_state = theirs.update(
+                their_grad_fn(their_params, 0), their_state, their_params, grad_fn=their_grad_fn
+            )
+            their_params = optax.apply_updates(their_params, their_updates)
+    for key, leaf in params.items():
+        wanted = torch.tensor(np.asarray(their_params[key])) - descent.params[key]
+        assert relative_error(leaf - descent.params[key], wanted) < 1e-10
+
+
+@pytest.mark.parametrize("before", [optim.clip_by_global_norm(1.0), optim.trace(0.9), optim.add_decayed_weights(0.1)])
+def test_the_second_gradient_of_sam_comes_through_the_transforms_before_it(
+    before: GradientTransformation, descent: Descent
+) -> None:
+    params = descent.params
+    transform = optim.chain(before, optim.sam(10.0), optim.scale(2.0))
+    _, *other_states = transform.init(params)
+    _, old_state = before.update(descent.grads[0], before.init(params), params)
+    state = (old_state, *other_states)
+    updates, new_state = transform.update(grad_of_a_loss(params), state, params, grad_fn=grad_of_a_loss)
+
+    first, wanted_state = before.update(grad_of_a_loss(params), old_state, params)
+    norm = tree.global_norm(first)
+    climbed = tree.map(lambda p, g: p + 10 * g / norm, params, first)
+    second, _ = before.update(grad_of_a_loss(climbed), old_state, climbed)
+    difference = tree.map(lambda u, g: u - 2 * g, updates, second)
+    assert tree.global_norm(difference) < 1e-10 * tree.global_norm(second)
+    assert tree.global_norm(tree.map(torch.sub, second, first)) > 1e-3 * tree.global_norm(first)
+    assert tree.sha256(new_state[0]) == tree.sha256(wanted_state)
+
+
+WRAPPERS: dict[str, Callable[[GradientTransformation], GradientTransformation]] = {
+    "chain": lambda transform: optim.chain(transform, optim.scale(2.0)),
+    "named_chain": lambda transform: optim.named_chain(first=transform, second=optim.scale(2.0)),
+    "multi_steps": lambda transform: optim.multi_steps(transform, 1),
+    "apply_if_finite": lambda transform: optim.apply_if_finite(transform, 3),
+    "lookahead": lambda transform: optim.lookahead(transform, sync_period=1),
+    "inject_hyperparams": lambda transform: optim.inject_hyperparams(transform, base_learning_rate=cosine(10)),
+    "schedule_free": optim.schedule_free,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_combinators_pass_grad_fn_on(name: str, descent: Descent) -> None:
+    def update(transform: GradientTransformation, grads: Updates) -> Updates:
+        wrapped = WRAPPERS[name](optim.chain(transform, optim.scale_by_learning_rate(0.1, cosine(10))))
+        state = wrapped.init(descent.params)
+        return optim.with_grad_fn(wrapped.update)(grads, state, descent.params, grad_fn=grad_of_a_loss)[0]
+
+    def replace(updates, state, params, *, grad_fn=None):
+        return grad_fn(params), state
+
+    always_second = GradientTransformation(optim.identity().init, replace)
+    got = update(always_second, descent.grads[0])
+    assert tree.sha256(got) == tree.sha256(update(optim.identity(), grad_of_a_loss(descent.params)))
+
+
+def test_no_gradient_is_computed_unless_a_transform_asks_for_it(descent: Descent) -> None:
+    def grad_fn(params: Params) -> Updates:
+        raise AssertionError
+
+    transform = optim.lookahead(optim.chain(optim.clip_by_global_norm(1.0), optim.adam()))
+    state = transform.init(descent.params)
+    updates, _ = optim.with_grad_fn(transform.update)(descent.grads[0], state, descent.params, grad_fn=grad_fn)
+    assert updates.keys() == descent.params.keys()
+
+
+def test_sam_without_grad_fn_is_an_error(descent: Descent) -> None:
+    grads, params = descent.grads[0], descent.params
+    alone, masked = optim.sam(0.1), optim.masked(optim.sam(0.1), optim.is_matrix)
+    with pytest.raises(ValueError, match="sam computes a second gradient, but got no `grad_fn`"):
+        alone.update(grads, alone.init(params), params)
+    with pytest.raises(ValueError, match="put sam outside `partition` and `masked`"):
+        optim.with_grad_fn(masked.update)(grads, masked.init(params), params, grad_fn=grad_of_a_loss)
+
+
+def test_an_average_of_ones_own_is_evaluated(descent: Descent) -> None:
+    class ZerosState(NamedTuple):
+        inner: Params
+
+        def evaluation_params(self, params: Params) -> Params:
+            return tree.zeros_like(params)
+
+    def update(updates, state, params):
+        return updates, state
+
+    own = GradientTransformation(lambda params: ZerosState(params), update)
+    _, state = run(optim.chain(optim.adam(), optim.ema_params(0.9), own), descent, 1)
+    assert tree.global_norm(optim.evaluation_params(state, descent.params)) == 0
+
+
+def test_schedule_free_needs_a_learning_rate(descent: Descent) -> None:
+    with pytest.raises(ValueError, match="no field of its transform's state is called `learning_rate`"):
+        optim.schedule_free(optim.scale(-0.1)).init(descent.params)
+
+
+def test_masks_by_the_roles_of_a_model() -> None:
+    roles = {
+        "stem.weight": Role("stem", "matrix"),
+        "block.weight": Role("trunk", "matrix"),
+        "norm.weight": Role("trunk", "norm"),
+        "head.weight": Role("head", "matrix"),
+        "head.bias": Role("head", "bias"),
+    }
+    leaf = torch.zeros(2, 2)
+    assert [name for name in roles if optim.hidden_matrices(roles)(name, leaf)] == ["block.weight"]
+    assert [name for name in roles if optim.matrices(roles)(name, leaf)] == [
+        "stem.weight",
+        "block.weight",
+        "head.weight",
+    ]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: optim.schedule_free_adamw(b1=0.0), r"b1 is 0.0; it must be above 0"),
+        (lambda: optim.schedule_free_adamw(b1=0.0), r"b1 is 0.0; it must be above 0 and at most 1"),
         (lambda: optim.soap(refresh_every=0), r"refresh_every is 0; it must be 1 or more"),
-        (lambda: restarts(10, cycles=0), r"0 cycles with a growth of 2.0; there must be 1 or more"),
+        (lambda: optim.sgd(momentum=1.0), r"momentum is 1.0; it must be at least 0 and below 1"),
+        (lambda: optim.adam(lr=-1e-3), r"lr is -0.001; it must be 0 or more"),
+        (lambda: optim.lookahead(optim.adam(), sync_period=0), r"sync_period is 0; it must be 1 or more"),
+        (lambda: optim.ema_params(1.0), r"decay is 1.0; it must be at least 0 and below 1"),
     ],
 )
-def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
+def test_options_out_of_range_are_errors(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()

@@ -1,0 +1,63 @@
+"""What an augmentation is: a pure function of whole batches, on the device where they lie.
+
+B images, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+import backbones.random as random
+from backbones.types import Batch
+
+
+class Augment(Protocol):
+    """A training augmentation."""
+
+    def __call__(self, keys: Tensor, batch: Batch) -> Batch:
+        """Augment a batch: a pure function.
+
+        Args:
+            keys: [B] int64, a random key for each sample (see `random.py`): the same sample at the same step is
+                augmented in the same way, on any rank.
+            batch: with uint8 images.
+        """
+        ...
+
+
+def chain(*augments: Augment) -> Augment:
+    """Apply augmentations one after the other, each with random numbers of its own."""
+
+    def augment(keys: Tensor, batch: Batch) -> Batch:
+        for i, each in enumerate(augments):
+            batch = each(random.fold_in(keys, i), batch)
+        return batch
+
+    return augment
+
+
+def identity() -> Augment:
+    """Leave the batch as it is."""
+    return lambda keys, batch: batch
+
+
+Normalize = Callable[[Tensor], Tensor]
+"""images [B, C, H, W] uint8 or float in [0, 255] -> float32."""
+
+
+def make_normalize(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Normalize:
+    """(image - mean) / std for each channel, float32 in channels_last memory, which is fastest for convolutions.
+
+    Args:
+        mean: [C], in [0, 255].
+        std: [C], likewise.
+        device: of the images.
+    """
+    shift, scale = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+
+    def normalize(images: Tensor) -> Tensor:
+        return ((images.to(torch.float32) - shift) / scale).contiguous(memory_format=torch.channels_last)
+
+    return normalize

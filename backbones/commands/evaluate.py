@@ -1,0 +1,117 @@
+"""`backbones evaluate RUN`: accuracy by class and confusion; `backbones evaluate RUN IMAGE ...` classifies files."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+from backbones.component import import_object, use
+from backbones.data import DATASETS, DataInfo, Dataset
+from backbones.data.images import read_images
+from backbones.errors import Count, InputError, check_known
+from backbones.experiment import Experiment
+from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
+from backbones.run.run_dir import read_experiment
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(evaluate, args=args, prog="backbones evaluate")
+
+
+def evaluate(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = (),
+    /,
+    *,
+    data: str | None = None,
+    split: Literal["test", "train"] = "test",
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    batch_size: Count = 500,
+    resize: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    out: Path | None = None,
+) -> None:
+    """Evaluate a checkpoint: top-1, top-5, loss, accuracy of each class and confusion; or classify image files.
+
+    Classifying needs the checkpoint alone; the training data may be gone.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
+        images: image files to classify, instead of the data set.
+        data: another data set of the same shape and number of classes, by name or as module:function; None for that of
+            the run.
+        split: which images of it.
+        checkpoint: which checkpoint of the run.
+        batch_size: images a batch.
+        resize: scale image files of another size to that of the model.
+        device: where to compute; auto is the GPU where there is one.
+        out: folder for evaluation.json and confusion.png; None for the run folder.
+
+    Raises:
+        InputError: what is wanted is not there, or does not fit.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; it must be 1 or more")
+    path = find_checkpoint(run, parse_which(checkpoint))
+    content, torch_device = read_checkpoint(path), distributed.init(device)
+    experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
+    predict = load_predictor(content, experiment, torch_device)
+    if images:
+        _classify(predict, info, images, resize=resize)
+        return
+    dataset = _read_dataset(data, experiment, info, torch_device)
+    source = dataset.train if split == "train" else dataset.test
+    report = make_report(predict, source, batch_size=batch_size, device=torch_device)
+    data = data or experiment.data.name
+    print(f"{path} on the {source.size} images of {data} {split}:")
+    print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  loss {report.loss:.4f}\n")
+    _print_classes(report, info.class_names)
+    folder = out or path.parent.parent
+    write_report(folder, report, info.class_names, {"checkpoint": str(path), "data": data, "split": split})
+    print(f"\nsee {folder}/evaluation.json and confusion.png")
+
+
+def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, device: torch.device) -> Dataset:
+    component = experiment.data
+    if name is not None:
+        function = import_object(name) if ":" in name else DATASETS[check_known("data", name, DATASETS)]
+        shared = inspect.signature(function).parameters.keys() & component.values.keys()  # its root, if both have one
+        component = use(function, **{option: component.values[option] for option in shared})
+    dataset = component.make(device=device)
+    for what, got, wanted in (
+        ("images", dataset.info.image_shape, info.image_shape),
+        ("classes", dataset.info.num_classes, info.num_classes),
+    ):
+        if got != wanted:
+            raise InputError(
+                f"{what} of {component.name}: {got}; the model was trained for {wanted}: name another --data"
+            )
+    return dataset
+
+
+def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
+    images = read_images(paths, info.image_shape, resize=resize)
+    probabilities = torch.softmax(predict(images).to(torch.float32), dim=1)
+    top = probabilities.topk(min(5, info.num_classes), dim=1)
+    width = max(len(str(path)) for path in paths)
+    for path, values, classes in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):
+        guesses = [f"{info.class_names[k]} {value:.1%}" for value, k in zip(values, classes, strict=True)]
+        print(f"{path!s:{width}s}  {'  '.join(guesses)}")
+
+
+def _print_classes(report: Report, class_names: Sequence[str]) -> None:
+    width = max(len("class"), *(len(name) for name in class_names))
+    print(f"{'class':{width}s}  images  accuracy  most often confused with")
+    confusion = report.confusion
+    mistakes = confusion - torch.diag(confusion.diagonal())
+    for k, name in enumerate(class_names):
+        wrong, other = mistakes[k].max(dim=0)
+        confused = f"{class_names[int(other)]} ({wrong})" if wrong else ""
+        print(f"{name:{width}s}  {confusion[k].sum():6d}  {report.class_accuracy[k]:8.2%}  {confused}".rstrip())

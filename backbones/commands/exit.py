@@ -1,0 +1,55 @@
+"""How every command ends: its exit code, and one message instead of a traceback for a user's mistake.
+
+0: done. 1: a mistake of the user, a failure, or a comparison that found a difference. 2: a mistake that tyro found.
+75: preempted, and the state is saved. 130: interrupted.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import backbones.distributed as distributed
+from backbones.errors import InputError
+from backbones.run.loop import Diverged
+from backbones.run.preemption import EXIT_CODE, Preempted
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""A disk that is full, cannot be written, or fails."""
+
+
+def run_command(main: Callable[[], bool | None]) -> NoReturn:
+    """Call `main` and exit; where it returns False, the exit code is 1."""
+    try:
+        try:
+            code = _exit_code(main)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads stdout, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes again when it exits
+        code = 1
+    distributed.shut_down()
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], bool | None]) -> int | str:
+    try:
+        return 1 if main() is False else 0
+    except BrokenPipeError:
+        raise
+    except (InputError, Diverged) as error:
+        distributed.barrier()  # exit together: when one rank exits, torchrun ends the others
+        return f"error: {error}" if distributed.is_main() else 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS and error.filename is None:
+            raise
+        return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
+    except Preempted as error:
+        if distributed.is_main():
+            print(error, file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        if distributed.is_main():
+            print("interrupted; --resume continues from the latest checkpoint, if there is one", file=sys.stderr)
+        return 130

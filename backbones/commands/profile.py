@@ -1,0 +1,84 @@
+"""`backbones profile [MODEL ...]`: parameters, multiply-accumulates, activations and time of models."""
+
+import inspect
+import json as json_format
+import sys
+from typing import Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+from backbones.errors import Count, InputError, check_known, checked
+from backbones.models import MODELS, Model
+from backbones.run.overhead import layer_table, measure_latency, measure_overhead
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(profile, args=args, prog="backbones profile")
+
+
+@checked
+def profile(
+    models: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    image_size: Count = 32,
+    channels: Count = 3,
+    num_classes: Count = 10,
+    stem: Literal["cifar", "imagenet"] | None = None,
+    patch_size: Count | None = None,
+    batch_size: Count = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    depth: Count | None = None,
+    json: bool = False,
+) -> None:
+    """Parameters, multiply-accumulates (MACs) and activations per image, and the time of a forward pass.
+
+    Args:
+        models: names of models; none for all.
+        image_size: height and width of an image, pixels.
+        channels: channels of an image.
+        num_classes: number of classes.
+        stem: first layers of ConvNets; None for each model's own.
+        patch_size: side of a patch of models that have patches, pixels; None for each model's own.
+        batch_size: images a pass, for the time.
+        device: where to time it; auto is the GPU where there is one.
+        depth: instead of the table, show the layers of one model, this deep.
+        json: print a list of objects instead of a table.
+
+    Raises:
+        InputError: a name is unknown, or a model cannot be made like this.
+    """
+    names = [check_known("model", name, MODELS) for name in models] or list(MODELS)
+    options = {name: value for name, value in (("stem", stem), ("patch_size", patch_size)) if value is not None}
+    for option in options:
+        if not any(option in inspect.signature(MODELS[name]).parameters for name in names):
+            raise InputError(f"--{option.replace('_', '-')} is not for {' or '.join(names)}, which has no such field")
+    image_shape = (channels, image_size, image_size)
+    if depth is not None:
+        if len(names) != 1 or json:
+            raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
+        print(layer_table(_make(names[0], image_shape, num_classes, options), image_shape, depth=depth))
+        return
+    torch_device = distributed.init(device)
+    rows = []
+    for name in tqdm(names, unit="model", disable=not sys.stderr.isatty()):
+        model = _make(name, image_shape, num_classes, options)
+        row = {"model": name, **measure_overhead(model, image_shape)._asdict()}
+        row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
+        rows.append({**row, "batch_size": batch_size, "device": torch_device.type})
+    if json:
+        print(json_format.dumps(rows, indent=2))
+        return
+    print(f"| model | parameters | MACs (M) | activations (M) | ms for {batch_size} images ({torch_device.type}) |")
+    print("|---|--:|--:|--:|--:|")
+    for row in rows:
+        name, num_params, macs, activations, milliseconds, *_ = row.values()
+        print(f"| {name} | {num_params:,} | {macs / 1e6:,.1f} | {activations / 1e6:,.2f} | {milliseconds:,.1f} |")
+
+
+def _make(name: str, image_shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> Model:
+    known = inspect.signature(MODELS[name]).parameters
+    return MODELS[name](image_shape, num_classes, **{key: value for key, value in options.items() if key in known})

@@ -1,0 +1,194 @@
+"""`use(function, **options)`: a function with its options filled in, as a value.
+
+It is what an experiment is made of: it compares, prints, is replaced, and is stored as the import path of its function
+and the value of every option, so that a function of the user's own file needs no registering.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import docstring_parser
+from typing_extensions import Doc
+
+from backbones.errors import InputError, check_known, check_ranges, range_of
+
+GIVEN = ("image_shape", "num_classes", "schedule", "num_steps", "decays", "hidden", "device")
+"""Parameters that the experiment gives, by name, to the functions that have them; all others are options."""
+
+
+class Option(NamedTuple):
+    """An option of a function."""
+
+    annotation: Any
+    default: Any
+    """`inspect.Parameter.empty` if it must be given."""
+    help: str
+    """From the docstring or the `Doc` of its annotation, with its range."""
+
+
+class Use:
+    """A function with its options filled in; see `use`.
+
+    Args:
+        function: a function, a class, or a `functools.partial` of one that a module holds under a name.
+        options: option -> value; the others have their defaults.
+
+    Raises:
+        InputError: the function has no such option, or a number is outside its range.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self.function, self.options = function, dict(options)
+        known = options_of(function)
+        for name in options:
+            check_known(f"option of {self.name}", name, known)
+        check_ranges({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
+
+    @property
+    def path(self) -> str:
+        """Where the function is imported from, as `package.module:name`."""
+        return import_path(self.function)
+
+    @property
+    def name(self) -> str:
+        """Short name: that of the function, with dashes, as the command line has it."""
+        return self.path.partition(":")[2].replace("_", "-")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Option -> value, defaults included."""
+        defaults = {name: option.default for name, option in options_of(self.function).items()}
+        return {**defaults, **self.options}
+
+    def bind(self, **given: Any) -> Callable[[], Any]:
+        """The call with these options, and with those parameters of `GIVEN` that the function has.
+
+        Raises:
+            InputError: an option without a default has no value.
+        """
+        missing = [name for name, value in self.values.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise InputError(f"{self.name} needs a value for {', '.join(missing)}")
+        parameters = inspect.signature(self.function).parameters
+        return partial(self.function, **{key: given[key] for key in given if key in parameters}, **self.options)
+
+    def make(self, **given: Any) -> Any:
+        """Call the function; see `bind`."""
+        return self.bind(**given)()
+
+    def replace(self, **options: Any) -> "Use":
+        """The same with other values of some options."""
+        return Use(self.function, {**self.options, **options})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the import path and every option."""
+        return {"function": self.path, "options": self.values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Use":
+        """What `to_json` wrote, also after a round trip through text.
+
+        Raises:
+            InputError: the function cannot be imported, or has no such option any more.
+        """
+        options = values["options"].items()
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in options}
+        return cls(import_object(values["function"]), options)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Use) and _canonical(self) == _canonical(other)
+
+    def __hash__(self) -> int:
+        return hash(_canonical(self))
+
+    def __repr__(self) -> str:
+        shown = [self.path.partition(":")[2], *(f"{name}={value!r}" for name, value in self.options.items())]
+        return f"use({', '.join(shown)})"
+
+
+def _canonical(component: Use) -> str:
+    return json.dumps(component.to_json(), default=repr)
+
+
+def use(function: Callable[..., Any], **options: Any) -> Use:
+    """A function with options, as a value: `use(adam, lr=1e-3)`.
+
+    Raises:
+        InputError: the function has no such option, or a number is outside its range.
+    """
+    return Use(function, options)
+
+
+def options_of(function: Callable[..., Any], given: Collection[str] = GIVEN) -> dict[str, Option]:
+    """Name -> option, of all parameters but those that are given.
+
+    Args:
+        function: documents its options under `Args:` (a dataclass: each below its field), or by a `Doc` in their
+            annotations.
+        given: names of parameters that are no options.
+    """
+    documented = function.func if isinstance(function, partial) else function
+    parsed = docstring_parser.parse_from_object(documented) if documented.__doc__ else None
+    helps = {param.arg_name: param.description for param in parsed.params} if parsed else {}
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in given or parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue
+        docs = [each.documentation for each in get_args(parameter.annotation) if isinstance(each, Doc)]
+        interval = range_of(parameter.annotation)
+        help = (helps.get(name) or " ".join(docs)).rstrip(".")
+        options[name] = Option(parameter.annotation, parameter.default, f"{help}; {interval}" if interval else help)
+    return options
+
+
+def import_path(function: Callable[..., Any]) -> str:
+    """Where a module holds this very object, as `package.module:name`.
+
+    Raises:
+        InputError: no module holds it under a name, as for a lambda or a function inside a function.
+    """
+    owner = function.func if isinstance(function, partial) else function
+    home = str(getattr(owner, "__module__", ""))
+    for module_name in (home, *sorted(sys.modules)):
+        names = vars(sys.modules[module_name]) if module_name in sys.modules else {}
+        for name in (getattr(function, "__name__", ""), *names):
+            if names.get(name) is function:
+                return f"{_importable(module_name)}:{name}"
+    raise InputError(f"{function!r} is not at the top level of a module; define it there under a name")
+
+
+def _importable(module_name: str) -> str:
+    """The name under which the script that runs can be imported."""
+    if module_name != "__main__":
+        return module_name
+    main = sys.modules["__main__"]
+    return main.__spec__.name if main.__spec__ else Path(getattr(main, "__file__", "") or "__main__").stem
+
+
+def import_object(path: str) -> Any:
+    """The object at `package.module:name`; modules of the working directory are found too.
+
+    Raises:
+        InputError: there is no such module or object.
+    """
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not module_name.startswith(error.name or module_name):
+            raise
+        raise InputError(
+            f"cannot import {path}: there is no module {error.name!r}; run from the folder that holds it, or install it"
+        ) from error
+    if not hasattr(module, name):
+        raise InputError(f"cannot import {path}: {module.__file__} has no {name!r}")
+    return getattr(module, name)

@@ -1,0 +1,19 @@
+"""Data sets by name, and the batches of a run.
+
+A data set is a function of `device` and, keyword-only, of the fields that `--data.FIELD` sets.
+"""
+
+from collections.abc import Callable
+
+from backbones.data.batches import Batches, eval_batches, make_batches
+from backbones.data.cifar import cifar10, cifar100
+from backbones.data.digits import digits
+from backbones.data.fashion_mnist import fashion_mnist
+from backbones.data.source import DataInfo, Dataset, Source, in_memory
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+}

@@ -1,0 +1,282 @@
+"""What an experiment is: a frozen dataclass of plain values and components; `Experiment.make()` is the whole training.
+
+program = experiment.make()
+state = program.state
+for step in range(100):
+    state, metrics = program.train_step(state, program.batches(step))
+"""
+
+import dataclasses
+import inspect
+import math
+import os
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+import backbones.distributed as distributed
+import backbones.random as random
+from backbones.augment import identity, make_normalize
+from backbones.component import (
+    Use,
+    use as use,  # for those who write experiments
+)
+from backbones.data import Batches, DataInfo, Dataset, make_batches
+from backbones.errors import Count, InputError, Positive, Probability, Range, check_ranges
+from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_update_bn, make_weights_of
+from backbones.jit import Mode, jit
+from backbones.models import Model, from_module, with_autocast
+from backbones.optim import (
+    DECAY_MASKS,
+    DecayMask,
+    GradientTransformation,
+    chain,
+    clip_by_global_norm,
+    ema_params,
+    hidden_matrices,
+)
+from backbones.optim.schedule import constant
+from backbones.random import Stream
+from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
+from backbones.types import Batch, Metrics, Roles
+
+VERSION = "0.2"
+"""Of the format of `config.json` and of checkpoints."""
+
+COMPONENTS = ("data", "augment", "model", "optim", "schedule")
+"""Fields of `Experiment` that are functions with options."""
+
+
+class Program(NamedTuple):
+    """A complete training, as values and pure functions."""
+
+    state: TrainState
+    """Before the first step."""
+    train_step: TrainStep
+    """(state, batch) -> (state, metrics); a compiled one uses its state up."""
+    batches: Batches
+    """step -> the training batch of that step, counted from 0."""
+    evaluate: Evaluate
+    """state -> metrics of the held-out samples."""
+    weights_of: WeightsOf
+    """state -> the weights that are evaluated: the average, if the optimizer keeps one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters.
+
+    Raises:
+        InputError: a number is out of its range, or not one of `steps` and `epochs` is given.
+    """
+
+    name: str
+    """Name of the experiment, and of its run folders."""
+    data: Use
+    """Data set."""
+    augment: Use = use(identity)
+    """Augmentation of training images."""
+    model: Use
+    """Backbone."""
+    optim: Use
+    """Optimizer."""
+    schedule: Use = use(constant)
+    """Factor on the learning rate over the run."""
+
+    steps: Count | None = None
+    """Updates of the parameters."""
+    epochs: Positive | None = None
+    """Passes over the training samples, instead of steps."""
+    batch_size: Count
+    """Images a step, over all processes and micro-batches."""
+    accumulate: Count = 1
+    """Micro-batches that each process cuts its batch into, to save memory."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; longer ones are scaled down to it."""
+    ema: Probability | None = None
+    """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
+    weight_decay_mask: DecayMask | None = None
+    """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
+    label_smoothing: Probability = 0.0
+    """Weight of the uniform distribution in the target."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when the loss or a gradient is not finite: stop the run, or leave the parameters as they are."""
+    seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
+    """Seed of initialisation, order of samples, augmentation and dropout."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, a checkpoint or an exported file. A head of another size is initialised."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto is the GPU where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast. Parameters are float32 in both."""
+    compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
+    """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, off runs Python line by line."""
+    deterministic: bool = True
+    """Whether CUDA may only use deterministic algorithms, as CPUs do anyway."""
+
+    log_every: Count = 10
+    """Steps between lines of training metrics, each the mean over these steps."""
+    eval_every: Count = 500
+    """Steps between evaluations on the held-out samples."""
+    eval_batch_size: Count = 500
+    """Images a batch of evaluation, over all processes."""
+    save_every: Count = 500
+    """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
+    keep: Count = 2
+    """How many of the latest checkpoints to keep."""
+    keep_every: Count | None = None
+    """Also keep every checkpoint whose step is a multiple of it."""
+    best: Literal["top1", "top5", "loss"] = "top1"
+    """Held-out metric of the best checkpoint, which is kept too."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint cannot be written, as on a full disk: stop the run, or warn and train on."""
+
+    def __post_init__(self) -> None:
+        annotations = {field.name: field.type for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_ranges(annotations, values, prefix="--")
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError(f"steps is {self.steps} and epochs is {self.epochs}; give one of them")
+
+    def num_steps(self, dataset: Dataset) -> int:
+        """Steps of the run."""
+        return self.steps or math.ceil((self.epochs or 0) * dataset.train.size / self.batch_size)
+
+    def init_device(self) -> torch.device:
+        """Join the processes, set torch's arithmetic, and return this process's device."""
+        device = distributed.init(self.device)
+        torch.backends.cudnn.allow_tf32 = False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        torch.use_deterministic_algorithms(self.deterministic and device.type == "cuda")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory
+        return device
+
+    def make_model(self, info: DataInfo) -> Model:
+        """The model, for images of a data set; an `nn.Module` becomes one."""
+        make = self.model.bind(image_shape=info.image_shape, num_classes=info.num_classes)
+        if inspect.isclass(self.model.function):
+            return from_module(make)
+        made = make()
+        return from_module(make) if isinstance(made, nn.Module) else made
+
+    def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
+        """The optimizer, with clipping before and an average after it.
+
+        Args:
+            roles: of the model's leaves.
+            num_steps: steps of the run.
+        """
+        given = {"schedule": self.schedule.make(num_steps=num_steps), "hidden": hidden_matrices(roles)}
+        if self.weight_decay_mask is not None:
+            given["decays"] = DECAY_MASKS[self.weight_decay_mask]
+        optimizer = self.optim.make(**given)
+        if self.clip is not None:
+            optimizer = chain(clip_by_global_norm(self.clip), optimizer)
+        return optimizer if self.ema is None else chain(optimizer, ema_params(self.ema))
+
+    def make(self, dataset: Dataset | None = None, model: Model | None = None) -> Program:
+        """The complete training.
+
+        Args:
+            dataset: that of the experiment, if it is read already.
+            model: that of the experiment, if it is made already: as `with_pretrained` makes it for `init_from`.
+
+        Raises:
+            InputError: the experiment cannot be run as it is.
+        """
+        self._check_batch_size()
+        if self.init_from is not None and model is None:
+            raise InputError(f"this experiment starts from {self.init_from}: give `make` a model with these weights")
+        device = self.init_device()
+        dataset = dataset or self.data.make(device=device)
+        model = with_autocast(model or self.make_model(dataset.info), getattr(torch, self.precision))
+        optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
+        state = init_train_state(model, optimizer, seed=self.seed, device=device)
+
+        mode = self._mode(device)
+        if mode != "eager":
+            torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
+        # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
+        # before it is then a graph of its own.
+        one_process = distributed.world_size() == 1
+        normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
+        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing)
+        train_step = make_train_step(
+            distributed.grad_and_value(
+                loss_fn if one_process else jit(loss_fn, mode=mode),
+                state.params,
+                transform="autograd" if mode == "eager" else "func",
+            ),
+            optimizer,
+            augment=self.augment.make(),
+            normalize=normalize,
+            accumulate=self.accumulate,
+            skip_nonfinite=self.nonfinite == "skip",
+        )
+        train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
+
+        plain_batches = make_batches(dataset.train, seed=0, batch_size=self.batch_size, device=device)
+        weights_of = make_weights_of(make_update_bn(model, normalize, plain_batches, partial(jit, mode=mode)))
+        eval_step = jit(make_eval_step(model, normalize), mode=mode)
+        return Program(
+            state,
+            _seeded(train_step, self.seed),
+            make_batches(dataset.train, seed=self.seed, batch_size=self.batch_size, device=device),
+            make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
+            weights_of,
+        )
+
+    def _mode(self, device: torch.device) -> Mode:
+        if self.compile == "cudagraph":
+            return "cudagraph"
+        return "compile" if self.compile == "on" or (self.compile == "auto" and device.type == "cuda") else "eager"
+
+    def _check_batch_size(self) -> None:
+        """Raise InputError unless every process gets equally many complete micro-batches."""
+        parts = distributed.world_size() * self.accumulate
+        if self.batch_size % parts:
+            nearest = max(round(self.batch_size / parts), 1) * parts
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
+                f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `config.json`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"version": VERSION, **values, **{name: values[name].to_json() for name in COMPONENTS}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Experiment":
+        """The experiment that `to_json` wrote, also after a round trip through text.
+
+        Raises:
+            InputError: it is of another version, or a component cannot be imported.
+        """
+        values = dict(values)
+        version = values.pop("version", "0.1")
+        if version != VERSION:
+            raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
+        return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
+
+
+def _seeded(train_step: TrainStep, seed: int) -> TrainStep:
+    """The step with torch's generator, from which dropout draws, seeded by (seed, step, rank)."""
+    last: tuple[torch.Tensor, int, int] | None = None
+
+    def seeded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal last
+        # Of the state that was returned last the step is known; of any other one the device has to be asked.
+        if last is not None and last[0] is state.step and last[1] == state.step._version:
+            step = last[2]
+        else:
+            step = int(state.step)
+        random.seed_torch(seed, Stream.DROPOUT, step + 1, distributed.rank())
+        state, metrics = train_step(state, batch)
+        last = state.step, state.step._version, step + 1
+        return state, metrics
+
+    return seeded

@@ -1,0 +1,81 @@
+"""Any `nn.Module` as a model, such as those of torchvision, of timm and of one's own files."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from backbones.errors import InputError
+from backbones.models.base import Model, make_apply, split_leaves
+from backbones.models.roles import make_roles
+from backbones.types import ModelState, Params
+
+
+def from_module(make: Callable[[], nn.Module]) -> Model:
+    """Turn a module that gives logits [B, K] of images [B, C, H, W] into a `Model`.
+
+    Its own constructor initialises it, on the CPU, from torch's global generator, which is seeded for it and then put
+    back. Buffers are as the constructor makes them, persistent or not; parameters that it freezes (`requires_grad` is
+    False) are leaves of `model_state`.
+
+    A module does not say what its stem and its head are. By the order of `named_modules()`, the stem is the first
+    linear layer or convolution, and the head is the last layer with parameters, if that is a linear layer or a 1x1
+    convolution. `features` gives `pooled` alone: what comes out of the module with its head replaced by the identity,
+    which is what enters the head where nothing follows it. It raises InputError if there is no such head.
+
+    Args:
+        make: the constructor, such as `partial(MyNet, width=64)`. It is called once here and once in each `init`.
+
+    Raises:
+        InputError: a layer gets its shape only from a first batch (`nn.LazyLinear`).
+    """
+
+    def make_on_cpu(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+            return make()
+
+    skeleton = _on_meta(make_on_cpu(0)).eval()
+    stem, head = _find_stem_and_head(skeleton)
+    headless = copy.deepcopy(skeleton)
+    for name in head:
+        headless.set_submodule(name, nn.Identity())
+
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        seed = torch.randint(2**63 - 1, (), generator=generator)
+        return split_leaves(make_on_cpu(int(seed)))
+
+    def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
+        if not head:
+            raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
+        return {"pooled": functional_call(headless, (params, model_state), (images,))}
+
+    return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy without weights. Parameters that are tied stay tied, as they do not in `module.to("meta")`."""
+    for name, leaf in module.named_parameters():
+        if nn.parameter.is_lazy(leaf):
+            raise InputError(f"{name} of {type(module).__name__} has no shape yet; give its layer the number of inputs")
+    copies: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    copies |= {id(leaf): nn.Parameter(leaf.to("meta"), leaf.requires_grad) for leaf in module.parameters()}
+    return copy.deepcopy(module, copies)
+
+
+def _find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the first linear layer or convolution, and of the last layer if it can be a classifier."""
+    layers = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if name and next(layer.parameters(recurse=False), None) is not None
+    ]
+    stem = [name for name, layer in layers if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)][:1]
+    head = [
+        name
+        for name, layer in layers[-1:]
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+    ]
+    return tuple(stem), tuple(head)

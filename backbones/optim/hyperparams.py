@@ -1,0 +1,71 @@
+"""Hyperparameters in the state of an optimizer: every one is a 0-D leaf, to be read, set, or scheduled."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+import backbones.tree as tree
+from backbones.optim.base import GradFn, GradientTransformation, with_grad_fn, zero_count
+from backbones.optim.schedule import Schedule
+from backbones.types import OptState, Params, Updates
+
+
+def hyperparams(opt_state: OptState) -> dict[str, Tensor]:
+    """The hyperparameters by path, such as `1/b2`: the 0-D floating-point leaves."""
+    leaves = tree.named_leaves(opt_state)
+    return {path: leaf for path, leaf in leaves.items() if leaf.ndim == 0 and leaf.is_floating_point()}
+
+
+def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
+    """The state with every hyperparameter of those names set: `set_hyperparams(opt_state, b2=tensor)`.
+
+    Raises:
+        ValueError: there is no hyperparameter of that name.
+    """
+    names = {_name(path) for path in hyperparams(opt_state)}
+    for name in values:
+        if name not in names:
+            raise ValueError(f"no hyperparameter is called {name!r}; there are: {', '.join(sorted(names))}")
+    return tree.replace_fields(opt_state, values)
+
+
+def current_learning_rate(opt_state: OptState) -> Tensor | None:
+    """The learning rate of the latest update: the first leaf called `learning_rate`; None if there is none."""
+    leaves = tree.named_leaves(opt_state)
+    return next((leaf for path, leaf in leaves.items() if _name(path) == "learning_rate"), None)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+class InjectHyperparamsState(NamedTuple):
+    step: Tensor
+    """Updates so far, 0-D int64."""
+    inner: OptState
+
+
+def inject_hyperparams(transform: GradientTransformation, **schedules: Schedule) -> GradientTransformation:
+    """Schedule hyperparameters of `transform`: before each update, those of that name are set to schedule(step).
+
+    Unlike that of `scale_by_learning_rate`, a schedule gives the value itself and not a factor.
+
+    Raises:
+        ValueError: (`init`) there is no hyperparameter of that name.
+    """
+    inner_update = with_grad_fn(transform.update)
+
+    def scheduled(inner: OptState, step: Tensor) -> OptState:
+        return set_hyperparams(inner, **{name: schedule(step) for name, schedule in schedules.items()})
+
+    def init(params: Params) -> InjectHyperparamsState:
+        step = zero_count(params)
+        return InjectHyperparamsState(step, scheduled(transform.init(params), step))
+
+    def update(
+        updates: Updates, state: InjectHyperparamsState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, InjectHyperparamsState]:
+        updates, inner = inner_update(updates, scheduled(state.inner, state.step), params, grad_fn=grad_fn)
+        return updates, InjectHyperparamsState(state.step + 1, inner)
+
+    return GradientTransformation(init, update)

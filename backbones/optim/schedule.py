@@ -1,0 +1,176 @@
+"""Learning-rate schedules: the step -> a factor of the learning rate, usually in [0, 1].
+
+A schedule is a function of the step, a 0-D int64 tensor (updates so far), and returns a 0-D float64 tensor: it is part
+of the compiled step. `num_steps` is the length of the run, warm-up included; the keyword-only parameters are the fields
+`--schedule.FIELD`. `python -m backbones schedule --help` plots them.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import pi
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from typing_extensions import Doc
+
+from backbones.errors import Count, NonNegative, Positive, Range, checked
+
+Schedule = Callable[[Tensor], Tensor]
+"""`schedule(step) -> factor`."""
+
+Fraction = Range("[0, 1]")
+
+WarmupSteps = Annotated[int, Range("[0, inf)"), Doc("steps of the linear warm-up from 0 to 1")]
+Floor = Annotated[NonNegative, Doc("factor at the end")]
+
+
+@checked
+def constant(num_steps: int = 0, *, warmup_steps: WarmupSteps = 0) -> Schedule:
+    """1, after the warm-up, whatever `num_steps` is."""
+    del num_steps
+    return warm_up(warmup_steps, then=lambda step: torch.ones_like(step, dtype=torch.float64))
+
+
+@checked
+def linear(num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Floor = 0.0) -> Schedule:
+    """A straight line from 1 to `floor`."""
+    decay_steps = num_steps - warmup_steps
+    return warm_up(warmup_steps, then=lambda step: 1 + (floor - 1) * _fraction(step, decay_steps))
+
+
+@checked
+def cosine(num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Floor = 0.0) -> Schedule:
+    """Half a cosine from 1 to `floor` (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
+    decay_steps = num_steps - warmup_steps
+
+    def decay(step: Tensor) -> Tensor:
+        return floor + (1 - floor) * (1 + torch.cos(pi * _fraction(step, decay_steps))) / 2
+
+    return warm_up(warmup_steps, then=decay)
+
+
+@checked
+def polynomial(
+    num_steps: int,
+    *,
+    warmup_steps: WarmupSteps = 0,
+    power: Annotated[Positive, Doc("exponent of the remaining fraction of the run; 1 is a straight line")] = 2.0,
+    floor: Floor = 0.0,
+) -> Schedule:
+    """A power of the straight line from 1 to 0, scaled to end in `floor` (as in LARS, arXiv 1708.03888)."""
+    decay_steps = num_steps - warmup_steps
+    return warm_up(warmup_steps, then=lambda step: floor + (1 - floor) * (1 - _fraction(step, decay_steps)) ** power)
+
+
+@checked
+def exponential(
+    num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Annotated[Positive, Doc("factor at the end")] = 0.01
+) -> Schedule:
+    """Exponential decay from 1 to `floor`."""
+    decay_steps = num_steps - warmup_steps
+    return warm_up(warmup_steps, then=lambda step: floor ** _fraction(step, decay_steps))
+
+
+@checked
+def multi_step(
+    num_steps: int,
+    *,
+    warmup_steps: WarmupSteps = 0,
+    milestones: Annotated[tuple[float, ...], Fraction, Doc("when to drop, as fractions of the run")] = (0.5, 0.75),
+    factor: Annotated[NonNegative, Doc("what each drop multiplies by")] = 0.1,
+) -> Schedule:
+    """Multiply by `factor` at each milestone (He et al., arXiv 1512.03385, section 4.2)."""
+    boundaries = [round(milestone * num_steps) - warmup_steps for milestone in milestones]
+
+    def decay(step: Tensor) -> Tensor:
+        num_drops = sum((step >= boundary for boundary in boundaries), start=torch.zeros_like(step))
+        return factor ** num_drops.to(torch.float64)
+
+    return warm_up(warmup_steps, then=decay)
+
+
+@checked
+def wsd(
+    num_steps: int,
+    *,
+    warmup_steps: WarmupSteps = 0,
+    decay_fraction: Annotated[float, Fraction, Doc("part of the run in which the factor decays")] = 0.2,
+    floor: Floor = 0.0,
+) -> Schedule:
+    """Warm-up, stable, decay: 1, and a straight line to `floor` in the last part of the run.
+
+    Source: Hägele et al., arXiv 2405.18392.
+    """
+    decay_steps = round(decay_fraction * num_steps)
+    stable_steps = max(num_steps - warmup_steps - decay_steps, 0)
+    return warm_up(warmup_steps, then=join_schedules([constant(), linear(decay_steps, floor=floor)], [stable_steps]))
+
+
+@checked
+def one_cycle(
+    num_steps: int,
+    *,
+    warmup_fraction: Annotated[float, Fraction, Doc("part of the run in which the factor rises")] = 0.3,
+    start: Annotated[NonNegative, Doc("factor at the first step")] = 0.04,
+    floor: Floor = 4e-6,
+) -> Schedule:
+    """Half a cosine from `start` to 1, then half a cosine to `floor` (Smith and Topin, arXiv 1708.07120)."""
+    rise_steps = round(warmup_fraction * num_steps)
+    fall = cosine(rise_steps, floor=start)
+    return join_schedules(
+        [lambda step: fall(rise_steps - step), cosine(num_steps - rise_steps, floor=floor)], boundaries=[rise_steps]
+    )
+
+
+@checked
+def restarts(
+    num_steps: int,
+    *,
+    warmup_steps: WarmupSteps = 0,
+    cycles: Annotated[Count, Doc("number of cosines")] = 3,
+    growth: Annotated[Positive, Doc("length of each cosine, relative to the one before")] = 2.0,
+    floor: Annotated[NonNegative, Doc("factor at the end of each cosine")] = 0.0,
+) -> Schedule:
+    """SGDR: cosines from 1 to `floor`, one after another (Loshchilov and Hutter, arXiv 1608.03983, section 3)."""
+    lengths = [growth**cycle for cycle in range(cycles)]
+    ends = [round((num_steps - warmup_steps) * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
+    cosines = [cosine(end - start, floor=floor) for start, end in pairwise([0, *ends])]
+    return warm_up(warmup_steps, then=join_schedules(cosines, boundaries=ends[:-1]))
+
+
+def warm_up(warmup_steps: int, *, then: Schedule) -> Schedule:
+    """A straight line from 0 to 1, followed by the schedule `then`, whose step starts at 0."""
+    if warmup_steps == 0:
+        return then
+    return join_schedules([lambda step: _fraction(step, warmup_steps), then], boundaries=[warmup_steps])
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Schedules one after another, of which `boundaries` are the first steps except 0; each one's step starts at 0."""
+
+    def schedule(step: Tensor) -> Tensor:
+        factor = schedules[0](step)
+        for boundary, later in zip(boundaries, schedules[1:], strict=True):
+            factor = torch.where(step < boundary, factor, later(step - boundary))
+        return factor
+
+    return schedule
+
+
+def _fraction(step: Tensor, num_steps: int) -> Tensor:
+    """step / num_steps, clamped to [0, 1]."""
+    return (step.to(torch.float64) / max(num_steps, 1)).clamp(0, 1)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "polynomial": polynomial,
+    "exponential": exponential,
+    "multi-step": multi_step,
+    "wsd": wsd,
+    "one-cycle": one_cycle,
+    "restarts": restarts,
+}

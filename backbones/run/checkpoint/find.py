@@ -1,0 +1,80 @@
+"""Which checkpoint is meant: `latest`, `best`, a step, or the path of one."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, cast
+
+from backbones.errors import InputError
+from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, read_manifest
+
+Which = Literal["auto", "latest", "best"] | int | Path
+"""A checkpoint: the newest intact one or none, the latest, the best, that of a step, or one elsewhere."""
+
+
+def parse_which(text: str) -> Which:
+    """A checkpoint as the command line names it: `auto`, `latest`, `best`, a step, or a path."""
+    if text in ("auto", "latest", "best"):
+        return cast(Which, text)
+    return int(text) if text.isdecimal() else Path(text).expanduser()
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, in ascending order."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the best checkpoint in a folder, the latest among equals; None if none was evaluated.
+
+    The metric is the one that the latest configuration names as `best`: the lowest `loss`, or the highest of another.
+    """
+    manifests = []
+    for step in list_steps(folder):
+        with suppress(CorruptCheckpoint):  # reported when it is read
+            manifests.append(read_manifest(folder / str(step)))
+    if not manifests:
+        return None
+    metric = manifests[-1].experiment.get("best", "top1")
+    sign = -1 if metric == "loss" else 1
+    values = [(sign * manifest.metrics.get(metric, math.nan), manifest.step) for manifest in manifests]
+    return max(((value, step) for value, step in values if not math.isnan(value)), default=(None, None))[1]
+
+
+def find_checkpoint(path: Path, which: Which = "latest") -> Path:
+    """The folder of one checkpoint.
+
+    Args:
+        path: a run folder, or the checkpoint itself.
+        which: `latest` (or `auto`), `best` (by the metric that the run's configuration names) or a step of a run; or a
+            path that takes the place of `path`.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    path = which if isinstance(which, Path) else path
+    if (path / MANIFEST).is_file():
+        return path
+    folder = path / "checkpoints"
+    steps = list_steps(folder)
+    if not steps:
+        raise InputError(
+            f"there is no checkpoint in {folder}; name a run that has one, or start a new one with another --run-dir"
+        )
+    if which in ("latest", "auto") or isinstance(which, Path):
+        return folder / str(steps[-1])
+    if which == "best":
+        step = best_step(folder)
+        if step is None:
+            raise InputError(f"no checkpoint in {folder} was evaluated; choose latest or a step: {join_steps(steps)}")
+        return folder / str(step)
+    if which not in steps:
+        raise InputError(
+            f"there is no checkpoint {which} in {folder}; choose latest, best or a step: {join_steps(steps)}"
+        )
+    return folder / str(which)
+
+
+def join_steps(steps: list[int]) -> str:
+    """The steps as text: `5, 10, 15`."""
+    return ", ".join(str(step) for step in steps) or "none"

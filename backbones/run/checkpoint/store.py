@@ -1,0 +1,203 @@
+"""The checkpoints of one run: saving in the background, deleting old ones, and restoring."""
+
+import importlib
+import os
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import backbones.distributed as distributed
+from backbones.data import DataInfo
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.checkpoint.arrays import Arrays, load_arrays, to_arrays
+from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, join_steps, list_steps
+from backbones.run.checkpoint.folder import (
+    Checkpoint,
+    CorruptCheckpoint,
+    delete_checkpoint,
+    delete_temporary,
+    read_checkpoint,
+    write_checkpoint,
+)
+from backbones.train_step import TrainState
+from backbones.types import Weights
+
+SUPERSEDED = "superseded"
+"""Folder for the checkpoints after the step from which a run was resumed."""
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written. Earlier ones are unchanged."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: rank 0 writes them, all ranks read them.
+
+    Each holds the whole `TrainState`, the experiment and what the model must know of its data.
+
+    Args:
+        folder: where they are, a sub-folder for each step; it exists.
+        experiment: stored with every checkpoint; says which ones are kept.
+        info: of the data set; stored with every checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, experiment: Experiment, info: DataInfo) -> None:
+        # Not in the writer thread: Python 3.11 can fail to parse while another thread compiles.
+        importlib.import_module("backbones.run.checkpoint.orbax_state")
+        self.folder = folder
+        self._experiment, self._info = experiment, info
+        self._writer = ThreadPoolExecutor(max_workers=1, initializer=_lower_priority)
+        self._pending: tuple[int, Future] | None = None
+        if distributed.is_main():
+            delete_temporary(folder)
+
+    def save(
+        self,
+        state: TrainState,
+        metrics: dict[str, float],
+        *,
+        weights: Weights | None = None,
+        since_log: dict[str, Any] | None = None,
+    ) -> None:
+        """Write `state` under its step. Returns when the values are copied; a thread writes them to the disk.
+
+        Waits for the previous save if it is still running.
+
+        Args:
+            state: the state.
+            metrics: of the held-out samples; empty if they were not evaluated.
+            weights: those that are evaluated; None for those of the state.
+            since_log: sums of the training metrics since the last line of the log.
+
+        Raises:
+            SaveError: the previous save failed, and `wait` has not raised its error yet.
+        """
+        self.wait()
+        if distributed.is_main():
+            has_average = weights is not None and weights[0] is not state.params
+            arrays = to_arrays(state, weights if has_average else None)
+            step = int(arrays["step"])
+            self._pending = step, self._writer.submit(self._write, step, arrays, metrics, since_log or {})
+
+    def _write(self, step: int, arrays: Arrays, metrics: dict[str, float], since_log: dict[str, Any]) -> None:
+        delete_temporary(self.folder)
+        experiment, path = self._experiment.to_json(), self.folder / str(step)
+        write_checkpoint(path, arrays, metrics=metrics, experiment=experiment, info=self._info, since_log=since_log)
+        with suppress(OSError):  # the checkpoint is saved; the next save tries again to delete old ones
+            for old in self._to_delete():
+                delete_checkpoint(self.folder / str(old))
+
+    def _to_delete(self) -> list[int]:
+        steps, every = list_steps(self.folder), self._experiment.keep_every
+        kept = {*steps[-self._experiment.keep :], best_step(self.folder)}
+        return [step for step in steps if step not in kept and not (every and step % every == 0)]
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints of the run, in ascending order, as rank 0 sees them."""
+        return distributed.on_main(lambda: list_steps(self.folder))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the pending save has failed already; only rank 0 can know."""
+        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the pending save is on the disk; to be called on all ranks.
+
+        Raises:
+            SaveError: it failed; raised on all ranks.
+        """
+        distributed.on_main(self._wait)
+
+    def _wait(self) -> None:
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        error = future.exception()
+        if error is not None:
+            reason = getattr(error, "strerror", None) or repr(error)
+            raise SaveError(
+                f"could not save step {step} in {self.folder}: {reason}; earlier checkpoints are unchanged. "
+                "Fix the disk and continue with --resume latest, or train without checkpoints with "
+                "--on-save-error continue"
+            ) from error
+
+    def restore(self, like: TrainState, which: Which = "latest") -> tuple[TrainState, dict[str, Any]]:
+        """Copy a checkpoint into the memory of `like`, which has its structure.
+
+        Rank 0 finds it. Checkpoints of later steps are moved into the sub-folder `superseded`.
+
+        Args:
+            like: a state whose memory is overwritten.
+            which: `auto` for the newest intact one, with a warning for each corrupt one; `latest`, `best` or a step;
+                or the path of a checkpoint or of another run.
+
+        Returns:
+            The state, and the `since_log` that was saved with it.
+
+        Raises:
+            InputError: there is no such checkpoint, or it is corrupt, or of another model or optimizer.
+        """
+        self.wait()
+        found: Checkpoint | None = None
+
+        def find() -> Path:
+            nonlocal found
+            found = self._read_newest_intact() if which == "auto" else self._read(which)
+            return found.path
+
+        path = distributed.on_main(find)
+        checkpoint = found or read_checkpoint(path)
+        state = load_arrays(like, checkpoint.arrays)
+        distributed.barrier()  # all ranks have read
+        if distributed.is_main():
+            self._supersede_after(checkpoint.manifest.step)
+        return state, checkpoint.manifest.since_log
+
+    def _read(self, which: Which) -> Checkpoint:
+        path = find_checkpoint(self.folder.parent, which)
+        try:
+            return read_checkpoint(path)
+        except CorruptCheckpoint as error:
+            intact = [step for step in list_steps(path.parent) if _is_intact(path.parent / str(step))]
+            hint = f"intact checkpoints: {join_steps(intact)}; use --resume STEP, or auto for the newest of them"
+            raise CorruptCheckpoint(f"{error}; {hint}") from error
+
+    def _read_newest_intact(self) -> Checkpoint:
+        for step in reversed(list_steps(self.folder)):
+            try:
+                return read_checkpoint(self.folder / str(step))
+            except CorruptCheckpoint as error:
+                print(f"warning: {error}; trying the one before it", file=sys.stderr)
+        raise InputError(f"there is no intact checkpoint in {self.folder}; start again with another --run-dir")
+
+    def _supersede_after(self, step: int) -> None:
+        superseded = self.folder / SUPERSEDED
+        for later in list_steps(self.folder):
+            if later > step:
+                superseded.mkdir(exist_ok=True)
+                delete_temporary(superseded)
+                delete_checkpoint(superseded / str(later))
+                (self.folder / str(later)).rename(superseded / str(later))
+
+    def close(self) -> None:
+        """Wait until the pending save is written; its error is lost if `wait` was not called."""
+        self._writer.shutdown()
+
+
+def _lower_priority() -> None:
+    """Let this thread, and those that it starts, run only when the training leaves a core idle."""
+    if sys.platform == "linux":  # elsewhere a priority is that of the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CorruptCheckpoint:
+        return False
+    return True

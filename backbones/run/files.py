@@ -1,0 +1,71 @@
+"""Writing files that survive a killed process, a full disk and a power cut."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a file completely, or leave the previous one unchanged.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Strict JSON, which every program can read: nan and inf become null."""
+    strict = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(strict, indent=indent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, from the page cache to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Appender:
+    """A file that grows by records. What could not be written is kept in memory, and written before the next record.
+
+    Args:
+        path: the file; it is created if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.error: OSError | None = None
+        """The error of the latest `write`; None if it wrote everything."""
+        self._file = path.open("ab", buffering=0)  # nothing is lost in a buffer if the process dies
+        self._unwritten = b""
+
+    def write(self, record: bytes) -> None:
+        """Append a record. A failing disk is not an error: see `error`."""
+        self._unwritten += record
+        self.error = None
+        try:
+            while self._unwritten:
+                written = self._file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
+        except OSError as error:
+            self.error = error
+
+    def close(self) -> None:
+        """Try once more to write what is left, and close the file."""
+        self.write(b"")
+        self._file.close()

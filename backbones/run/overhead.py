@@ -1,0 +1,86 @@
+"""What a model costs: parameters, multiply-accumulates, activations and time. The only importer of fvcore."""
+
+import copy
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.models import Model
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated")  # what importing fvcore calls
+    from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, flop_count_table
+
+
+class Overhead(NamedTuple):
+    """What one model costs."""
+
+    num_params: int
+    macs: int
+    """Multiply-accumulates of one forward pass over one image; a norm counts two for each element."""
+    activations: int
+    """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
+
+
+def measure_overhead(model: Model, image_shape: tuple[int, int, int]) -> Overhead:
+    """Count parameters, and with fvcore multiply-accumulates and activations, for one image [C, H, W]."""
+    macs, activations = _analyze(model, image_shape)
+    num_params = sum(leaf.numel() for leaf in model.skeleton.parameters())
+    return Overhead(num_params, int(macs.total()), int(activations.total()))
+
+
+def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) -> str:
+    """What each layer costs for one image [C, H, W], down to `depth` dots in its name, as a table to read."""
+    macs, activations = _analyze(model, image_shape)
+    return flop_count_table(macs, max_depth=depth, activations=activations, show_param_shapes=False).replace(
+        "#flops", "#MACs "
+    )
+
+
+def measure_latency(
+    model: Model, image_shape: tuple[int, int, int], *, batch_size: int, device: torch.device, seconds: float = 1.0
+) -> float:
+    """Median seconds of an eager float32 forward pass over a batch, in evaluation mode.
+
+    Args:
+        model: the backbone.
+        image_shape: channels, height and width of an image.
+        batch_size: images a pass.
+        device: where to compute.
+        seconds: for how long to repeat it.
+    """
+    from torch.utils.benchmark import Timer  # late: it looks for a C++ toolchain, which training does not need
+
+    params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(0)))
+    images = torch.zeros(batch_size, *image_shape, device=device).contiguous(memory_format=torch.channels_last)
+    timer = Timer(
+        "apply(params, model_state, images, train=False)",
+        globals={"apply": model.apply, "params": params, "model_state": model_state, "images": images},
+        num_threads=torch.get_num_threads(),
+    )
+    with torch.no_grad():
+        return timer.blocked_autorange(min_run_time=seconds).median
+
+
+def _analyze(model: Model, image_shape: tuple[int, int, int]) -> tuple[FlopCountAnalysis, ActivationCountAnalysis]:
+    # fvcore traces a module; the counts are the same with any weights.
+    module = copy.deepcopy(model.skeleton).to_empty(device="cpu")
+    for leaf in (*module.parameters(), *module.buffers()):
+        leaf.data.zero_()
+    images = torch.zeros(1, *image_shape)
+    macs, activations = FlopCountAnalysis(module, images), ActivationCountAnalysis(module, images)
+    macs.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+    for analysis in (macs, activations):
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return macs, activations
+
+
+def _attention_macs(inputs: list, outputs: list) -> int:
+    """Queries times keys and weights times values: twice B heads N^2 D/heads."""
+    del outputs
+    *batch_and_heads, tokens, width = inputs[0].type().sizes()
+    return 2 * math.prod(batch_and_heads) * tokens**2 * width

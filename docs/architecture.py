@@ -1,0 +1,46 @@
+"""Draw the imports of the code: `python -m docs.architecture` writes docs/architecture.md."""
+
+from pathlib import Path
+
+from tests.test_floors import FLOORS, modules, place
+
+NAMES = ["6: programs", "5: commands", "4: runs", "3: the training", "2: its parts", "1: processes", "0: shared types"]
+
+HEAD = """# Architecture
+
+Made by `python -m docs.architecture` from the imports of the code. Imports go down only, and columns of one floor do
+not see each other; `tests/test_floors.py` holds both. What happens to a batch, from top to bottom:
+
+1. `commands/train.py` reads the command line and finds the `Experiment` (`experiments/`, or a file of your own).
+2. `run/run.py` gives it a folder; `run/loop.py` asks for the batch of each step.
+3. `data/batches.py` says which samples make the batch of a step; a `Source` of `data/` reads them.
+4. `train_step.py` augments it (`augment/`), normalizes it, takes the gradient of the loss (`distributed.py`, `models/`,
+   `losses.py`), turns it into updates (`optim/`) and adds them; `jit.py` compiles all of that, or does not.
+5. `run/loop.py` logs the metrics (`run/metric_writer.py`), evaluates (`evaluation.py`) and saves (`run/checkpoint/`).
+"""
+
+
+def draw() -> str:
+    """The text of docs/architecture.md."""
+    columns = {(i, j): sorted(column) for i, floor in enumerate(FLOORS) for j, column in enumerate(floor)}
+    edges = set()
+    for name, imported in modules().items():
+        here = place(name)
+        edges |= {(here, there) for there in map(place, imported) if here and there and here != there}
+    lines = ["flowchart TD"]
+    for i, title in enumerate(NAMES):
+        lines.append(f'  subgraph floor{6 - i} ["{title}"]')
+        for key, column in columns.items():
+            if key[0] == i:
+                label = "<br>".join(name.removeprefix("backbones.") for name in column)
+                lines.append(f'    n{key[0]}_{key[1]}["{label}"]')
+        lines.append("  end")
+    # an arrow that others lead along already says nothing new
+    direct = {(a, b) for a, b in edges if not any((a, c) in edges and (c, b) in edges for c in columns)}
+    lines += [f"  n{a[0]}_{a[1]} --> n{b[0]}_{b[1]}" for a, b in sorted(direct)]
+    diagram = "\n".join(lines)
+    return f"{HEAD}\n```mermaid\n{diagram}\n```\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "architecture.md").write_text(draw())

@@ -1,0 +1,100 @@
+"""`backbones checkpoint`, on a real run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.numpy
+import torch
+from conftest import AVERAGED_SHUFFLENET
+from helpers.states import flip_a_bit
+
+import backbones.tree as tree
+from backbones.commands.checkpoint import main
+from backbones.data import DataInfo, digits
+from backbones.errors import InputError
+from backbones.models.state_dict import read_state_dict
+from backbones.optim import evaluation_params
+from backbones.run.checkpoint import load_arrays, read_checkpoint, weights_of
+
+
+def run(*args: object) -> int:
+    return 1 if main([str(arg) for arg in args]) is False else 0
+
+
+def test_show(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert run("show", finished) == 0
+    shown = capsys.readouterr().out
+    assert f"{finished}/checkpoints/4: " in shown and "steps saved: 0, 2" in shown and "(best)" in shown
+    assert f"top1         {result['top1']:.6g}\n" in shown and "\nevaluated " in shown
+    params = next(line for line in shown.splitlines() if line.startswith("params "))
+    assert params.split() == ["params", "149", "913,138", "3,652,552", result["params_sha256"]]
+    leaf = next(line for line in shown.splitlines() if line.startswith("params/head.weight"))
+    digest = read_checkpoint(finished / "checkpoints" / "4").manifest.leaves["params/head.weight"].sha256
+    assert leaf.split() == ["params/head.weight", "float32", "61,440", digest[:12], "[10,", "1536]"]
+    assert run("show", finished, "--checkpoint", "2") == 0
+    assert f"{finished}/checkpoints/2: " in capsys.readouterr().out
+
+
+def test_diff(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("diff", finished, finished / "checkpoints" / "4") == 0
+    assert capsys.readouterr().out.endswith(" leaves differ\n")
+    assert run("diff", finished / "checkpoints" / "2", finished) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 2 and 4" in [" ".join(line.split()) for line in lines] and not any("key " in line for line in lines)
+    two, four = (read_checkpoint(finished / "checkpoints" / step).arrays["params/head.bias"] for step in "24")
+    bias = next(line for line in lines if line.startswith("params/head.bias "))
+    assert f"by at most {abs(four.astype(float) - two).max():.3g}" in bias and "100.00% of the elements" in bias
+
+
+def test_verify(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", finished) == 0
+    assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()] == [["is", "intact:"]] * 3
+    shutil.copytree(finished, tmp_path / "copy")
+    flip_a_bit(tmp_path / "copy" / "checkpoints" / "2" / "state" / "params" / "head.weight" / "0.0")
+    assert run("verify", tmp_path / "copy") == 1
+    assert "checkpoints/2 is corrupt: state/params/head.weight/0.0: " in capsys.readouterr().out
+    assert run("verify", tmp_path / "copy" / "checkpoints" / "4") == 0
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_export(format: str, finished: Path, tmp_path: Path) -> None:
+    """The average of the parameters, with the model state; read by safetensors, or torch, alone."""
+    out = tmp_path / ("w.safetensors" if format == "safetensors" else "w.pt")
+    assert run("export", finished, "--format", format, "--out", out) == 0
+    assert list(tmp_path.iterdir()) == [out]
+    if format == "safetensors":
+        weights = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load_file(out).items()}
+    else:
+        content = torch.load(out, weights_only=True)
+        weights, info = content["state_dict"], content["metadata"]
+    if format == "safetensors":
+        with safetensors.safe_open(out, "numpy") as file:
+            info = {name: json.loads(value) for name, value in file.metadata().items()}
+    assert DataInfo.from_json(info) == digits().info  # names of the classes, mean and standard deviation
+    checkpoint = read_checkpoint(finished / "checkpoints" / "4")
+    state = load_arrays(AVERAGED_SHUFFLENET.make().state, checkpoint.arrays)
+    averaged = evaluation_params(state.opt_state, state.params)
+    assert weights.keys() == averaged.keys() | state.model_state.keys()
+    assert all(torch.equal(weights[name], leaf) for name, leaf in averaged.items())
+    assert not torch.equal(weights["head.weight"], state.params["head.weight"])
+    assert tree.sha256(read_state_dict(out)) == tree.sha256({**averaged, **weights_of(checkpoint)[1]})
+    with pytest.raises(InputError, match="exists already; choose another --out"):
+        run("export", finished, "--format", format, "--out", out)
+
+
+@pytest.mark.slow
+def test_a_users_mistake_is_one_message(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backbones", "checkpoint"]
+    for args, message in (
+        (["show", tmp_path], f"error: there is no checkpoint in {tmp_path}/checkpoints; name a run that has one"),
+        (["export", finished, "--out", "w.safetensors", "--format", "torch"], "error: --out w.safetensors does not"),
+    ):
+        done = subprocess.run([*command, *args], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith(message), done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,0 +1,140 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
+
+from backbones.commands.evaluate import evaluate
+from backbones.component import Use
+from backbones.data import Dataset, digits, in_memory
+from backbones.data.images import read_images
+from backbones.data.source import CPU
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.checkpoint import read_checkpoint
+from backbones.run.report import load_predictor, make_report
+
+
+def test_metrics_are_those_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (53,), generator=generator)  # none of class 6
+    logits = torch.randn(53, 7, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 7)
+    split = torch.arange(53, dtype=torch.uint8)[:, None, None, None], labels
+    source = in_memory(split, split, tuple("abcdefg"), CPU).test
+    evaluation = make_report(lambda images: logits[images[:, 0, 0, 0].long()], source, batch_size=8, device=CPU)
+    guesses = logits.argmax(dim=1)
+    assert evaluation.confusion.tolist() == confusion_matrix(labels, guesses, labels=range(7)).tolist()
+    assert evaluation.top1 == pytest.approx((guesses == labels).double().mean().item())
+    assert evaluation.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
+    assert evaluation.loss == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-6)
+    recall = recall_score(labels, guesses, labels=range(6), average=None)
+    assert evaluation.class_accuracy[:6].tolist() == pytest.approx(recall.tolist())
+    assert evaluation.class_accuracy[6].isnan()
+
+
+def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, capsys) -> None:
+    """The average, with BatchNorm statistics estimated anew."""
+    evaluate(finished, checkpoint="best", out=tmp_path / "out", batch_size=100)
+    result = json.loads((finished / "result.json").read_text())
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    for name in ("top1", "top5"):
+        assert report[name] == result[name]
+    assert report["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    confusion = np.array(report["confusion"])
+    assert confusion.sum() == 364 and confusion.trace() / 364 == pytest.approx(result["top1"])
+    assert report["class_accuracy"] == (confusion.diagonal() / confusion.sum(axis=1)).tolist()
+    with Image.open(tmp_path / "out" / "confusion.png") as picture:
+        assert picture.width > 400 and len(picture.getcolors(2**20)) > 20
+    shown = capsys.readouterr().out
+    assert f"top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  loss {result['loss']:.4f}" in shown
+    assert sum(line.split()[:1] == [name] for line in shown.splitlines() for name in report["classes"]) == 10
+
+
+def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
+    checkpoint = read_checkpoint(finished / "checkpoints" / "4")
+    predict = load_predictor(checkpoint, Experiment.from_json(checkpoint.manifest.experiment), CPU)
+    images, _ = digits().test.read(torch.arange(3), torch.arange(3))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    assert torch.equal(read_images(paths, (3, 16, 16), resize=False), images)
+    assert torch.equal(read_images(paths, (1, 16, 16), resize=False), images[:, :1])  # they are grey
+    evaluate(finished, tuple(paths))
+    probabilities = predict(images).softmax(dim=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line, path, row in zip(lines, paths, probabilities, strict=True):
+        name, *guesses = line.split()
+        best = row.argmax().item()
+        assert name == str(path) and guesses[:2] == [str(best), f"{row[best]:.1%}"]
+    Image.new("L", (32, 32), 200).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large\.png has 32x32 pixels and the model takes 16x16; scale it with --res"):
+        evaluate(finished, (tmp_path / "large.png",))
+    scaled = read_images([tmp_path / "large.png"], (3, 16, 16), resize=True)
+    assert scaled.shape == (1, 3, 16, 16) and scaled.unique().tolist() == [200]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "cifar11"}, "unknown data 'cifar11'; did you mean cifar10"),
+        ({"checkpoint": "3"}, "there is no checkpoint 3 in"),
+        ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
+        ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
+        ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is no image, or truncated"),
+    ],
+    ids=str,
+)
+def test_bad_input(options: dict, message: str, finished: Path) -> None:
+    with pytest.raises(InputError) as error:
+        evaluate(finished, options.pop("images", ()), **options)
+    assert message in str(error.value)
+
+
+def cropped(device: torch.device = CPU) -> Dataset:
+    """Digits without their last column."""
+    splits = [source.read(torch.arange(50), torch.arange(50)) for source in digits(device)]
+    return in_memory(*((images[..., 1:], labels) for images, labels in splits), tuple("0123456789"), device)
+
+
+def fewer(device: torch.device = CPU) -> Dataset:
+    """Digits, odd or even."""
+    splits = [source.read(torch.arange(50), torch.arange(50)) for source in digits(device)]
+    return in_memory(*((images, labels % 2) for images, labels in splits), ("even", "odd"), device)
+
+
+def test_another_data_set_must_fit(finished: Path) -> None:
+    with pytest.raises(InputError, match=r"images of cropped: \(3, 16, 15\); the model was trained for \(3, 16, 16\)"):
+        evaluate(finished, data=f"{__name__}:cropped")
+    with pytest.raises(InputError, match="classes of fewer: 2; the model was trained for 10"):
+        evaluate(finished, data=f"{__name__}:fewer")
+
+
+def test_image_files_are_classified_without_the_data_set(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def no_data(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the data set was read")
+
+    make = Use.make
+    monkeypatch.setattr(Use, "make", lambda self, **given: no_data() if self.name == "digits" else make(self, **given))
+    Image.new("L", (16, 16), 200).save(tmp_path / "grey.png")
+    evaluate(finished, (tmp_path / "grey.png",))
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/grey.png")
+
+
+@pytest.mark.slow
+def test_as_a_command(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    command = [sys.executable, "-m", "backbones", "evaluate", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert {"evaluation.json", "confusion.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "state")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: the checkpoint run/checkpoints/4 is corrupt: state/")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+
+from backbones.commands.exit import run_command
+from backbones.errors import InputError
+from backbones.run.loop import Diverged
+from backbones.run.preemption import Preempted
+
+
+def exit_of(error: BaseException | None = None, value: bool | None = None) -> int | str:
+    def main() -> bool | None:
+        if error is not None:
+            raise error
+        return value
+
+    with pytest.raises(SystemExit) as exit:
+        run_command(main)
+    return exit.value.code
+
+
+def test_exit_codes() -> None:
+    assert exit_of() == exit_of(value=True) == 0 and exit_of(value=False) == 1
+    assert exit_of(InputError("a b")) == exit_of(Diverged("a b")) == "error: a b"  # printed by Python, with code 1
+    assert exit_of(OSError(28, "No space left on device")) == (
+        "error: cannot write the files of the run: No space left on device"
+    )
+    assert exit_of(FileNotFoundError(2, "No such file", "x.png")) == "error: x.png: No such file"
+    assert exit_of(Preempted("saved")) == 75 and exit_of(KeyboardInterrupt()) == 130
+
+
+def test_a_bug_is_a_traceback() -> None:
+    for error in (ZeroDivisionError("x"), OSError("not of a file or a disk")):
+        with pytest.raises(type(error)):
+            exit_of_bug(error)
+
+
+def exit_of_bug(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    run_command(main)
+
+
+PROGRAM = """
+from backbones.commands.exit import run_command
+def main():
+    for line in range(9):
+        print(line, flush={flush})
+    {end}
+run_command(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flush", "end"), [(True, ""), (False, ""), (False, "raise SystemExit(0)")])
+def test_a_closed_pipe_ends_it_quietly(flush: bool, end: str) -> None:
+    program = PROGRAM.format(flush=flush, end=end)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1)
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_the_commands_are_listed_and_found(tmp_path) -> None:
+    command = [sys.executable, "-m", "backbones"]
+    done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "evaluate" in done.stdout and "reproduce" in done.stdout
+    done = subprocess.run([*command, "evalute", "x"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: unknown command 'evalute'; did you mean evaluate?")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "| airbench | 1,971,640 |" in done.stdout

@@ -1,0 +1,57 @@
+import dataclasses
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from backbones.commands.reproduce import compare_runs, main
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.provenance import read_starts
+from backbones.run.run import run
+from backbones.run.run_dir import RunDir
+
+
+@pytest.fixture
+def short(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, steps=4, eval_every=4, save_every=2)
+
+
+def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    result = run(short, run_dir=path)
+    assert main([str(path)])
+    shown = capsys.readouterr().out
+    assert "the parameters are equal to the last bit\n" in shown
+    assert shown.count(f"params_sha256 {result['params_sha256']}\n") == 2 and "other circumstances" not in shown
+
+    starts = read_starts(RunDir(path))
+    starts[-1]["packages"]["torch"] = "1.0"
+    (path / "provenance.json").write_text(json.dumps(starts))
+    assert not main([str(path), "--run-dir", str(tmp_path / "other"), "--optim.lr", "0.002"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "the parameters are not equal" in lines
+    assert f"other circumstances: torch 1.0 -> {version('torch')}" in lines
+    assert any(line.startswith("the first metric that differs: step 2, train: ") for line in lines)
+    assert "other settings: optim.lr: 0.001 -> 0.002" in lines
+
+
+def test_only_a_finished_run_is_reproduced(short: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(InputError, match="there is no run in"):
+        main([str(path)])
+    run(short, run_dir=path)
+    (path / "result.json").unlink()
+    with pytest.raises(InputError, match=r"is not finished; --run-dir .* --resume auto continues"):
+        main([str(path)])
+
+
+def test_a_run_whose_settings_were_changed_says_so(short: Experiment, tmp_path: Path) -> None:
+    run(short, run_dir=tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    run(dataclasses.replace(short, label_smoothing=0.1), run_dir=tmp_path / "one", resume=2)
+    equal, lines = compare_runs(RunDir(tmp_path / "one"), RunDir(tmp_path / "other"))
+    assert not equal
+    assert f"{tmp_path / 'one'} was resumed from step 2 with other settings: label_smoothing: 0.0 -> 0.1" in lines

@@ -1,0 +1,159 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backbones.commands.train import Command, parse as parse_with
+from backbones.component import use
+from backbones.data import DataInfo, fashion_mnist
+from backbones.errors import InputError
+from backbones.models.vit import vit_small, vit_tiny
+from backbones.optim import adamw, lion, muon
+from backbones.optim.schedule import multi_step
+from backbones.run.checkpoint.folder import write_checkpoint
+from experiments import EXPERIMENTS
+
+DEFAULT = EXPERIMENTS["digits-vit-tiny"]
+
+
+def parse(args: list[str]) -> Command:
+    return parse_with(args, EXPERIMENTS)
+
+
+def test_no_arguments_are_the_embedded_default() -> None:
+    assert parse([]) == Command(experiment=DEFAULT)
+
+
+def test_naming_what_is_chosen_already_changes_nothing() -> None:
+    assert parse(["--model", "vit-tiny", "--optim", "adam"]).experiment == DEFAULT
+
+
+def test_experiment_by_name_with_overrides_in_any_order() -> None:
+    base = EXPERIMENTS["cifar10-resnet18"]
+    experiment = parse(["cifar10-resnet18", "--optim.lr", "0.05", "--steps=7", "--seed", "3"]).experiment
+    assert experiment == dataclasses.replace(base, optim=base.optim.replace(lr=0.05), steps=7, seed=3)
+
+
+def test_components_by_name_with_their_own_fields() -> None:
+    arguments = (
+        "--optim.weight-decay 0.1 --model vit-small --model.depth 6 --optim=adamw --data fashion-mnist "
+        "--augment.no-flip --schedule multi-step --schedule.milestones 0.4 0.8 --clip 1 --run-dir there --resume"
+    )
+    command = parse(arguments.split())
+    assert command.run_dir == Path("there") and command.resume == "latest"
+    assert command.experiment == dataclasses.replace(
+        DEFAULT,
+        name="fashion-mnist-vit-small-adamw",  # it is not the experiment of that name any more
+        data=use(fashion_mnist),
+        augment=DEFAULT.augment.replace(flip=False),
+        model=use(vit_small, depth=6),
+        optim=use(adamw, weight_decay=0.1),
+        schedule=use(multi_step, milestones=(0.4, 0.8)),
+        clip=1.0,
+    )
+
+
+def test_what_every_optimizer_can_have_around_it() -> None:
+    experiment = parse(["--optim", "muon", "--ema", "0.999", "--clip", "1.0", "--weight-decay-mask", "all"]).experiment
+    assert experiment == dataclasses.replace(
+        DEFAULT, name="digits-vit-tiny-muon", optim=use(muon), weight_decay_mask="all", ema=0.999, clip=1.0
+    )
+
+
+def test_steps_or_epochs() -> None:
+    experiment = parse(["--epochs", "2.5"]).experiment
+    assert experiment.epochs == 2.5 and experiment.steps is None
+    assert parse(["--steps", "7"]).experiment.steps == 7
+
+
+def test_functions_by_their_import_path() -> None:
+    assert parse(["--optim", "backbones.optim.alias:lion"]).experiment.optim == use(lion)
+    assert parse(["experiments.digits:digits_resnet18"]).experiment == EXPERIMENTS["digits-resnet18"]
+    with pytest.raises(InputError, match=r"experiments\.digits:use is a function; wanted an Experiment"):
+        parse(["experiments.digits:use"])
+
+
+def test_a_new_run_from_a_config(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11, seed=4)
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    command = parse(["--config", str(tmp_path / "config.json"), "--seed", "5"])
+    assert command.experiment == dataclasses.replace(experiment, seed=5) and command.resume is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vit-tinny"], "unknown model 'vit-tinny'; did you mean vit-tiny"),
+        (["--optim=adamm"], "unknown optim 'adamm'; did you mean adam"),
+        (["--data", "fashion_mnist"], "unknown data 'fashion_mnist'; did you mean fashion-mnist"),
+        (["--schedule", "cosin"], "unknown schedule 'cosin'; did you mean cosine"),
+        (["cifar10-resnet"], "unknown experiment 'cifar10-resnet'; did you mean cifar10-resnet18"),
+        (["zzz"], "unknown experiment 'zzz'; There are: digits-vit-tiny"),
+        (["--augment", "crop"], "unknown augment 'crop'; did you mean crop-flip"),
+        (["--model"], "unknown model ''"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(arguments)
+
+
+def test_help_shows_the_fields_of_what_is_chosen_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse(["cifar10-resnet18", "--optim", "adam", "--optim.lr", "0.25", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert exit.value.code == 0
+    assert "--model.stem {cifar,imagenet}" in shown and "--model.depth" not in shown
+    assert "--optim.b2" in shown and "Updates of the parameters; 1 or more (default: 64000)" in shown
+    assert "at least 0 and below 1 (default: 0.999)" in shown and "--optim.lr FLOAT" in shown
+    assert "--optim NAME: sgd, [adam], adamw" in shown and "[cifar10-resnet18-adam]" in shown
+    assert "--model NAME: [resnet18]" in shown and "convnext: convnext-atto, convnext-tiny" in shown
+
+
+def test_unknown_fields_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse(["--model.dept", "6"])
+    assert exit.value.code == 2 and "--model.depth" in capsys.readouterr().err
+
+
+def test_resume_finds_the_folder_that_the_same_command_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = parse(["cifar10-resnet18", "--model", "resnet34", "--steps", "11", "--seed", "3"]).experiment
+    for name, steps in (("cifar10-resnet34", 10), ("cifar10-resnet34-2", 11), ("cifar10-resnet34-adam", 12)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(dataclasses.replace(begun, steps=steps).to_json()))
+    assert parse(["cifar10-resnet18", "--model", "resnet34", "--resume"]).experiment == begun
+
+
+def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    assert parse(["--resume", "--run-dir", str(tmp_path)]).experiment == experiment
+    longer = parse(["--run-dir", str(tmp_path), "--resume", "--steps", "22"]).experiment
+    assert longer == dataclasses.replace(experiment, steps=22)
+    assert parse(["digits-vit-tiny", "--resume", f"--run-dir={tmp_path}"]).experiment == experiment
+    other_model = parse(["--model", "vit-tiny", "--resume", "--run-dir", str(tmp_path)]).experiment
+    assert other_model.model == use(vit_tiny) and other_model.steps == 11
+    (tmp_path / "config.json").write_text('{"name": "x"')
+    with pytest.raises(InputError, match=r"config.json is damaged"):
+        parse(["--resume", "--run-dir", str(tmp_path)])
+
+
+def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
+    arrays = {"step": np.array(3)}
+    info = DataInfo((3, 16, 16), ("a", "b"), (0.0,) * 3, (1.0,) * 3)
+    write_checkpoint(tmp_path / "3", arrays, metrics={}, experiment=experiment.to_json(), info=info, since_log={})
+    command = parse(["--resume", str(tmp_path / "3"), "--run-dir", "new"])
+    assert command == Command(experiment=experiment, run_dir=Path("new"), resume=str(tmp_path / "3"))
+    with pytest.raises(InputError, match="there is no checkpoint in nowhere"):
+        parse(["--resume", "nowhere"])
+
+
+def test_resume_alone_is_the_latest() -> None:
+    for args in (["--resume"], ["--resume", "--steps", "5"], ["--steps", "5", "--resume", "latest"]):
+        assert parse(args).resume == "latest"
+    assert parse(["--resume", "auto"]).resume == "auto" and parse(["--resume=300"]).resume == "300"

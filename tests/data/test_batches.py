@@ -1,0 +1,105 @@
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+import backbones.random as random
+from backbones.data import Source, eval_batches, in_memory, make_batches
+from backbones.data.batches import epoch_order
+from backbones.data.source import CPU, channel_statistics
+from backbones.random import Stream
+
+
+def make_source(size: int) -> Source:
+    images = torch.arange(size, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    split = images, torch.arange(size)
+    return in_memory(split, split, tuple(str(k) for k in range(size)), CPU).train
+
+
+def run_indices(size: int, batch_size: int, num_steps: int, seed: int = 0) -> list[list[int]]:
+    batches = make_batches(make_source(size), seed=seed, batch_size=batch_size, device=CPU)
+    return [batches(step).index.tolist() for step in range(num_steps)]
+
+
+def flatten(lists: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(lists))
+
+
+@pytest.mark.parametrize("batch_size", [7, 20, 45])  # does not divide; divides; holds more than two epochs
+def test_every_epoch_is_a_permutation_and_nothing_is_dropped(batch_size: int) -> None:
+    row = flatten(run_indices(20, batch_size, 200 // batch_size + 1))
+    epochs = [row[i : i + 20] for i in range(0, 160, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    assert run_indices(20, 7, 5) == run_indices(20, 7, 5)
+    assert run_indices(20, 7, 5) != run_indices(20, 7, 5, seed=1)
+    assert run_indices(20, 5, 8)[6] == flatten(run_indices(20, 1, 40)[30:35])  # whatever the batch size
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_same_batches(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run_indices(20, 8, 10)
+    shares = []
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(run_indices(20, 8, 10))
+    assert [flatten(parts) for parts in zip(*shares, strict=True)] == alone
+
+
+def test_batch_holds_the_samples_of_its_indices() -> None:
+    batch = make_batches(make_source(20), seed=0, batch_size=8, device=CPU)(3)
+    assert batch.targets is None and batch.weight.tolist() == [1.0] * 8
+    assert batch.labels.tolist() == batch.index.tolist() == batch.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 12, 19])
+def test_evaluation_counts_each_sample_once(world_size: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        batches = list(eval_batches(make_source(size), batch_size=8, device=CPU))
+        assert len({batch.labels.shape for batch in batches}) == 1  # nothing is compiled twice
+        assert len(batches[0].labels) * world_size < min(8, size) + world_size  # and little is padding
+        counted += [label for batch in batches for label in batch.labels[batch.weight == 1].tolist()]
+    assert sorted(counted) == list(range(size))
+
+
+def test_epoch_order_is_pinned() -> None:
+    """A changed order would silently change every published run."""
+    assert epoch_order(0, 0, 10, torch.device("cpu")).tolist() == [0, 8, 3, 7, 2, 5, 9, 6, 4, 1]
+
+
+def test_any_step_can_be_asked_for_in_any_order() -> None:
+    batches = make_batches(make_source(20), seed=0, batch_size=7, device=CPU)
+    forward = [batches(step).index.tolist() for step in range(6)]
+    assert [batches(step).index.tolist() for step in reversed(range(6))] == forward[::-1]
+
+
+def test_a_source_gets_a_key_for_each_sample_and_step() -> None:
+    source, seen = make_source(20), {}
+
+    def read(index: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen[tuple(index.tolist())] = keys
+        return source.read(index, keys)
+
+    batches = make_batches(source._replace(read=read), seed=3, batch_size=8, device=CPU)
+    first, again = batches(4), batches(4)
+    key = random.fold_in(random.key(3), Stream.READ)
+    expected = random.fold_in(random.fold_in(key, 4), first.index)
+    assert torch.equal(seen[tuple(again.index.tolist())], expected)
+    assert len(set(expected.tolist()) | set(random.sample_keys(random.key(3), 4, first.index).tolist())) == 16
+
+
+def test_channel_statistics_are_those_of_numpy() -> None:
+    images = torch.randint(0, 256, (50, 3, 5, 7), generator=random.generator(0)).to(torch.uint8)
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, images.numpy().mean(axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(std, images.numpy().std(axis=(0, 2, 3)), rtol=1e-6)

@@ -1,0 +1,172 @@
+import gzip
+import hashlib
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+
+from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
+from backbones.data.source import CPU, channel_statistics
+from backbones.errors import InputError
+
+fashion_mnist_module = sys.modules[fashion_mnist.__module__]
+
+
+def read_all(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    index = torch.arange(source.size)
+    return source.read(index, index)
+
+
+def test_digits_are_split_as_written_down() -> None:
+    digits = DATASETS["digits"]()
+    (images, _), (test_images, labels) = read_all(digits.train), read_all(digits.test)
+    assert images.shape == (1433, 3, 16, 16) and test_images.shape == (364, 3, 16, 16)
+    assert images.dtype == torch.uint8 and images.max() == 255
+    assert labels[:10].tolist() == list(range(10))  # the first of each class
+    assert torch.bincount(labels).tolist() == [36, 37, 36, 37, 37, 37, 37, 36, 35, 36]
+    assert digits.info.class_names == tuple("0123456789") and digits.info.image_shape == (3, 16, 16)
+    assert DataInfo.from_json(json.loads(json.dumps(digits.info._asdict()))) == digits.info
+
+
+def test_equal_data_have_equal_digests() -> None:
+    digits = DATASETS["digits"]()
+    assert digits.train.digest() == DATASETS["digits"]().train.digest() != digits.test.digest()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 2], "2 of the 3 training labels are outside 0 to 0: 1, 2"),
+        ([0, -1, 0], "1 of the 3 training labels are outside 0 to 0: -1"),
+        ([0, 0], "the training split has 3 images and 2 labels"),
+    ],
+)
+def test_labels_are_checked(labels: list[int], message: str) -> None:
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    good = images, torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InputError, match=message):
+        in_memory((images, torch.tensor(labels)), good, ("only",), CPU)
+    with pytest.raises(InputError, match="the test split has 0 images and 0 labels"):
+        in_memory(good, (images[:0], good[1][:0]), ("only",), CPU)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+    content = header + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_fashion_mnist(folder: Path, suffix: str) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28))
+    for prefix, part in (("train", slice(0, 20)), ("t10k", slice(20, 30))):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images[part])
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", np.arange(30)[part] % 10)
+    return images
+
+
+@pytest.mark.parametrize(("layout", "suffix"), [("FashionMNIST/raw", ""), (".", ".gz")])
+def test_fashion_mnist_in_both_layouts(layout: str, suffix: str, tmp_path: Path) -> None:
+    images = write_fashion_mnist(tmp_path / layout, suffix)
+    dataset = DATASETS["fashion-mnist"](root=str(tmp_path))
+    (train_images, _), (test_images, labels) = read_all(dataset.train), read_all(dataset.test)
+    assert train_images.shape == (20, 1, 32, 32) and test_images.shape == (10, 1, 32, 32)
+    np.testing.assert_array_equal(train_images[:, 0, 2:-2, 2:-2], images[:20])
+    assert labels.tolist() == list(range(10))
+    assert dataset.info.class_names[9] == "Ankle boot"
+
+
+def test_fashion_mnist_reads_as_torchvision_reads_it(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", "")
+    oracle = torchvision.datasets.FashionMNIST(tmp_path, train=True)
+    images, labels = read_all(DATASETS["fashion-mnist"](root=str(tmp_path)).train)
+    assert torch.equal(images[:, 0, 2:-2, 2:-2], oracle.data) and torch.equal(labels, oracle.targets)
+
+
+@pytest.mark.skipif(
+    not fashion_mnist_module.DEBIAN_FOLDER.exists(), reason="needs: apt-get install dataset-fashion-mnist"
+)
+def test_fashion_mnist_of_debian() -> None:
+    dataset = DATASETS["fashion-mnist"](root="absent")
+    assert dataset.train.size == 60_000 and dataset.test.size == 10_000
+    images, labels = read_all(dataset.train)
+    assert torch.bincount(labels).tolist() == [6000] * 10
+    (mean,), (std,) = channel_statistics(images[:, :, 2:-2, 2:-2])
+    assert mean / 255 == pytest.approx(0.2860, abs=1e-4) and std / 255 == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_absent_fashion_mnist_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", tmp_path / "debian")
+    with pytest.raises(InputError, match=r"FashionMNIST/raw nor .*--data\.download.*apt-get install"):
+        DATASETS["fashion-mnist"](root=str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_truncated_fashion_mnist_names_the_file(suffix: str, tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path, suffix)
+    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{path.name} is .*delete it and fetch it again"):
+        DATASETS["fashion-mnist"](root=str(tmp_path))
+    path.unlink()
+    with pytest.raises(InputError, match="no file train-images-idx3-ubyte"):
+        DATASETS["fashion-mnist"](root=str(tmp_path))
+
+
+def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Small files in CIFAR's own format, and torchvision's list of checksums made to match them."""
+    dataset_class = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    label_key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
+    folder = root / dataset_class.base_folder
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)
+
+    def write(filename: str, content: dict) -> list[str]:
+        (folder / filename).write_bytes(pickle.dumps(content))
+        return [filename, hashlib.md5((folder / filename).read_bytes()).hexdigest()]
+
+    for attribute in ("train_list", "test_list"):
+        files = [
+            write(filename, {"data": images[10 * i : 10 * i + 10], label_key: list(range(10))})
+            for i, (filename, _) in enumerate(getattr(dataset_class, attribute))
+        ]
+        monkeypatch.setattr(dataset_class, attribute, files)
+    meta = dataset_class.meta
+    filename, checksum = write(meta["filename"], {meta["key"]: [f"class {i}" for i in range(10)]})
+    monkeypatch.setattr(dataset_class, "meta", {**meta, "filename": filename, "md5": checksum})
+    return images
+
+
+@pytest.mark.parametrize(("name", "num_train"), [("cifar10", 50), ("cifar100", 10)])
+def test_cifar_in_its_own_format(name: str, num_train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_cifar(tmp_path, name, monkeypatch)
+    dataset = DATASETS[name](root=str(tmp_path))
+    ours, _ = read_all(dataset.train)
+    assert ours.shape == (num_train, 3, 32, 32) and ours.dtype == torch.uint8
+    np.testing.assert_array_equal(ours, images[:num_train].reshape(-1, 3, 32, 32))
+    assert read_all(dataset.test)[1].tolist() == list(range(10))
+    assert dataset.info.class_names[3] == "class 3"
+
+
+def test_absent_and_damaged_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"CIFAR10 is not in .*cifar-10-batches-py.*--data\.download"):
+        DATASETS["cifar10"](root=str(tmp_path))
+    write_cifar(tmp_path, "cifar10", monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="or is damaged there"):
+        DATASETS["cifar10"](root=str(tmp_path))
+
+
+def test_failed_download_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
+    with pytest.raises(InputError, match=r"could not download CIFAR10 into .*no route to host"):
+        DATASETS["cifar10"](root=str(tmp_path), download=True)

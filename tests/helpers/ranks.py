@@ -1,0 +1,92 @@
+"""What each rank runs under torchrun, in test_distributed.py and test_resume.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from helpers.resumed import CASES, check_resumed
+
+import backbones.distributed as distributed
+import backbones.random as random
+import backbones.tree as tree
+from backbones.experiment import Experiment
+from backbones.models.resnet import BasicBlock, resnet
+from backbones.run.run import run as run_experiment
+from backbones.train_step import make_loss_fn
+from backbones.types import Batch
+
+
+def seam() -> None:
+    """`grad_and_value` over two ranks against the definition: each rank's own gradients, averaged by hand."""
+    distributed.init("cpu")
+    model = resnet(BasicBlock, (1, 1), (3, 8, 8), 10)
+    params, model_state = model.init(random.generator(0))
+    loss_fn = make_loss_fn(model, label_smoothing=0.0)
+    by_ddp = distributed.grad_and_value(loss_fn, params)
+    by_hand = torch.func.grad_and_value(loss_fn, has_aux=True)
+
+    for call in range(3):  # the later calls bring other leaves in other memory
+        generator = random.generator(1, call, distributed.rank())
+        micro_batches = [
+            Batch(
+                images=torch.randn(4, 3, 8, 8, generator=generator),
+                labels=torch.randint(10, (4,), generator=generator),
+                targets=None,
+                weight=torch.ones(4),
+                index=torch.arange(4),
+            )
+            for _ in range(call + 1)
+        ]
+        own, expected_state = [], model_state
+        for batch in micro_batches:
+            grads, (loss, (expected_state, metrics)) = by_hand(params, expected_state, batch)
+            own.append((grads, loss, metrics))
+        expected = tree.map(lambda *leaves: sum(leaves) / len(leaves), *own)
+        for leaf in (*tree.leaves(expected), *(s for s in expected_state.values() if s.is_floating_point())):
+            dist.all_reduce(leaf)
+            leaf /= 2
+
+        before = tree.sha256((params, model_state))
+        grads, (loss, (new_state, metrics)) = by_ddp(params, model_state, micro_batches)
+        kept = tree.sha256(grads)
+        by_ddp(tree.zeros_like(params), model_state, micro_batches)
+        assert tree.sha256(grads) == kept  # the next call writes over nothing
+        assert tree.sha256((params, model_state)) == before
+        for got, wanted in zip(tree.leaves((grads, loss, metrics)), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        for got, wanted in zip(new_state.values(), expected_state.values(), strict=True):
+            assert got.dtype == wanted.dtype
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        before = tree.sha256(grads)
+        by_ddp(tree.map(lambda p, g: p + g, params, grads), model_state, micro_batches)
+        assert tree.sha256(grads) == before  # a second gradient does not overwrite the first
+        params = tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        model_state = new_state
+
+    assert distributed.sum_over_ranks(torch.tensor([1.0, distributed.rank()])).tolist() == [2.0, 1.0]
+    print("all equal")
+
+
+def run(folder: str, resume: str, *configs: str) -> None:
+    """Train one after the other, each in a folder named by its position, and write the result of this rank."""
+    for position, config in enumerate(configs):
+        run_dir = Path(folder) / str(position)
+        experiment = Experiment.from_json(json.loads(config))
+        result = run_experiment(experiment, run_dir=run_dir, resume=None if resume == "no" else resume)
+        (run_dir / f"result-{distributed.rank()}.json").write_text(json.dumps(result))
+
+
+def resume(folder: str, steps: str, *names: str) -> None:
+    """See `resumed.py`."""
+    for name in names or CASES:
+        check_resumed(CASES[name], Path(folder) / name, [int(step) for step in steps.split(",")])
+    print("all equal")
+
+
+if __name__ == "__main__":
+    {"seam": seam, "train": run, "resume": resume}[sys.argv[1]](*sys.argv[2:])
+    distributed.shut_down()
+    names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
+    assert not any("gloo" in name for name in names), names

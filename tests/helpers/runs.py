@@ -1,0 +1,47 @@
+"""Runs and their folders, and real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from backbones.run.checkpoint import list_steps
+from backbones.run.metric_writer import read_metrics
+
+ROOT = Path(__file__).parent.parent.parent
+
+SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu"
+"""Options of a ViT that trains in seconds."""
+
+
+def without_times(run_dir: Path) -> list[dict]:
+    """The lines of `metrics.jsonl` without speeds: a reproduced run writes the same."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def newest(run_dir: Path) -> int:
+    """The step of the newest complete checkpoint; -1 if there is none."""
+    return max(list_steps(run_dir / "checkpoints"), default=-1)
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what was wanted."""
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def start_torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start a script in several processes on this machine; options of torchrun come before the script."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*launcher, *args], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes on this machine to its end."""
+    process = start_torchrun(num_processes, *args, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -1,0 +1,25 @@
+"""Every model, small enough to be computed, and images for it."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import backbones.random as random
+from backbones.models import MODELS, Model
+
+
+def shallow(name: str) -> partial[Model]:
+    """The constructor, cut to two blocks, or to two in each stage."""
+    constructor = MODELS[name]
+    if name.startswith(("vit", "mixer")):
+        return partial(constructor, depth=2)
+    if "resne" in name:
+        *others, stage_depths = constructor.args
+        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
+        return partial(constructor.func, *others, stage_depths, **constructor.keywords)
+    return partial(constructor)
+
+
+def images() -> Tensor:
+    return torch.randn((2, 3, 32, 32), generator=random.generator(1)).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,46 @@
+"""The role of each leaf of a model."""
+
+import pytest
+from torch import Tensor
+
+from backbones.models import MODELS
+from backbones.types import Role
+
+
+def is_hidden_matrix(name: str, leaf: Tensor) -> bool:
+    """The rule by which Muon chose its leaves before models declared roles."""
+    first_and_last = ("stem.", "patch_embed.", "whiten.", "features.0.", "head.")
+    return leaf.ndim >= 2 and name.endswith("weight") and not name.startswith(first_and_last)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
+    model = MODELS[name]((3, 32, 32), 10)
+    leaves = dict(model.skeleton.named_parameters())
+    assert model.roles.keys() == leaves.keys()
+    hidden = {name for name, leaf in leaves.items() if is_hidden_matrix(name, leaf)}
+    assert {name for name, role in model.roles.items() if role == Role("trunk", "matrix")} == hidden
+    assert {name for name, role in model.roles.items() if role.part == "head"} == {
+        name for name in leaves if name.startswith("head.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "role"),
+    [
+        ("vit-tiny", "cls_token", Role("stem", "embedding")),
+        ("vit-tiny", "pos_embed", Role("stem", "embedding")),
+        ("vit-tiny", "patch_embed.bias", Role("stem", "bias")),
+        ("vit-tiny", "norm.bias", Role("trunk", "norm")),
+        ("vgg11-bn", "features.0.weight", Role("stem", "matrix")),
+        ("vgg11-bn", "features.1.weight", Role("trunk", "norm")),
+        ("resnet18", "stem.1.weight", Role("stem", "norm")),
+        ("resnet18", "head.bias", Role("head", "bias")),
+        ("convnext-atto", "stages.0.1.0.scale", Role("trunk", "scale")),
+        ("convnext-atto", "stem.1.bias", Role("stem", "norm")),
+        ("airbench", "whiten.weight", Role("stem", "matrix")),
+        ("airbench", "stages.0.norm1.bias", Role("trunk", "bias")),
+    ],
+)
+def test_roles(name: str, leaf: str, role: Role) -> None:
+    assert MODELS[name]((3, 32, 32), 10).roles[leaf] == role

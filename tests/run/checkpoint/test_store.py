@@ -1,0 +1,179 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.states import flip_a_bit, make_state, zeros_like
+
+import backbones.run.checkpoint.store as store
+import backbones.tree as tree
+from backbones.data import digits
+from backbones.errors import InputError
+from backbones.run.checkpoint import (
+    Checkpoints,
+    CorruptCheckpoint,
+    SaveError,
+    Which,
+    best_step,
+    find_checkpoint,
+    list_steps,
+    parse_which,
+    read_weights,
+)
+from backbones.train_step import TrainState
+from experiments.digits import digits_vit_tiny
+
+EXPERIMENT = dataclasses.replace(digits_vit_tiny, keep=100)
+INFO = digits().info
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def save_all(folder: Path, steps: range | list[int], **options: object) -> TrainState:
+    """Save states that differ, and return the last."""
+    checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, **options), info=INFO)
+    for step in steps:
+        state = make_state(step, step=step)
+        checkpoints.save(state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    return state
+
+
+def restore(folder: Path, which: Which) -> TrainState:
+    checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    try:
+        return checkpoints.restore(zeros_like(make_state()), which)[0]
+    finally:
+        checkpoints.close()
+
+
+def test_a_save_is_a_snapshot(folder: Path) -> None:
+    state = make_state()
+    checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    digest = tree.sha256(state)
+    checkpoints.save(state, {"top1": 0.5})
+    tree.map(torch.Tensor.zero_, state.params)  # as a training that continues while the snapshot is written
+    checkpoints.close()
+    assert tree.sha256(restore(folder, "latest")) == digest
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"keep": 2}, [2, 6, 7]), ({"keep": 1, "keep_every": 3}, [2, 3, 6, 7]), ({"keep": 1, "best": "loss"}, [4, 7])],
+    ids=str,
+)
+def test_keeps_the_latest_every_nth_and_the_best_also_after_a_restart(
+    options: dict, kept: list[int], folder: Path
+) -> None:
+    values = [(0.1, 3.0), (0.9, 4.0), (0.2, 2.0), (0.3, 1.0), (0.3, 3.0), (0.4, 2.0), None]
+    for step, metrics in enumerate(values, start=1):
+        checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, **options), info=INFO)
+        metrics = {} if metrics is None else {"top1": metrics[0], "loss": metrics[1]}
+        checkpoints.save(make_state(step=step), metrics)
+        checkpoints.close()
+    assert list_steps(folder) == kept
+    assert best_step(folder) == kept[0]
+
+
+def test_find_checkpoint(folder: Path) -> None:
+    run_dir, checkpoints = folder.parent, Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    for step, top1 in ((3, 0.5), (20, 0.9), (100, 0.7)):
+        checkpoints.save(make_state(step=step), {"top1": top1})
+    checkpoints.close()
+    names = {which: find_checkpoint(run_dir, parse_which(which)).name for which in ("latest", "best", "3", "020")}
+    assert names == {"latest": "100", "best": "20", "3": "3", "020": "20"}
+    assert parse_which("auto") == "auto" and parse_which("a/7") == Path("a/7")
+    assert find_checkpoint(Path("elsewhere"), folder / "20").name == "20"
+    assert find_checkpoint(folder / "3", "latest") == folder / "3"
+    with pytest.raises(InputError, match=r"there is no checkpoint 4 in .*choose latest, best or a step: 3, 20, 100"):
+        find_checkpoint(run_dir, 4)
+    with pytest.raises(InputError, match=r"no checkpoint in .*another --run-dir"):
+        find_checkpoint(run_dir / "elsewhere")
+
+
+def test_later_checkpoints_are_superseded_not_lost(folder: Path) -> None:
+    save_all(folder, [1, 2, 3])
+    digests = [(folder / str(step) / "manifest.json").read_text() for step in (1, 2, 3)]
+    assert restore(folder, 1).step == 1
+    assert list_steps(folder) == [1] and list_steps(folder / "superseded") == [2, 3]
+    save_all(folder, [2])
+    assert restore(folder, 1).step == 1  # another 2 is in the way
+    found = [next(folder.rglob(f"{step}/manifest.json")).read_text() for step in (1, 2, 3)]
+    assert [a.partition('"files"')[0] for a in found] == [b.partition('"files"')[0] for b in digests]
+
+
+def test_corruption_is_reported_and_auto_takes_the_newest_intact_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_all(folder, [1, 2, 3])
+    flip_a_bit(folder / "3" / "state" / "params" / "head.weight" / "0.0")
+    (folder / "2" / "manifest.json").unlink()
+    message = r"checkpoints/3 is corrupt: state/params/head\.weight/0\.0: .*; intact checkpoints: 1; use --resume"
+    for which in ("latest", 3, folder / "3"):
+        with pytest.raises(CorruptCheckpoint, match=message):
+            restore(folder, which)
+    assert capsys.readouterr().err == "" and list_steps(folder) == [1, 2, 3]
+    assert tree.sha256(restore(folder, "auto")) == tree.sha256(make_state(1, step=1))
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is corrupt")[0] for line in warnings] == [
+        f"warning: the checkpoint {folder / str(step)}" for step in (3, 2)
+    ]
+    assert list_steps(folder) == [1]
+    flip_a_bit(folder / "1" / "manifest.json")
+    with pytest.raises(InputError, match=r"there is no intact checkpoint in "):
+        restore(folder, "auto")
+
+
+def test_temporary_folders_of_a_killed_process_are_deleted(folder: Path) -> None:
+    save_all(folder, [1])
+    (folder / "2.tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder / "0-deleted.tmp" / "state").mkdir(parents=True)
+    assert list_steps(folder) == [1] and restore(folder, "latest").step == 1
+    assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+def test_a_failed_save_raises_once_and_does_not_prevent_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    checkpoints.save(make_state(step=1), {})
+    checkpoints.wait()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_checkpoint", fail)
+        checkpoints.save(make_state(step=2), {})
+        with pytest.raises(
+            SaveError, match=r"could not save step 2 in .*No space left on device; earlier checkpoints are unchanged"
+        ):
+            checkpoints.wait()
+        checkpoints.save(make_state(step=3), {})
+        checkpoints._writer.submit(lambda: None).result(timeout=600)  # the one before is done
+        assert checkpoints.failed
+        with pytest.raises(SaveError, match="step 3"):
+            checkpoints.save(make_state(step=4), {})
+        assert not checkpoints.failed
+    checkpoints.save(make_state(step=4), {})
+    checkpoints.wait()
+    checkpoints.close()
+    assert list_steps(folder) == [1, 4]
+
+
+def test_weights_to_start_from(folder: Path, tmp_path: Path) -> None:
+    state = save_all(folder, [1, 2])
+    for path in (tmp_path, folder / "2"):
+        weights = read_weights(str(path))
+        assert weights.keys() == state.params.keys() | state.model_state.keys()
+        assert all(torch.equal(weights[name], leaf) for name, leaf in state.params.items())
+
+
+def test_the_sums_of_the_log_come_back(folder: Path) -> None:
+    checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    checkpoints.save(make_state(), {}, since_log={"count": 3, "sums": {"loss": 0.1 + 0.2}})
+    assert checkpoints.restore(zeros_like(make_state()))[1] == {"count": 3, "sums": {"loss": 0.1 + 0.2}}
+    checkpoints.close()

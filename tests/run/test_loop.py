@@ -1,0 +1,164 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.experiment import Experiment, Program
+from backbones.run.checkpoint import SaveError
+from backbones.run.loop import Diverged, RunningMeans, train
+from backbones.run.preemption import Preempted
+from backbones.train_step import TrainState
+from experiments.digits import digits_resnet18
+
+EXPERIMENT = dataclasses.replace(digits_resnet18, batch_size=4, log_every=2, eval_every=4, save_every=3)
+
+
+class Recorder:
+    """A writer and checkpoints that record their calls."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, int]] = []
+        self.saved: list[tuple[int, dict[str, float]]] = []
+        self.values: list[dict[str, float]] = []
+        self.printed: list[str] = []
+        self.folder = Path("a run/checkpoints")
+        self.failed = False
+        self.on_disk: list[int] = []
+
+    def step_done(self) -> None: ...
+
+    def print(self, line: str) -> None:
+        self.printed.append(line)
+
+    def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        self.written.append((split, step))
+        self.values.append(metrics)
+
+    def save(self, state: TrainState, metrics: dict[str, float], *, weights, since_log) -> None:
+        self.saved.append((state.step.item(), metrics))
+
+    def wait(self) -> None:
+        self.failed, failed = False, self.failed
+        if failed:
+            raise SaveError("the disk is full")
+
+    def steps(self) -> list[int]:
+        return [*self.on_disk, *(step for step, _ in self.saved)]
+
+
+def run(
+    recorder: Recorder,
+    *,
+    bad_step: int | None = None,
+    experiment: Experiment = EXPERIMENT,
+    start: int = 0,
+    num_steps: int = 10,
+    preempted: Callable[[], bool] = lambda: False,
+):
+    recorder.on_disk = [start] if start else []
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, torch.Tensor]]:
+        state = state._replace(step=state.step + 1)
+        flag = torch.tensor(int(state.step == bad_step))
+        return state, {"loss": state.step.float(), "nonfinite": flag}
+
+    return train(
+        TrainState(torch.tensor(start), torch.tensor(0), {}, {}, ()),
+        experiment,
+        Program(
+            state=None,
+            train_step=train_step,
+            batches=lambda step: None,
+            evaluate=lambda state, weights=None: {"top1": state.step.item() / 10},
+            weights_of=lambda state: (state.params, state.model_state),
+        ),
+        num_steps=num_steps,
+        means=RunningMeans({}),
+        preempted=preempted,
+        writer=recorder,
+        checkpoints=recorder,
+    )
+
+
+def test_logs_evaluates_and_saves_at_their_intervals() -> None:
+    recorder = Recorder()
+    state, metrics = run(recorder)
+    assert state.step == 10 and metrics["top1"] == 1.0 and metrics["images_per_second"] > 0
+    assert [step for split, step in recorder.written if split == "train"] == [2, 4, 6, 8, 10]
+    assert [step for split, step in recorder.written if split == "test"] == [4, 8, 10]
+    assert [values["loss"] for values in recorder.values if "loss" in values] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    assert recorder.saved == [(0, {}), (3, {}), (6, {}), (9, {}), (10, {"top1": 1.0})]
+
+
+def test_continues_from_the_step_of_the_state() -> None:
+    recorder = Recorder()
+    run(recorder, start=5)
+    assert recorder.written == [("train", 6), ("train", 8), ("test", 8), ("train", 10), ("test", 10)]
+
+
+def test_a_finished_run_is_only_evaluated() -> None:
+    recorder = Recorder()
+    _, metrics = run(recorder, start=10)
+    assert metrics["top1"] == 1.0 and recorder.written == recorder.saved == []
+
+
+def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
+    recorder = Recorder()
+    with pytest.raises(
+        Diverged, match=r"not finite at step 5; the last good checkpoint is step 3 in a run/checkpoints"
+    ):
+        run(recorder, bad_step=5)
+    assert recorder.saved == [(0, {}), (3, {})]
+    with pytest.raises(Diverged, match=r"at step 1; the last good checkpoint is step 0"):
+        run(Recorder(), bad_step=1)
+    state, _ = run(recorder, bad_step=5, experiment=dataclasses.replace(EXPERIMENT, nonfinite="skip"))
+    assert state.step == 10
+    assert recorder.printed == ["step 5/10  skipped: the loss, a gradient or an update is not finite"]
+
+
+def test_a_preempted_run_finishes_its_step_and_saves_it() -> None:
+    recorder = Recorder()
+    asked = iter([False] * 4 + [True] * 9)
+    with pytest.raises(
+        Preempted, match="after step 5 of 10, saved in a run/checkpoints; resume with --run-dir 'a run' --resume"
+    ):
+        run(recorder, preempted=lambda: next(asked))
+    assert recorder.saved == [(0, {}), (3, {}), (5, {})] and recorder.written[-1] == ("test", 4)
+    state, _ = run(Recorder(), preempted=lambda: recorder.on_disk != [], start=9)  # in the last step, which is saved
+    assert state.step == 10
+
+
+def test_a_failed_save_stops_the_run_or_is_a_warning() -> None:
+    def fail_at_step_4() -> bool:
+        recorder.failed |= recorder.saved[-1][0] == 3 and not recorder.printed
+        return False
+
+    recorder = Recorder()
+    with pytest.raises(SaveError, match="the disk is full"):
+        run(recorder, preempted=fail_at_step_4)
+    assert recorder.saved == [(0, {}), (3, {})]
+    recorder = Recorder()
+    state, _ = run(
+        recorder, preempted=fail_at_step_4, experiment=dataclasses.replace(EXPERIMENT, on_save_error="continue")
+    )
+    assert state.step == 10 and recorder.printed == ["warning: the disk is full"]
+    assert [step for step, _ in recorder.saved] == [0, 3, 6, 9, 10]
+
+
+def test_means_continue_after_a_resume() -> None:
+    whole, first = RunningMeans({}), RunningMeans({})
+    metrics = [{"loss": torch.tensor(0.1 * i), "n": torch.tensor(i)} for i in range(7)]
+    for each in metrics:
+        whole.add(each)
+    for each in metrics[:3]:
+        first.add(each)
+    second = RunningMeans(json.loads(json.dumps(first.to_json())))
+    for each in metrics[3:]:
+        second.add(each)
+    expected = whole.take()
+    assert second.take() == expected and expected["n"] == 3.0
+    whole.add({"loss": torch.tensor(5.0)})
+    assert whole.take() == {"loss": 5.0}

@@ -1,0 +1,75 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from backbones.run.metric_writer import MetricWriter, plot_curves, read_metrics
+from backbones.run.run_dir import RunDir
+
+TRAIN = {"loss": 2.0, "accuracy": 0.25, "images_per_second": 100.0}
+TEST = {"loss": 1.5, "top1": 0.5, "top5": 0.9}
+
+
+def write_some(run_dir: Path, *, start_step: int = 0, num_steps: int = 6, offset: float = 0.0) -> None:
+    writer = MetricWriter(RunDir(run_dir), start_step=start_step, num_steps=num_steps)
+    for step in range(start_step + 1, num_steps + 1):
+        writer.step_done()
+        writer.write("train", step, {**TRAIN, "loss": step + offset})
+        if step % 3 == 0:
+            writer.write("test", step, TEST)
+    writer.close()
+
+
+def test_lines_are_json_with_their_step(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert lines[3] == {"step": 3, "split": "test", **TEST}
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "spl')  # the process was killed here
+    write_some(tmp_path, start_step=4, offset=0.5)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "train"]
+    assert losses == [1, 2, 3, 4, 5.5, 6.5]
+
+
+def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    write_some(tmp_path, start_step=4, offset=0.5)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.5), (6, 6.5),
+    ]  # fmt: skip
+    assert "test/top1" in events.Tags()["scalars"]
+
+
+def test_not_a_number_is_null_and_still_drawn(tmp_path: Path) -> None:
+    writer = MetricWriter(RunDir(tmp_path), start_step=0, num_steps=2)
+    writer.write("train", 1, {**TRAIN, "loss": math.nan})
+    writer.write("train", 2, TRAIN)
+    writer.write("test", 2, TEST)
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+    plot_curves(RunDir(tmp_path))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_piped_output_is_lines_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_some(tmp_path)
+    out, err = capsys.readouterr()
+    assert "step 3/6  test: loss 1.5000  top-1 50.00%  top-5 90.00%" in out.splitlines()
+    assert any(
+        line.startswith("step 1/6  train: loss 1.0000  accuracy 25.0%  100 images/s") for line in out.splitlines()
+    )
+    assert "\r" not in out + err and err == ""
+
+
+def test_other_ranks_are_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("RANK", "1")
+    write_some(tmp_path)
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from backbones.models import MODELS
+from backbones.run.overhead import layer_table, measure_latency, measure_overhead
+
+
+@pytest.mark.parametrize(
+    ("name", "num_params", "giga_macs"),
+    [
+        ("vgg11", 9_225_610, 0.1528),
+        ("vgg19-bn", 20_035_018, 0.3987),
+        ("resnet18", 11_173_962, 0.5567),
+        ("preactresnet18", 11_173_066, 0.5568),
+        ("resnext29-32x4d", 4_775_754, 0.6800),
+        ("se-resnet18", 11_263_042, 0.5570),
+        ("cbam-resnet18", 11_263_834, 0.5573),
+        ("mobilenet", 3_217_226, 0.0472),
+        ("shufflenet-g8", 913_138, 0.0456),
+        ("vit-tiny", 5_362_378 + 2 * 192, 0.3666),  # and the final LayerNorm, which the reference has not
+    ],
+)
+def test_cifar_models_cost_what_the_reference_does(name: str, num_params: int, giga_macs: float) -> None:
+    overhead = measure_overhead(MODELS[name]((3, 32, 32), 10), (3, 32, 32))
+    assert overhead.num_params == num_params
+    assert overhead.macs / 1e9 == pytest.approx(giga_macs, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_params"), [("wrn-16-8", 10_961_370), ("wrn-28-10", 36_479_194), ("wrn-40-4", 8_949_210)]
+)
+def test_wide_resnets_have_the_published_sizes(name: str, num_params: int) -> None:
+    """Table 4 of arXiv 1605.07146 rounds them to 11.0, 36.5 and 8.9 millions."""
+    assert measure_overhead(MODELS[name]((3, 32, 32), 10), (3, 32, 32)).num_params == num_params
+
+
+def test_activations_are_the_outputs_of_convolutions_and_matrix_products() -> None:
+    overhead = measure_overhead(MODELS["airbench"]((3, 32, 32), 10), (3, 32, 32))
+    sizes = [(24, 31), (64, 31), (64, 15), (256, 15), (256, 7), (256, 7), (256, 3)]
+    assert overhead.activations == sum(channels * side**2 for channels, side in sizes) + 10
+
+
+def test_layers_add_up_to_the_model() -> None:
+    lines = layer_table(MODELS["resnet18"]((3, 32, 32), 10), (3, 32, 32), depth=1).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert rows[0] == ["module", "#parameters", "#MACs", "#activations"]
+    assert [row[0] for row in rows[2:]] == ["model", "stem", "stages", "head"]
+    assert rows[2][1:] == ["11.174M", "0.557G", "0.614M"]
+
+
+def test_latency_is_measured_after_a_real_pass() -> None:
+    model = MODELS["airbench"]((3, 32, 32), 10)
+    shapes = []
+    spy = model._replace(apply=lambda *args, **kwargs: shapes.append(args[2].shape) or model.apply(*args, **kwargs))
+    assert measure_latency(spy, (3, 32, 32), batch_size=5, device=torch.device("cpu"), seconds=0.1) > 0
+    assert set(shapes) == {(5, 3, 32, 32)}

@@ -1,0 +1,37 @@
+"""A resumed run is the same run, to the last bit.
+
+Every case with any number of processes:
+`PYTHONPATH=.:tests torchrun --nproc_per_node N tests/helpers/ranks.py resume FOLDER 1,4,7 [CASE ...]`.
+"""
+
+from pathlib import Path
+
+import pytest
+from helpers.resumed import CASES, check_resumed
+from helpers.runs import torchrun
+
+STEPS = (1, 4, 7)
+
+pytestmark = pytest.mark.slow
+
+RANKS = Path(__file__).parent.parent / "helpers" / "ranks.py"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "inductor" not in name])
+def test_one_process(name: str, tmp_path: Path) -> None:
+    """Dropout, BatchNorm, augmentation, accumulation, clipping and an average of the parameters.
+
+    Resumed near the start, in the middle of the first epoch and in that of the second; compiled, in one of the latter.
+    """
+    last = STEPS[1:2] if name.startswith("vit") else STEPS[2:]
+    check_resumed(CASES[name], tmp_path, STEPS if name.endswith("-eager") else last)
+
+
+def test_inductor(tmp_path: Path) -> None:
+    check_resumed(CASES["resnet-bfloat16-inductor"], tmp_path, [4])
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    done = torchrun(2, RANKS, "resume", tmp_path, "4,7", "vit-float32-eager", "resnet-bfloat16-aot_eager", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all equal") == 2

@@ -1,0 +1,337 @@
+"""Whole runs, on real images."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import ROOT, torchrun, without_times
+
+import backbones.experiment
+from backbones.augment import identity
+from backbones.commands.checkpoint import main as checkpoint_main
+from backbones.commands.exit import run_command
+from backbones.commands.train import main
+from backbones.component import use
+from backbones.data import Dataset, digits, fashion_mnist
+from backbones.data.source import CPU
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.models.resnet import resnet18
+from backbones.optim import adam, sgd
+from backbones.optim.schedule import constant
+from backbones.run.checkpoint import read_checkpoint, read_weights
+from backbones.run.loop import Diverged
+from backbones.run.metric_writer import read_metrics
+from backbones.run.run import run
+from backbones.run.run_dir import RunDir, read_config, read_experiment
+from experiments import EXPERIMENTS
+
+
+def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
+    result = run(experiment, run_dir=tmp_path / "run")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["experiment"] == "digits-vit-tiny" and result["model"] == "vit-tiny" and result["steps"] == 12
+    assert result["torch"] == torch.__version__ and result["device"] == "cpu" and result["num_processes"] == 1
+    assert 0 <= result["top1"] <= result["top5"] <= 1 and result["images_per_second"] > 0
+    assert len(result["params_sha256"]) == 64
+    config = tmp_path / "run" / "config.json"
+    assert read_experiment(config, read_config(config)) == experiment
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "result.json",
+        "curves.png",
+    }
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
+    assert lines[-1]["top1"] == result["top1"]
+    norms = {"grad_norm", "update_norm", "param_norm", "learning_rate"}
+    assert norms <= lines[0].keys() and all(lines[0][name] > 0 for name in norms - {"update_norm", "learning_rate"})
+
+
+def test_the_same_again_and_after_a_crash(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    """With dropout and augmentation on; test_resume.py has the rest."""
+    straight = run(experiment, run_dir=tmp_path / "straight")
+    again = run(experiment, run_dir=tmp_path / "again")
+    assert again["params_sha256"] == straight["params_sha256"]
+
+    make_batches, steps = backbones.experiment.make_batches, []
+
+    def make_recorded(*args, **kwargs):
+        batches = make_batches(*args, **kwargs)
+        return lambda step: steps.append(step) or batches(step)
+
+    def make_dying(*args, **kwargs):
+        batches = make_batches(*args, **kwargs)
+
+        def dying(step: int):
+            if step == 8:
+                raise KeyboardInterrupt
+            return batches(step)
+
+        return dying
+
+    monkeypatch.setattr(backbones.experiment, "make_batches", make_dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, run_dir=tmp_path / "resumed")
+    monkeypatch.setattr(backbones.experiment, "make_batches", make_recorded)
+    torch.rand(1000)  # another history
+    resumed = run(experiment, run_dir=tmp_path / "resumed", resume="latest")
+    assert steps == [6, 7, 8, 9, 10, 11]
+    assert resumed["params_sha256"] == straight["params_sha256"]
+    assert without_times(tmp_path / "resumed") == without_times(tmp_path / "straight")
+
+
+OPTIONS = [
+    {"seed": 1},
+    {"clip": 0.01},
+    {"optim": use(adam, weight_decay=0.1)},
+    {"augment": use(identity)},
+    {"label_smoothing": 0.3},
+    {"accumulate": 4},
+    {"precision": "bfloat16"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_reaches_the_step(options: dict, experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, steps=3)
+    plain = run(experiment, run_dir=tmp_path / "plain")
+    other = run(dataclasses.replace(experiment, **options), run_dir=tmp_path / "other")
+    assert plain["params_sha256"] != other["params_sha256"]
+
+
+@pytest.mark.slow
+def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--model", "vit-tinny"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert finished.returncode == 1 and finished.stdout == ""
+    assert finished.stderr.startswith("error: unknown model 'vit-tinny'; did you mean vit-tiny")
+    assert finished.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--optim adamm", "unknown optim 'adamm'"),
+        ("--optim nowhere:adam", "cannot import nowhere:adam: there is no module 'nowhere'"),
+        ("--data mnist", "unknown data 'mnist'; did you mean fashion-mnist"),
+        ("cifar10-resnet", "unknown experiment 'cifar10-resnet'"),
+        ("--data fashion-mnist", "Fashion-MNIST is neither in"),
+        ("cifar10-resnet18", "CIFAR10 is not in"),
+        ("--model.patch-size 5", "a patch size of 5 does not divide images of 16x16 pixels"),
+        ("--batch-size 65 --accumulate 2", "a batch of 65 cannot be cut into 2 equal parts"),
+        ("--resume", "no run to resume in runs/digits-vit-tiny"),
+        ("--config absent.json", "cannot read absent.json: No such file or directory"),
+        ("--steps 5 --epochs 1", "steps is 5 and epochs is 1.0; give one of them"),
+        ("--device cuda", "torch sees no GPU"),
+    ],
+)
+def test_a_users_mistake_is_one_message(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules[fashion_mnist.__module__], "DEBIAN_FOLDER", tmp_path / "debian")
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: main(arguments.split(), EXPERIMENTS))
+    assert str(exit.value).startswith("error: ") and message in str(exit.value)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_an_option_out_of_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in ("--optim.b1 1", "--schedule.floor -1", "--model.dropout -1", "--augment.padding -1"):
+        with pytest.raises(SystemExit) as exit:
+            run_command(lambda arguments=arguments: main([*arguments.split(), "--steps", "1"], EXPERIMENTS))
+        assert exit.value.code == 2 and "it must be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
+    finished = torchrun(2, ROOT / "train.py", "--batch-size", "33", cwd=tmp_path)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
+
+
+def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path, capsys) -> None:
+    experiment = dataclasses.replace(experiment, steps=2)
+    run(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
+        run(experiment, run_dir=tmp_path)
+    for other, message in (
+        ({"model": use(resnet18)}, r"of another model or optimizer:\n  params/head\.weight is float32 \[10, 32\]"),
+        (
+            {"optim": use(adam, lr=0.1)},
+            r"cannot be resumed with other values .*--init-from .*\n  optim\.lr: 0\.001 -> 0\.1",
+        ),
+        ({"seed": 5}, r"cannot be resumed with other values .*\n  seed: 0 -> 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(dataclasses.replace(experiment, **other), run_dir=tmp_path, resume="latest")
+    assert "changed since the checkpoint: model: vit-tiny -> resnet18\n" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    with pytest.raises(InputError, match="there is no checkpoint in"):
+        run(experiment, run_dir=tmp_path, resume="latest")
+    experiment = dataclasses.replace(experiment, steps=2)
+    assert run(experiment, run_dir=tmp_path, resume="auto")["steps"] == 2  # of a run that died before its first
+    assert run(experiment, run_dir=tmp_path / "new", resume="auto")["steps"] == 2
+
+
+def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, tmp_path: Path) -> None:
+    whole = run(experiment, run_dir=tmp_path / "whole")
+    for name, path in (("six", "whole/checkpoints/6"), ("last", "whole")):
+        branch = run(experiment, run_dir=tmp_path / name, resume=tmp_path / path)
+        assert branch["params_sha256"] == whole["params_sha256"]
+    lines = [line["step"] for line in without_times(tmp_path / "six")]
+    assert lines == [line["step"] for line in without_times(tmp_path / "whole") if line["step"] > 6]
+    with pytest.raises(InputError, match="holds a run already"):
+        run(experiment, run_dir=tmp_path / "whole", resume=tmp_path / "whole" / "checkpoints" / "6")
+
+
+def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_path: Path, monkeypatch, capsys) -> None:
+    """From a run, a checkpoint or an exported file; a head of another size is fresh."""
+    run(dataclasses.replace(experiment, steps=2), run_dir=tmp_path / "source")
+    checkpoint_main(["export", str(tmp_path / "source"), "--out", str(tmp_path / "source.safetensors")])
+    weights = read_weights(str(tmp_path / "source"))
+    sources = [tmp_path / "source", tmp_path / "source" / "checkpoints" / "2", tmp_path / "source.safetensors"]
+    digests = []
+    for place, source in enumerate(sources):
+        tuned = dataclasses.replace(experiment, steps=3, init_from=str(source), seed=5)
+        digests.append(run(tuned, run_dir=tmp_path / str(place))["params_sha256"])
+        began = read_checkpoint(tmp_path / str(place) / "checkpoints" / "0").arrays
+        assert all((began[f"params/{name}"] == leaf.numpy()).all() for name, leaf in weights.items())
+        assert began["step"] == 0 and not began["opt_state/1/mu/head.weight"].any()
+    assert len(set(digests)) == 1
+    shutil.rmtree(tmp_path / "source")  # the run has what it needs
+    tuned = dataclasses.replace(experiment, steps=4, init_from=str(sources[0]), seed=5)
+    assert run(tuned, run_dir=tmp_path / "0", resume="latest")["steps"] == 4
+
+    tuned = dataclasses.replace(tuned, init_from=str(sources[2]), data=use(two_classes))
+    capsys.readouterr()
+    run(tuned, run_dir=tmp_path / "two")
+    assert "of another size here, and initialised: head.weight, head.bias\n" in capsys.readouterr().out
+    began = read_checkpoint(tmp_path / "two" / "checkpoints" / "0").arrays
+    assert began["params/head.weight"].shape == (2, 32)
+    assert (began["params/norm.weight"] == weights["norm.weight"].numpy()).all()
+    with pytest.raises(
+        InputError, match=r"not weights of this model:\n  cls_token is \(1, 1, 32\), expected \(1, 1, 16\)"
+    ):
+        model = experiment.model.replace(width=16)
+        run(dataclasses.replace(tuned, model=model), run_dir=tmp_path / "other")
+    with pytest.raises(InputError, match=r"there is no checkpoint in nowhere/checkpoints"):
+        run(dataclasses.replace(tuned, init_from="nowhere"), run_dir=tmp_path / "other")
+
+
+def two_classes(device: torch.device = CPU) -> Dataset:
+    """Digits, odd or even."""
+    dataset = digits(device)
+
+    def halve(source):
+        info = source.info._replace(class_names=("even", "odd"))
+
+        def read(index, keys):
+            images, labels = source.read(index, keys)
+            return images, labels % 2
+
+        return source._replace(info=info, read=read)
+
+    return Dataset(halve(dataset.train), halve(dataset.test))
+
+
+def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*name another --run-dir"):
+        run(experiment, run_dir=tmp_path / "file" / "run")
+
+
+def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    experiment = dataclasses.replace(experiment, optim=use(sgd, lr=1e30), log_every=5)
+    with pytest.raises(Diverged, match=r"not finite at step [2-9]\b.*good checkpoint is step 0.*--nonfinite skip"):
+        run(experiment, run_dir=tmp_path / "stop")
+    result = run(dataclasses.replace(experiment, nonfinite="skip"), run_dir=tmp_path / "skip")
+    assert result["steps"] == 12 and json.loads((tmp_path / "skip" / "result.json").read_text())["steps"] == 12
+    lines = read_metrics(tmp_path / "skip" / "metrics.jsonl")
+    assert any(line.get("nonfinite") for line in lines)
+
+
+def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    make_loss_fn = backbones.experiment.make_loss_fn
+
+    def make_bad_loss_fn(*args, **kwargs):
+        loss_fn, calls = make_loss_fn(*args, **kwargs), []
+
+        def bad_loss_fn(params, model_state, batch):
+            calls.append(None)
+            loss, aux = loss_fn(params, model_state, batch)
+            return (loss * torch.nan if len(calls) == 10 else loss), aux
+
+        return bad_loss_fn
+
+    monkeypatch.setattr(backbones.experiment, "make_loss_fn", make_bad_loss_fn)
+    with pytest.raises(Diverged, match=r"not finite at step 10; the last good checkpoint is step 6 in .*checkpoints"):
+        run(dataclasses.replace(experiment, log_every=7), run_dir=tmp_path)
+    monkeypatch.undo()
+    assert run(experiment, run_dir=tmp_path, resume="latest")["steps"] == 12
+
+
+def test_the_average_is_what_is_evaluated(experiment: Experiment, tmp_path: Path) -> None:
+    """The training itself is the same to the last bit."""
+    schedule = use(constant)
+    plain = run(dataclasses.replace(experiment, schedule=schedule), run_dir=tmp_path / "plain")
+    averaged = run(dataclasses.replace(experiment, schedule=schedule, ema=0.99), run_dir=tmp_path / "averaged")
+    assert averaged["params_sha256"] == plain["params_sha256"] and averaged["loss"] != plain["loss"]
+    still = run(dataclasses.replace(experiment, schedule=schedule, ema=0.0), run_dir=tmp_path / "still")
+    assert still["loss"] == plain["loss"]
+
+
+def test_experiments_compose_in_python(experiment: Experiment, tmp_path: Path) -> None:
+    composed = dataclasses.replace(
+        experiment, augment=use(identity), optim=experiment.optim.replace(lr=1e-4), steps=2, seed=3
+    )
+    assert run(composed, run_dir=tmp_path)["steps"] == 2
+    assert os.environ.get("JAX_PLATFORMS") == "cpu"
+
+
+def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = dataclasses.replace(experiment, steps=1)
+    run(experiment)
+    run(dataclasses.replace(experiment, optim=use(sgd)))
+    run(dataclasses.replace(experiment, optim=use(sgd), steps=2), resume="auto")  # the newest of that name
+    names = ["digits-vit-tiny", "digits-vit-tiny-2"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == names
+    steps = [json.loads(RunDir(Path("runs") / name).result.read_text())["steps"] for name in names]
+    assert steps == [1, 2]
+
+
+def test_epochs_are_steps(experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, steps=None, epochs=0.1)
+    assert run(experiment, run_dir=tmp_path)["steps"] == 5  # 0.1 * 1433 / 32, rounded up
+
+
+def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Path) -> None:
+    old = {"name": "digits-vit-tiny", "data": {"name": "digits", "flip": False}, "model": {"name": "vit-tiny"}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: main(["--resume", "--run-dir", str(tmp_path)], EXPERIMENTS))
+    message = str(exit.value)
+    assert message.startswith(f"error: cannot continue {tmp_path}/config.json: it is of version 0.1 of this program")
+    assert "start a new run" in message and "\n" not in message

@@ -1,0 +1,56 @@
+import math
+from typing import Annotated
+
+import pytest
+
+from backbones.errors import Count, InputError, Probability, Range, check_known, check_ranges, checked, range_of
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "words"),
+    [
+        ("[0, 1)", [0, 0.5], [-0.1, 1, math.nan, math.inf], "at least 0 and below 1"),
+        ("(0, 1]", [1e-9, 1], [0, 1.1, math.nan], "above 0 and at most 1"),
+        ("[1, inf)", [1, 1e9], [0, math.inf, math.nan], "1 or more"),
+        ("(0, inf)", [1e-9], [0, math.inf], "above 0"),
+        ("[1, 64]", [1, 64], [0, 65], "from 1 to 64"),
+    ],
+)
+def test_range(interval: str, inside: list[float], outside: list[float], words: str) -> None:
+    wanted = Range(interval)
+    assert all(value in wanted for value in inside) and not any(value in wanted for value in outside)
+    assert str(wanted) == words
+
+
+def test_ranges_are_found_in_annotations() -> None:
+    assert str(range_of(Count | None)) == "1 or more"
+    assert str(range_of(tuple[Probability, ...])) == "at least 0 and below 1"
+    assert range_of(int) is None
+
+
+def test_values_are_checked_one_by_one() -> None:
+    annotations = {"a": Count | None, "b": tuple[Probability, ...], "c": str}
+    check_ranges(annotations, {"a": None, "b": (0.0, 0.5), "c": "x"})
+    with pytest.raises(InputError, match=r"b is 1\.0; it must be at least 0 and below 1"):
+        check_ranges(annotations, {"b": (0.0, 1.0)})
+    with pytest.raises(InputError, match="--batch-size is 0; it must be 1 or more"):
+        check_ranges({"batch_size": Count}, {"batch_size": 0}, prefix="--")
+
+
+def test_checked_functions_refuse_each_bad_call() -> None:
+    @checked
+    def double(x: Annotated[float, Range("[0, inf)")], y: int = 1) -> float:
+        """Doc."""
+        return 2 * x * y
+
+    assert double(2) == 4 and double(x=2, y=3) == 12 and double.__doc__ == "Doc."
+    with pytest.raises(InputError, match="x is -1; it must be 0 or more"):
+        double(-1)
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    assert check_known("model", "vit", ["vit", "resnet"]) == "vit"
+    with pytest.raises(InputError, match=r"unknown model 'vitt'; did you mean vit\? There are: vit, resnet"):
+        check_known("model", "vitt", ["vit", "resnet"])
+    with pytest.raises(InputError, match="unknown model 'zzz'; There are: vit, resnet"):
+        check_known("model", "zzz", ["vit", "resnet"])

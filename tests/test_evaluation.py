@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.augment import make_normalize
+from backbones.data import in_memory, make_batches
+from backbones.data.source import CPU
+from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_update_bn, make_weights_of
+from backbones.models.resnet import BasicBlock, resnet
+from backbones.optim.average import EmaParamsState
+from backbones.train_step import TrainState
+from backbones.types import Batch
+
+
+def weights_of(state: TrainState):
+    return state.params, state.model_state
+
+
+def test_evaluate_averages_over_samples_not_batches() -> None:
+    images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+    split = images, torch.arange(5)
+    source = in_memory(split, split, tuple("01234"), CPU).test
+
+    def eval_step(params, model_state, batch) -> EvalSums:
+        weight = batch.weight.double()
+        values = (batch.labels, batch.labels == 4, torch.ones(len(weight)), torch.ones(len(weight)))
+        return EvalSums(*((value * weight).sum() for value in values))
+
+    evaluate = make_evaluate(eval_step, source, weights_of, batch_size=2, device=CPU)
+    assert evaluate(TrainState(None, None, {}, {}, ())) == {"loss": 10 / 5, "top1": 1 / 5, "top5": 1.0}
+
+
+def test_eval_step_sums_over_rows_that_count() -> None:
+    model = resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
+    params, model_state = model.init(random.generator(0))
+    normalize = make_normalize((100.0,) * 3, (50.0,) * 3, CPU)
+    eval_step = make_eval_step(model, normalize)
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=random.generator(1))
+    batch = Batch(images, torch.arange(6), None, torch.tensor([1.0] * 4 + [0.0] * 2), torch.arange(6))
+    padded = eval_step(params, model_state, batch)
+    whole = eval_step(params, model_state, tree.map(lambda leaf: leaf[:4], batch))
+    assert padded.weight == 4
+    for got, wanted in zip(padded, whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    logits = model.apply(params, model_state, normalize(images[:4]), train=False)[0]
+    labels = torch.arange(4)
+    assert whole.loss.item() == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-5)
+    assert whole.top1 == (logits.argmax(dim=1) == labels).sum()
+
+
+def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_own() -> None:
+    """The statistics become those of the training images under the average, whatever they were before."""
+    images = torch.randint(0, 256, (64, 3, 16, 16), generator=random.generator(0), dtype=torch.uint8)
+    split = images, torch.arange(64) % 10
+    dataset, model = in_memory(split, split, tuple("0123456789"), CPU), resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
+    params, model_state = model.init(random.generator(0))
+    params["head.weight"] *= 100  # so that the loss depends on what comes before the head
+    batches = make_batches(dataset.train, seed=0, batch_size=64, device=CPU)
+    averaged_weights = make_weights_of(make_update_bn(model, normalize, batches, lambda function: function))
+    evaluate = make_evaluate(
+        make_eval_step(model, normalize), dataset.test, averaged_weights, batch_size=64, device=CPU
+    )
+    step = torch.tensor(1)
+    opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
+    garbage = tree.map(torch.zeros_like, params)
+    wrong = tree.map(lambda leaf: leaf + 0.1, model_state)
+    state = TrainState(step, step, garbage, wrong, opt_state)
+    averaged = evaluate(state)
+    assert averaged != pytest.approx(evaluate(TrainState(step, step, params, wrong, ())), rel=0.5)
+    logits = model.apply(params, model_state, normalize(images), train=True)[0]  # by the batch, which is all
+    assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split[1]).item(), rel=0.06)
+    assert evaluate(state, averaged_weights(state)) == averaged

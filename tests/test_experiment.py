@@ -1,0 +1,150 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.component import use
+from backbones.data import digits
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.models import Model, with_pretrained
+from backbones.models.mobilenet import mobilenet
+from backbones.optim import adam, chain, scale, sgd
+from backbones.optim.schedule import cosine
+from backbones.run.run import run
+from experiments import EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_come_back_from_json_equal(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    assert experiment.name == name
+    assert Experiment.from_json(json.loads(json.dumps(experiment.to_json()))) == experiment
+
+
+def test_the_reference_settings_of_cifar10() -> None:
+    conv_net, vit = EXPERIMENTS["cifar10-resnet18"], EXPERIMENTS["cifar10-vit-tiny"]
+    assert (conv_net.steps, conv_net.batch_size) == (64_000, 256) and (vit.steps, vit.batch_size) == (64_000, 512)
+    assert conv_net.optim == use(sgd, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    assert vit.optim == use(adam, lr=1e-3, b1=0.9, b2=0.999, weight_decay=5e-5)
+    for experiment in (conv_net, vit):
+        assert experiment.schedule == use(cosine, warmup_steps=0, floor=0.01)  # 0.1 to 0.001, 1e-3 to 1e-5
+
+
+OUT_OF_RANGE = {
+    "eval_every": 0,
+    "keep": 0,
+    "steps": -1,
+    "clip": -1.0,
+    "ema": 1.0,
+    "label_smoothing": 1.5,
+    "seed": 2**63,
+}
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE.items())
+def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is {value}; it must be"):
+        dataclasses.replace(EXPERIMENTS["digits-vit-tiny"], **{field: value})
+
+
+def test_one_of_steps_and_epochs() -> None:
+    for options in ({"steps": None}, {"epochs": 2.0}):
+        with pytest.raises(InputError, match="give one of them"):
+            dataclasses.replace(EXPERIMENTS["digits-vit-tiny"], **options)
+
+
+def test_a_program_is_the_run(experiment: Experiment, tmp_path) -> None:
+    """With dropout: what a notebook does ends in the parameters of the command line."""
+    program = experiment.make()
+    state = program.state
+    for step in range(experiment.steps):
+        state, _ = program.train_step(state, program.batches(step))
+    result = run(experiment, run_dir=tmp_path)
+    assert tree.sha256(state.params) == result["params_sha256"]
+    assert program.evaluate(state)["loss"] == result["loss"]
+
+
+def test_any_state_can_be_continued(experiment: Experiment) -> None:
+    """The step's random numbers follow the state that it is given, not the calls before."""
+    program = experiment.make()
+    states = [program.state]
+    for step in range(3):
+        states.append(program.train_step(states[-1], program.batches(step))[0])
+    again, _ = program.train_step(states[1], program.batches(1))
+    assert tree.sha256(again) == tree.sha256(states[2])
+
+
+class Small(nn.Module):
+    """A module as people write them."""
+
+    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(images).mean(dim=(2, 3)))
+
+
+def small(num_classes: int, *, width: int = 8) -> nn.Module:
+    """A function that gives a module."""
+    return Small(num_classes, width)
+
+
+@pytest.mark.parametrize("function", [Small, small])
+def test_a_module_is_a_model(function, experiment: Experiment, tmp_path) -> None:
+    experiment = dataclasses.replace(experiment, model=use(function, width=4), steps=2)
+    model = experiment.make_model(digits().info)
+    assert isinstance(model, Model) and model.init(random.generator(0))[0]["head.weight"].shape == (10, 4)
+    assert run(experiment, run_dir=tmp_path)["steps"] == 2
+
+
+def ends_in_scale(*, factor: float = 0.1):
+    """An optimizer without a learning rate."""
+    return chain(scale(-factor))
+
+
+def looks_around(schedule, *, lr: float = 0.1):
+    """A transform that waits for values, and says what it sees."""
+
+    def update(updates, state, params):
+        print(f"norm {float(tree.global_norm(updates)):.3f}, bias {params['head.bias'].sum().item():.3f}")
+        return tree.map(lambda g: -lr * g, updates), state
+
+    return chain(scale(1.0), adam(schedule)._replace(init=lambda params: (), update=update))
+
+
+def test_a_chain_may_end_in_scale(experiment: Experiment, tmp_path) -> None:
+    result = run(dataclasses.replace(experiment, optim=use(ends_in_scale), steps=2), run_dir=tmp_path)
+    assert result["steps"] == 2
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert "learning_rate" not in line and line["update_norm"] == pytest.approx(0.1 * line["grad_norm"], rel=1e-5)
+
+
+def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experiment, tmp_path, capsys) -> None:
+    run(dataclasses.replace(experiment, optim=use(looks_around), compile="off", steps=3), run_dir=tmp_path)
+    assert capsys.readouterr().out.count("norm ") == 3
+
+
+def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:
+    experiment = dataclasses.replace(experiment, init_from="runs/x", steps=1)
+    with pytest.raises(InputError, match=r"starts from runs/x: give `make` a model with these weights"):
+        experiment.make()
+    dataset = digits()
+    model = experiment.make_model(dataset.info)
+    params, model_state = model.init(random.generator(5))
+    pretrained, _ = with_pretrained(model, {**params, **model_state})
+    program = experiment.make(dataset, pretrained)
+    assert tree.sha256(program.state.params) == tree.sha256(params)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "on", "cudagraph"])
+def test_trains_on_a_gpu(compile: str, experiment: Experiment, tmp_path) -> None:
+    experiment = dataclasses.replace(experiment, device="cuda", compile=compile, model=use(mobilenet))
+    assert run(experiment, run_dir=tmp_path)["steps"] == 12

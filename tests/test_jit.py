@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import Tensor
+
+import backbones.tree as tree
+from backbones.jit import jit
+
+
+def step(state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    state = {"a": state["a"] * 0.5 + x, "count": state["count"] + 1}
+    return state, {"sum": state["a"].sum()}
+
+
+def make_state() -> dict[str, Tensor]:
+    return {"a": torch.arange(6.0), "count": torch.tensor(0)}
+
+
+def test_eager_is_the_function_itself() -> None:
+    assert jit(step, mode="eager", donate=True) is step
+
+
+@pytest.mark.parametrize("mode", ["compile", "cudagraph"])
+def test_a_donated_state_keeps_its_memory(mode: str) -> None:
+    expected, fast = make_state(), make_state()
+    addresses = [leaf.data_ptr() for leaf in tree.leaves(fast)]
+    compiled = jit(step, mode=mode, donate=True)
+    metrics = []
+    for i in range(3):
+        expected, wanted = step(expected, torch.tensor(float(i)))
+        fast, got = compiled(fast, torch.tensor(float(i)))
+        metrics.append((got, wanted))
+    assert [leaf.data_ptr() for leaf in tree.leaves(fast)] == addresses
+    assert all(torch.equal(fast[name], expected[name]) for name in fast)
+    assert all(torch.equal(got["sum"], wanted["sum"]) for got, wanted in metrics)  # no later call wrote over them
+
+
+def test_nothing_is_donated_unless_said() -> None:
+    state = make_state()
+    compiled = jit(lambda state, x: step(state, x)[0], mode="compile")
+    new_state = compiled(state, torch.tensor(1.0))
+    assert state["count"] == 0 and new_state["count"] == 1
+
+
+def test_python_runs_line_by_line_where_it_is_eager() -> None:
+    seen = []
+
+    def look(state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        seen.append(x.item())
+        return step(state, x)
+
+    jit(look, mode="eager", donate=True)(make_state(), torch.tensor(3.0))
+    assert seen == [3.0]
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_keeps_the_state_in_place() -> None:
+    state = tree.map(torch.Tensor.cuda, make_state())
+    addresses = [leaf.data_ptr() for leaf in tree.leaves(state)]
+    compiled, expected = jit(step, mode="cudagraph", donate=True), tree.map(torch.Tensor.cuda, make_state())
+    for i in range(5):
+        x = torch.full((), float(i), device="cuda")
+        state, _ = compiled(state, x)
+        expected, _ = step(expected, x)
+    assert [leaf.data_ptr() for leaf in tree.leaves(state)] == addresses
+    torch.testing.assert_close(state, expected)
