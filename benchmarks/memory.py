@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +120,6 @@ def main(
     batch_size: int = 128,
     steps: int = 4,
     rounds: int = 3,
-    one: Annotated[str | None, tyro.conf.Suppress] = None,
 ) -> None:
     """Peak memory of an eager float32 training step on images of 3x32x32, ours over a hand-written loop's.
 
@@ -132,18 +130,15 @@ def main(
         batch_size: images a step.
         steps: steps that are measured, after a first one.
         rounds: processes for each figure.
-        one: measure one contender in this process (used by the benchmark itself).
     """
-    if one is not None:
-        print(json.dumps(measure(one, models[0], batch_size, steps)))
-        return
     print("| model | ours, MB | by hand, MB | ratio | ms a step | by hand | ratio |\n|---|--:|--:|--:|--:|--:|--:|")
     for model in models:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for _ in range(rounds):
             for name in CONTENDERS:
-                options = ["--batch-size", str(batch_size), "--steps", str(steps), "--one", name]
-                command = [sys.executable, "-m", "benchmarks.memory", model, *options]
+                call = f"measure({name!r}, {model!r}, {batch_size}, {steps})"
+                script = f"import json; from benchmarks.memory import measure; print(json.dumps({call}))"
+                command = [sys.executable, "-c", script]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found[name].append(json.loads(done.stdout))
         (peak, seconds), (their_peak, their_seconds) = (

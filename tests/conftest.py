@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
-@pytest.fixture(scope="session", params=["vit", "resnet"])
+@pytest.fixture(scope="session", params=["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 def descent(request: pytest.FixtureRequest) -> Descent:
     """50 gradients of a model with embeddings and attention, or with convolutions and BatchNorm."""
     return record(request.param)

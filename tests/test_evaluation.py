@@ -50,6 +50,7 @@ def test_eval_step_sums_over_rows_that_count() -> None:
     assert whole.top1 == (logits.argmax(dim=1) == labels).sum()
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_own() -> None:
     """The statistics become those of the training images under the average, whatever they were before."""
     images = torch.randint(0, 256, (64, 3, 16, 16), generator=random.generator(0), dtype=torch.uint8)

@@ -72,7 +72,10 @@ def measure(command: str, run_dir: Path) -> dict[str, Any]:
     return {"losses": losses, "test_loss": result["loss"], "params_sha256": result["params_sha256"]}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name.startswith(("vit", "mixer")) else pytest.mark.slow) for name in COMMANDS],
+)
 def test_twelve_steps(name: str, tmp_path: Path) -> None:
     golden = json.loads(FILE.read_text())
     got, wanted = measure(COMMANDS[name], tmp_path), golden["runs"][name]

@@ -19,6 +19,7 @@ def test_eager_is_the_function_itself() -> None:
     assert jit(step, mode="eager", donate=True) is step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["compile", "cudagraph"])
 def test_a_donated_state_keeps_its_memory(mode: str) -> None:
     expected, fast = make_state(), make_state()

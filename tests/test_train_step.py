@@ -94,6 +94,7 @@ def test_autograd_and_torch_func_give_the_same_bits(experiment: Experiment) -> N
     assert not any(leaf.requires_grad for leaf in tree.leaves(results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [VIT, RESNET], ids=["vit", "resnet"])
 def test_compiled_is_one_graph_that_is_never_compiled_again(experiment: Experiment) -> None:
     experiment = dataclasses.replace(experiment, nonfinite="skip")
@@ -126,6 +127,7 @@ def test_inductor_agrees_with_eager(model, dtype: torch.dtype, tolerance: float)
     assert tree.global_norm(difference) < tolerance * tree.global_norm(eager_state.params)
 
 
+@pytest.mark.slow
 def test_bfloat16_compiles_and_keeps_parameters_float32() -> None:
     experiment = dataclasses.replace(DROPOUT_VIT, precision="bfloat16")
     state, eager = train(experiment, num_steps=3)
@@ -137,6 +139,7 @@ def test_bfloat16_compiles_and_keeps_parameters_float32() -> None:
     assert losses(exact) == pytest.approx(losses(eager), rel=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "compile"), [(2, "off"), (8, "off"), (2, "on")])
 def test_accumulation_is_the_same_step(accumulate: int, compile: str) -> None:
     state, history = train(VIT)

@@ -18,6 +18,8 @@ from backbones.models import MODELS, Model
 from backbones.models.convert import FORMATS, export_weights, import_weights
 from backbones.models.state_dict import read_state_dict, write_state_dict
 
+pytestmark = pytest.mark.slow
+
 
 def torchvision_model(name: str, **options: object) -> Callable[[], nn.Module]:
     return lambda: torchvision.models.get_model(name, num_classes=10, **options)

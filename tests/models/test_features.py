@@ -16,6 +16,8 @@ import backbones.tree as tree
 from backbones.models import with_autocast
 from backbones.models.base import Backbone
 
+pytestmark = pytest.mark.slow
+
 FOUR_STAGES = {"stem": "stem", **{f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}}
 THREE_STAGES = {"stem": "stem", **{f"stage{i}": f"stages.{i - 1}" for i in range(1, 4)}}
 MAPS = {

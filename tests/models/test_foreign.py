@@ -17,6 +17,8 @@ from backbones.errors import InputError
 from backbones.models import Model, from_module, with_pretrained
 from backbones.types import ModelState, Params, Role
 
+pytestmark = pytest.mark.slow
+
 
 class MyNet(nn.Module):
     def __init__(self, num_classes: int = 10, width: int = 16) -> None:

@@ -21,6 +21,8 @@ from backbones.models import MODELS, Model, families
 from backbones.models.convnext import DropPath
 from backbones.types import ModelState, Params
 
+pytestmark = pytest.mark.slow
+
 Built = tuple[Model, Params, ModelState]
 
 

@@ -17,6 +17,8 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.models import MODELS
 
+pytestmark = pytest.mark.slow
+
 
 class Leaves:
     """The leaves of a model, and the layers that use them."""

@@ -21,6 +21,8 @@ from backbones.optim.schedule import cosine
 from backbones.run.run import run as run_experiment
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
 
+pytestmark = pytest.mark.slow
+
 BATCHES = make_batches(digits().train, seed=0, batch_size=16, device=CPU)
 LEARNING_RATES = [0.001, 0.003, 0.01, 0.03]
 WELL_CONDITIONED = {"muon": {"bfloat16": False}, "soap": {"eps": 1e-3, "max_size": 16}}

@@ -60,6 +60,7 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert norms <= lines[0].keys() and all(lines[0][name] > 0 for name in norms - {"update_norm", "learning_rate"})
 
 
+@pytest.mark.slow
 def test_the_same_again_and_after_a_crash(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     """With dropout and augmentation on; test_resume.py has the rest."""
     straight = run(experiment, run_dir=tmp_path / "straight")
@@ -104,6 +105,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_reaches_the_step(options: dict, experiment: Experiment, tmp_path: Path) -> None:
     experiment = dataclasses.replace(experiment, steps=3)
@@ -166,6 +168,7 @@ def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
     assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path, capsys) -> None:
     experiment = dataclasses.replace(experiment, steps=2)
     run(experiment, run_dir=tmp_path)
@@ -195,6 +198,7 @@ def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> 
     assert run(experiment, run_dir=tmp_path / "new", resume="auto")["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, tmp_path: Path) -> None:
     whole = run(experiment, run_dir=tmp_path / "whole")
     for name, path in (("six", "whole/checkpoints/6"), ("last", "whole")):
@@ -206,6 +210,7 @@ def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, 
         run(experiment, run_dir=tmp_path / "whole", resume=tmp_path / "whole" / "checkpoints" / "6")
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_path: Path, monkeypatch, capsys) -> None:
     """From a run, a checkpoint or an exported file; a head of another size is fresh."""
     run(dataclasses.replace(experiment, steps=2), run_dir=tmp_path / "source")
@@ -262,6 +267,7 @@ def test_a_folder_that_cannot_be_made(experiment: Experiment, tmp_path: Path) ->
         run(experiment, run_dir=tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     experiment = dataclasses.replace(experiment, optim=use(sgd, lr=1e30), log_every=5)
     with pytest.raises(Diverged, match=r"not finite at step [2-9]\b.*good checkpoint is step 0.*--nonfinite skip"):
@@ -272,6 +278,7 @@ def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path
     assert any(line.get("nonfinite") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     make_loss_fn = backbones.experiment.make_loss_fn
 
@@ -292,6 +299,7 @@ def test_the_last_good_checkpoint_is_named(experiment: Experiment, tmp_path: Pat
     assert run(experiment, run_dir=tmp_path, resume="latest")["steps"] == 12
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated(experiment: Experiment, tmp_path: Path) -> None:
     """The training itself is the same to the last bit."""
     schedule = use(constant)

@@ -40,6 +40,7 @@ def test_a_checkpoint_is_restored_completely(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["7"]
 
 
+@pytest.mark.slow
 def test_any_corruption_of_any_file_is_found_and_the_file_is_named(tmp_path: Path) -> None:
     """`manifest.json` holds the hashes of all other files, and its own."""
     optimizer = optim.sgd(momentum=0.0)
