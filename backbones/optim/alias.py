@@ -1,8 +1,8 @@
 """Optimizers: each is a chain of transforms. Symbols: p parameter, g gradient, d weight decay, s(t) schedule.
 
-Two parameters are common to all, and are no options of the command line: `schedule` multiplies the learning rate, and
-`decays` selects the leaves that weight decay is for. The keyword-only parameters are the fields `--optim.FIELD`; their
-defaults are the authors' own, except learning rates, which depend on the task.
+The keyword-only parameters are the fields `--optim.FIELD`; their defaults are the authors' own, except learning rates,
+which depend on the task. An experiment provides the others: `schedule` multiplies the learning rate, `decays` selects
+the leaves that weight decay is for, and `hidden` the matrices of hidden layers.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ class InitFn(Protocol):
 
 
 class UpdateFn(Protocol):
-    """`update(updates, state, params) -> (updates, state)`: pure, its arguments stay as they are."""
+    """`update(updates, state, params) -> (updates, state)`: pure, its arguments are not modified."""
 
     def __call__(self, updates: Updates, state: Any, params: Params, /) -> tuple[Updates, OptState]: ...
 
@@ -42,7 +42,7 @@ class GradientTransformation(NamedTuple):
 
 
 def with_grad_fn(update: UpdateFn) -> UpdateWithGradFn:
-    """Give any update the keyword `grad_fn`, which one that has no such parameter is not passed.
+    """The update with a keyword `grad_fn`, which is ignored if `update` has no such parameter.
 
     A combinator calls this once for each of its transforms, when it is built.
     """

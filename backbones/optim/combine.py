@@ -13,8 +13,8 @@ from backbones.types import OptState, Params, Updates
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Apply `transforms` one after another; the state is the tuple of their states.
 
-    A transform that computes another gradient gets it as it would have come through those before it: after
-    `clip_by_global_norm` it is clipped as well.
+    The `grad_fn` of each transform is composed with the transforms before it, in their old states: after
+    `clip_by_global_norm`, the second gradient of `sam` is clipped too.
     """
     update_fns = [with_grad_fn(transform.update) for transform in transforms]
 
@@ -68,8 +68,8 @@ def partition(
 ) -> GradientTransformation:
     """Different transforms for different leaves: `transforms[label(name, leaf)]` is that of a leaf.
 
-    Each transform sees only its own leaves, in `init` and in `update`; the state is a dict by label. They get no
-    `grad_fn`, because a gradient is that of all leaves.
+    Each transform gets only its own leaves, in `init` and in `update`, and no `grad_fn`, which takes all leaves. The
+    state is a dict by label.
     """
 
     def names_by_label(params: Params) -> dict[str, list[str]]:
