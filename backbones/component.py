@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -34,18 +34,16 @@ class Option(NamedTuple):
 
 
 class Use:
-    """A function with its options filled in; see `use`.
+    """A function with options, as a value: `use(adam, lr=1e-3)`. Options that are not given have their defaults.
 
-    Args:
-        function: a function, a class, or a `functools.partial` of one that a module holds under a name.
-        options: option -> value; the others have their defaults.
+    The function is a function, a class, or a `functools.partial` of one, that a module holds under a name.
 
     Raises:
         InputError: the function has no such option, or a number is outside its range.
     """
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        self.function, self.options = function, dict(options)
+    def __init__(self, function: Callable[..., Any], /, **options: Any) -> None:
+        self.function, self.options = function, options
         known = options_of(function)
         for name in options:
             check_known(f"option of {self.name}", name, known)
@@ -85,7 +83,7 @@ class Use:
 
     def replace(self, **options: Any) -> "Use":
         """The same with other values of some options."""
-        return Use(self.function, {**self.options, **options})
+        return Use(self.function, **{**self.options, **options})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the import path and every option."""
@@ -98,9 +96,8 @@ class Use:
         Raises:
             InputError: the function cannot be imported, or has no such option any more.
         """
-        options = values["options"].items()
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in options}
-        return cls(import_object(values["function"]), options)
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
+        return cls(import_object(values["function"]), **options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Use) and _canonical(self) == _canonical(other)
@@ -117,13 +114,8 @@ def _canonical(component: Use) -> str:
     return json.dumps(component.to_json(), default=repr)
 
 
-def use(function: Callable[..., Any], **options: Any) -> Use:
-    """A function with options, as a value: `use(adam, lr=1e-3)`.
-
-    Raises:
-        InputError: the function has no such option, or a number is outside its range.
-    """
-    return Use(function, options)
+use = Use
+"""As a verb, for those who write experiments."""
 
 
 def options_of(function: Callable[..., Any], given: Collection[str] = GIVEN) -> dict[str, Option]:

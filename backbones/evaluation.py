@@ -30,18 +30,17 @@ class EvalSums(NamedTuple):
 
 EvalStep = Callable[[Params, ModelState, Batch], EvalSums]
 
-UpdateBn = Callable[[Params, ModelState], ModelState]
-
 WeightsOf = Callable[[TrainState], Weights]
 """The weights of a state that are evaluated: its parameters, or their average where the optimizer keeps one."""
 
 
 class Evaluate(Protocol):
-    """state -> `loss` (nats), `top1` and `top5` in [0, 1] of the held-out samples, each counted once over all ranks."""
+    """state -> `loss` (nats), `top1` and `top5` in [0, 1] of the held-out samples, each counted once over all ranks.
 
-    def __call__(self, state: TrainState, weights: Weights | None = None) -> dict[str, float]:
-        """Evaluate `weights`; those of `state` if they are not given."""
-        ...
+    `weights` are evaluated; those of the state if they are not given.
+    """
+
+    def __call__(self, state: TrainState, weights: Weights | None = None) -> dict[str, float]: ...
 
 
 def make_eval_step(model: Model, normalize: Normalize) -> EvalStep:
@@ -65,41 +64,25 @@ NUM_BN_BATCHES = 50
 they started from (0.9^50 = 0.005)."""
 
 
-def make_update_bn(model: Model, normalize: Normalize, batches: Batches, jit: Callable[..., Any]) -> UpdateBn:
-    """(params, model_state) -> the BatchNorm statistics of these parameters, over training images without augmentation.
+def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: Callable[..., Any]) -> WeightsOf:
+    """The function from a state to the weights that are evaluated.
 
-    Averaged parameters need statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2).
-
-    Args:
-        model: the backbone.
-        normalize: from pixels to what the model sees.
-        batches: training batches.
-        jit: compiles the forward pass, or does not.
+    Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2), over
+    `batches`: training images without augmentation. `jit` compiles the forward pass, or does not.
     """
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
         return model.apply(params, model_state, normalize(batch.images), train=True)[1]
 
-    def update_bn(params: Params, model_state: ModelState) -> ModelState:
-        if not model_state:
-            return model_state
-        for step in range(NUM_BN_BATCHES):
-            model_state = forward(params, model_state, batches(step))
-        return distributed.mean_over_ranks(model_state)
-
-    return update_bn
-
-
-def make_weights_of(update_bn: UpdateBn) -> WeightsOf:
-    """The function that gives the weights of a state that are evaluated."""
-
     @torch.no_grad()
     def weights_of(state: TrainState) -> Weights:
-        params = evaluation_params(state.opt_state, state.params)
-        if params is state.params:
-            return params, state.model_state
-        return params, update_bn(params, state.model_state)
+        params, model_state = evaluation_params(state.opt_state, state.params), state.model_state
+        if params is state.params or not model_state:
+            return params, model_state
+        for step in range(NUM_BN_BATCHES):
+            model_state = forward(params, model_state, batches(step))
+        return params, distributed.mean_over_ranks(model_state)
 
     return weights_of
 
@@ -107,15 +90,7 @@ def make_weights_of(update_bn: UpdateBn) -> WeightsOf:
 def make_evaluate(
     eval_step: EvalStep, source: Source, weights_of: WeightsOf, *, batch_size: int, device: torch.device
 ) -> Evaluate:
-    """The function that evaluates a state on all samples of a source.
-
-    Args:
-        eval_step: from `make_eval_step`.
-        source: held-out samples.
-        weights_of: from `make_weights_of`.
-        batch_size: samples a batch, over all ranks.
-        device: where the batches are wanted.
-    """
+    """The function that evaluates a state on all samples of a source, in batches of `batch_size` over all ranks."""
 
     @torch.no_grad()
     def evaluate(state: TrainState, weights: Weights | None = None) -> dict[str, float]:

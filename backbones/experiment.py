@@ -19,24 +19,17 @@ from torch import nn
 import backbones.distributed as distributed
 import backbones.random as random
 from backbones.augment import identity, make_normalize
-from backbones.component import (
-    Use,
-    use as use,  # for those who write experiments
-)
+from backbones.component import Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_ranges
-from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_update_bn, make_weights_of
+from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.jit import Mode, jit
 from backbones.models import Model, from_module, with_autocast
-from backbones.optim import (
-    DECAY_MASKS,
-    DecayMask,
-    GradientTransformation,
-    chain,
-    clip_by_global_norm,
-    ema_params,
-    hidden_matrices,
-)
+from backbones.optim.average import ema_params
+from backbones.optim.base import GradientTransformation
+from backbones.optim.clip import clip_by_global_norm
+from backbones.optim.combine import chain
+from backbones.optim.label import DECAY_MASKS, DecayMask, hidden_matrices
 from backbones.optim.schedule import constant
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
@@ -163,12 +156,7 @@ class Experiment:
         return from_module(make) if isinstance(made, nn.Module) else made
 
     def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
-        """The optimizer, with clipping before and an average after it.
-
-        Args:
-            roles: of the model's leaves.
-            num_steps: steps of the run.
-        """
+        """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
         given = {"schedule": self.schedule.make(num_steps=num_steps), "hidden": hidden_matrices(roles)}
         if self.weight_decay_mask is not None:
             given["decays"] = DECAY_MASKS[self.weight_decay_mask]
@@ -219,7 +207,7 @@ class Experiment:
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
         plain_batches = make_batches(dataset.train, seed=0, batch_size=self.batch_size, device=device)
-        weights_of = make_weights_of(make_update_bn(model, normalize, plain_batches, partial(jit, mode=mode)))
+        weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize), mode=mode)
         return Program(
             state,

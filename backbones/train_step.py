@@ -46,10 +46,6 @@ def make_loss_fn(model: Model, *, label_smoothing: float) -> LossFn:
     """The pure function that is differentiated: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
 
     The loss is the mean over the batch of each sample's cross-entropy times its weight.
-
-    Args:
-        model: the backbone.
-        label_smoothing: see `losses.cross_entropy`.
     """
 
     def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
@@ -76,13 +72,8 @@ def make_train_step(
     after the optimizer) and `param_norm` (after the step), `learning_rate` where the optimizer has one, and `nonfinite`
     (1 if one of the loss and the first two norms is not finite, else 0).
 
-    Args:
-        grad_and_value: from `distributed.grad_and_value`.
-        optimizer: from gradients to updates.
-        augment: for training batches.
-        normalize: from pixels to what the model sees.
-        accumulate: micro-batches that the batch is cut into; divides the batch of each process.
-        skip_nonfinite: leave all but the step as it is after a step that is `nonfinite`.
+    The batch of each process is cut into `accumulate` micro-batches. With `skip_nonfinite`, a step that is `nonfinite`
+    leaves the state as it is, but for the step count.
     """
     update = optim.with_grad_fn(optimizer.update)
 

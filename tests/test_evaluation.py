@@ -7,7 +7,7 @@ import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
-from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_update_bn, make_weights_of
+from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_weights_of
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim.average import EmaParamsState
 from backbones.train_step import TrainState
@@ -60,7 +60,7 @@ def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_o
     params, model_state = model.init(random.generator(0))
     params["head.weight"] *= 100  # so that the loss depends on what comes before the head
     batches = make_batches(dataset.train, seed=0, batch_size=64, device=CPU)
-    averaged_weights = make_weights_of(make_update_bn(model, normalize, batches, lambda function: function))
+    averaged_weights = make_weights_of(model, normalize, batches, jit=lambda function: function)
     evaluate = make_evaluate(
         make_eval_step(model, normalize), dataset.test, averaged_weights, batch_size=64, device=CPU
     )

@@ -77,12 +77,11 @@ def test_add_a_model(tmp_path: Path) -> None:
     (module, line), (command,) = (code_after("docs/models.md", "Add a model", kind) for kind in ("python", "sh"))
     (tmp_path / "backbones" / "models" / "tiny.py").write_text(module)
     init = tmp_path / "backbones" / "models" / "__init__.py"
-    text = init.read_text().replace("import (\n", "import (\n    tiny,\n").replace("] = {\n", "] = {\n" + line)
-    init.write_text(text)
+    init.write_text(init.read_text().replace("FAMILIES = {\n", "FAMILIES = {\n" + line))
     args = [sys.executable, *command.split()[1:], "--steps", "2", "--device", "cpu"]
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "tiny (0.00 M parameters" in done.stdout
+    assert "tiny (0.01 M parameters" in done.stdout
     assert (tmp_path / "runs" / "digits-tiny" / "result.json").exists()
 
 

@@ -14,17 +14,13 @@ from backbones.types import Batch
 
 
 class Augment(Protocol):
-    """A training augmentation."""
+    """A training augmentation: a pure function of a batch with uint8 images.
 
-    def __call__(self, keys: Tensor, batch: Batch) -> Batch:
-        """Augment a batch: a pure function.
+    `keys` [B] int64 is a random key for each sample (see `random.py`): the same sample at the same step is augmented in
+    the same way, on any rank.
+    """
 
-        Args:
-            keys: [B] int64, a random key for each sample (see `random.py`): the same sample at the same step is
-                augmented in the same way, on any rank.
-            batch: with uint8 images.
-        """
-        ...
+    def __call__(self, keys: Tensor, batch: Batch) -> Batch: ...
 
 
 def chain(*augments: Augment) -> Augment:
@@ -48,13 +44,7 @@ Normalize = Callable[[Tensor], Tensor]
 
 
 def make_normalize(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Normalize:
-    """(image - mean) / std for each channel, float32 in channels_last memory, which is fastest for convolutions.
-
-    Args:
-        mean: [C], in [0, 255].
-        std: [C], likewise.
-        device: of the images.
-    """
+    """(image - mean) / std for each channel, float32 in channels_last memory, which is fastest for convolutions."""
     shift, scale = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
     def normalize(images: Tensor) -> Tensor:

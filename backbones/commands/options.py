@@ -72,7 +72,7 @@ _REGISTRY = ConstructorRegistry()
 def _rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     default: Any = info.default
     if isinstance(default, Use):
-        return _spec(lambda **values: Use(default.function, values), options_of(default.function), default.values)
+        return _spec(lambda **values: Use(default.function, **values), options_of(default.function), default.values)
     if isinstance(default, Experiment):
         return _spec(Experiment, options_of(Experiment, given=()), vars(default))
     return None

@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
     early.add_argument("--schedule", default="cosine")
     chosen, options = early.parse_known_args(args)
     command = read_options(
-        Command(schedule=Use(find_function("schedule", chosen.schedule), {})),
+        Command(schedule=Use(find_function("schedule", chosen.schedule))),
         options,
         prog="backbones schedule",
         description=f"Draw a learning-rate schedule. --schedule NAME: {', '.join(FUNCTIONS['schedule'])}",

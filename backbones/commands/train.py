@@ -14,7 +14,7 @@ from backbones.commands.options import FUNCTIONS, find_function, read_options
 from backbones.component import Use, import_object
 from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
-from backbones.models import families
+from backbones.models import FAMILIES
 from backbones.run.checkpoint import Which, parse_which
 from backbones.run.run import run
 from backbones.run.run_dir import RunDir, latest_run_dir, read_config, read_experiment, stored_config
@@ -119,7 +119,7 @@ def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Expe
             continue
         function = find_function(kind, name if equals else next(remaining, ""))
         if function != getattr(experiment, kind).function:  # else keep the experiment's own options
-            component: dict[str, Any] = {kind: Use(function, {})}
+            component: dict[str, Any] = {kind: Use(function)}
             experiment = dataclasses.replace(experiment, **component)
             chosen.append(kind)
     if chosen:
@@ -157,7 +157,7 @@ def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> s
         chosen = getattr(experiment, kind).name
         if kind == "model":
             lines.append(f"--model NAME: [{chosen}]")
-            lines += [f"    {family}: {', '.join(members)}" for family, members in families().items()]
+            lines += [f"    {name}: {', '.join(members)}" for name, members in FAMILIES.items()]
         else:
             lines.append(f"--{kind} NAME: {_mark(chosen, names)}")
     return "\n".join(lines)

@@ -26,11 +26,7 @@ def make_batches(source: Source, *, seed: int, batch_size: int, device: torch.de
     The samples of a run are one endless sequence: epoch after epoch, each in an order of its own. Step `s` takes the
     `batch_size` of them from `s batch_size` on, and each rank its share of these, so nothing is dropped or seen twice.
 
-    Args:
-        source: the training samples.
-        seed: seed of the run.
-        batch_size: samples over all ranks; a multiple of their number.
-        device: where the batches are wanted.
+    `batch_size` is that of all ranks together, a multiple of their number.
     """
     share = batch_size // distributed.world_size()
     key = random.fold_in(random.key(seed, device=device), Stream.READ)
@@ -61,13 +57,7 @@ def epoch_order(seed: int, epoch: int, size: int, device: torch.device) -> Tenso
 
 
 def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """This rank's part of a split, each sample once over all ranks; the last batch is padded with rows of weight 0.
-
-    Args:
-        source: the samples.
-        batch_size: samples a batch over all ranks.
-        device: where the batches are wanted.
-    """
+    """This rank's part of a split, each sample once over all ranks; the last batch is padded with rows of weight 0."""
     share = -(-min(batch_size, source.size) // distributed.world_size())  # rounded up
     index = torch.arange(source.size, device=device)[distributed.rank() :: distributed.world_size()]
     for part in index.split(share):

@@ -11,9 +11,6 @@ def digits(device: torch.device = CPU) -> Dataset:
 
     Scaled up to 16x16 and three equal channels. Of each class every fifth image, from its first on, is held out: 364
     for the test, 1,433 for training.
-
-    Args:
-        device: where the samples are kept.
     """
     from sklearn.datasets import load_digits  # a second of start-up that other data sets need not pay
 

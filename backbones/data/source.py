@@ -39,19 +39,12 @@ class DataInfo(NamedTuple):
 
 
 class Read(Protocol):
-    """Random access to samples."""
+    """Random access: the images [B, C, H, W] uint8 and labels [B] int64 of the samples `index` [B] int64 in [0, N).
 
-    def __call__(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Read B samples: a pure function.
+    `keys` [B] int64 is a random key for each sample, for sources that draw something while they read.
+    """
 
-        Args:
-            index: [B] int64 in [0, N).
-            keys: [B] int64, a random key for each sample, for sources that draw something while they read.
-
-        Returns:
-            Images [B, C, H, W] uint8 and labels [B] int64.
-        """
-        ...
+    def __call__(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Source(NamedTuple):
@@ -82,11 +75,7 @@ def in_memory(
 ) -> Dataset:
     """A data set of tensors, all of it on `device`.
 
-    Args:
-        train: images [N, C, H, W] uint8 and labels [N] int64 in [0, K).
-        test: likewise.
-        class_names: K names.
-        device: where the samples are kept.
+    Each split is images [N, C, H, W] uint8 and labels [N] int64 in [0, K).
 
     Raises:
         InputError: a split is empty, has images and labels of different number, or a label that is no class.
@@ -117,11 +106,7 @@ def in_memory(
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in [0, 255].
-
-    Args:
-        images: [N, C, H, W] uint8.
-    """
+    """Mean and standard deviation of each channel of images [N, C, H, W] uint8 over all pixels, in [0, 255]."""
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     values = torch.arange(256, dtype=torch.float64)  # exact, and without a float copy of every pixel
     frequencies = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]

@@ -7,14 +7,11 @@ training images; the last pool is over all positions, which is the paper's 3x3 p
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
+from backbones.models.base import Backbone, ImageShape, NumClasses, make_constructor
 from backbones.models.layers import check_image_size, conv3x3
 
 WIDTHS = (64, 256, 256)
@@ -55,13 +52,21 @@ class ScaledHead(nn.Linear):
         return super().forward(x) / 9
 
 
-class AirbenchModule(Backbone):
-    """2x2 filters, three groups of convolutions, global maximum, scaled head."""
+class Airbench(Backbone):
+    """Small ConvNet that trains in seconds (arXiv 2404.00498), for images of 9x9 or more.
+
+    2x2 filters, three groups of convolutions, global maximum, scaled head.
+
+    Raises:
+        InputError: the image is smaller than that.
+    """
 
     STEM = ("whiten",)
 
-    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+    def __init__(self, image_shape: ImageShape, num_classes: NumClasses) -> None:
         super().__init__()
+        check_image_size(image_shape, smallest=9)
+        in_channels = image_shape[0]
         channels = 2 * in_channels * 2 * 2  # each filter of a basis of the patches, and its negative
         self.whiten = nn.Conv2d(in_channels, channels, 2)
         self.stages = nn.Sequential()
@@ -70,13 +75,11 @@ class AirbenchModule(Backbone):
             channels = width
         self.head = ScaledHead(channels, num_classes, bias=False)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = F.gelu(self.whiten(images))
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", x.amax(dim=(2, 3))
+    def embed(self, images: Tensor) -> Tensor:
+        return F.gelu(self.whiten(images))
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.amax(dim=(2, 3))
 
 
 def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
@@ -101,15 +104,4 @@ def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
-def airbench(image_shape: tuple[int, int, int], num_classes: int) -> Model:
-    """Small ConvNet that trains in seconds (arXiv 2404.00498), for images of 9x9 or more.
-
-    Args:
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-
-    Raises:
-        InputError: the image is smaller than that.
-    """
-    check_image_size(image_shape, smallest=9)
-    return make_model(partial(AirbenchModule, in_channels=image_shape[0], num_classes=num_classes), init_airbench)
+airbench = make_constructor(Airbench, init_airbench)

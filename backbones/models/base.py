@@ -4,48 +4,55 @@ Shapes: B images a batch, C channels, H and W height and width, D numbers of the
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, ParamSpec, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import Doc
 
-from backbones.errors import InputError
+from backbones.errors import Count, InputError, checked
 from backbones.models.roles import make_roles
 from backbones.types import ModelState, Params, Roles
 
+P = ParamSpec("P")
 
-class InitModel(Protocol):
-    """Initialisation."""
+ImageShape = Annotated[tuple[int, int, int], Doc("channels, height and width of an image")]
+NumClasses = Annotated[int, Doc("number of classes K")]
+StageDepths = Annotated[Sequence[int], Doc("number of blocks in each stage")]
+Stem = Annotated[
+    Literal["cifar", "imagenet"], Doc("first layers; cifar keeps the size of the image, imagenet quarters it")
+]
+PatchSize = Annotated[Count, Doc("side of a patch in pixels; divides the height and the width of the image")]
 
-    def __call__(self, generator: torch.Generator) -> tuple[Params, ModelState]:
-        """New trees on the CPU; equal generators give equal trees, and torch's global generator has no part in them."""
+
+InitModel = Callable[[torch.Generator], tuple[Params, ModelState]]
+"""New trees on the CPU. Equal generators give equal trees; torch's global generator is not used."""
 
 
 class ApplyModel(Protocol):
-    """The forward pass to the logits."""
+    """Logits [B, K] of images [B, C, H, W], and the next model state. The arguments stay as they are.
+
+    With `train=True` BatchNorm uses and updates batch statistics, and dropout draws from torch's generator; with
+    `train=False` the `model_state` that comes out is the one that went in.
+    """
 
     def __call__(
         self, params: Params, model_state: ModelState, images: Tensor, *, train: bool
-    ) -> tuple[Tensor, ModelState]:
-        """Logits [B, K] of images [B, C, H, W], and the next model state. The arguments stay as they are.
-
-        With `train=True` BatchNorm uses and updates batch statistics, and dropout draws from torch's generator; with
-        `train=False` the `model_state` that comes out is the one that went in.
-        """
+    ) -> tuple[Tensor, ModelState]: ...
 
 
 class Features(Protocol):
-    """The forward pass to the features, in evaluation mode."""
+    """Named maps of images [B, C, H, W], in the order in which they are computed, in evaluation mode.
 
-    def __call__(self, params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
-        """Named maps of images [B, C, H, W], in the order in which they are computed.
+    The last is `pooled` [B, D], the vector that enters the head. Before it come `stem`, and `stage1`, `stage2`, ...
+    [B, C, H, W], or `block1`, ... where a network has no stages: [B, N, D] if it is one of tokens.
+    """
 
-        The last is `pooled` [B, D], the vector that enters the head. Before it come `stem`, and `stage1`, `stage2`,
-        ... [B, C, H, W], or `block1`, ... where a network has no stages: [B, N, D] if it is one of tokens.
-        """
+    def __call__(self, params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]: ...
 
 
 class Model(NamedTuple):
@@ -65,20 +72,39 @@ class Model(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A module that names its features, its stem and its head; all modules of this package are subclasses."""
+    """images -> stem -> stages (or blocks) -> pool -> head: what all networks of this package are.
+
+    A subclass makes these submodules. Where its network differs it overrides `embed`, `pool` or `forward_features`.
+    """
 
     STEM: ClassVar[tuple[str, ...]] = ("stem",)
     """Names of the submodules and parameters that come before the first stage or block."""
 
+    LAYERS: ClassVar[Literal["stages", "blocks"]] = "stages"
+    """Name of the submodule between stem and pool; its children are the named features."""
+
     head: nn.Module
     """From the pooled vector to the logits."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to the input of the first stage or block."""
+        return self.get_submodule("stem")(images)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The output of the last stage or block to the pooled vector [B, D]."""
+        return x.mean(dim=(2, 3))
 
     def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, map) in order, and at the end ("pooled", [B, D]).
 
         It is a generator so that `forward`, which wants the last alone, holds no map longer than the next layer does.
         """
-        raise NotImplementedError
+        x = self.embed(images)
+        yield "stem", x
+        for i, layer in enumerate(self.get_submodule(self.LAYERS).children(), start=1):
+            x = layer(x)
+            yield f"{self.LAYERS.removesuffix('s')}{i}", x
+        yield "pooled", self.pool(x)
 
     def forward(self, images: Tensor, *, features: bool = False) -> Tensor | dict[str, Tensor]:
         """Logits [B, K], or the features by name."""
@@ -89,28 +115,39 @@ class Backbone(nn.Module):
         return self.head(pooled)
 
 
-def make_model(make_module: Callable[[], Backbone], init_module: Callable[[nn.Module, torch.Generator], None]) -> Model:
-    """Turn a module class of this package into a `Model`, with float32 parameters.
+def make_constructor(
+    network: Callable[P, Backbone], init_module: Callable[[nn.Module, torch.Generator], None]
+) -> Callable[P, Model]:
+    """The function that takes the arguments of a `Backbone` class and returns a `Model`, with float32 parameters.
+
+    It checks numbers against the ranges of their annotations, and makes the network on the meta device, which costs no
+    memory.
 
     Args:
-        make_module: makes the module; called under `torch.device("meta")`, so it costs no memory.
+        network: the class.
         init_module: `(submodule, generator)`; initialises a submodule that has parameters or buffers of its own.
     """
-    with torch.device("meta"):
-        skeleton = make_module().eval()
 
-    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-        module = copy.deepcopy(skeleton).to_empty(device="cpu")
-        for submodule in module.modules():
-            if any(True for _ in chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))):
-                init_module(submodule, generator)
-        return split_leaves(module)
+    @checked
+    @functools.wraps(network, updated=())
+    def construct(*args: P.args, **kwargs: P.kwargs) -> Model:
+        with torch.device("meta"):
+            skeleton = network(*args, **kwargs).eval()
 
-    def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
-        return functional_call(skeleton, (params, model_state), (images,), {"features": True})
+        def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+            module = copy.deepcopy(skeleton).to_empty(device="cpu")
+            for submodule in module.modules():
+                if any(True for _ in chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))):
+                    init_module(submodule, generator)
+            return split_leaves(module)
 
-    roles = make_roles(skeleton, stem=skeleton.STEM, head=("head",))
-    return Model(init, make_apply(skeleton), features, skeleton, roles)
+        def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
+            return functional_call(skeleton, (params, model_state), (images,), {"features": True})
+
+        roles = make_roles(skeleton, stem=skeleton.STEM, head=("head",))
+        return Model(init, make_apply(skeleton), features, skeleton, roles)
+
+    return construct
 
 
 def split_leaves(module: nn.Module) -> tuple[Params, ModelState]:
@@ -163,11 +200,7 @@ def with_autocast(model: Model, precision: torch.dtype) -> Model:
 
 
 def with_pretrained(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[str]]:
-    """The model with an `init` that gives these weights, for fine-tuning.
-
-    Args:
-        model: the backbone.
-        weights: name -> tensor, of `params` and `model_state` together.
+    """The model with an `init` that gives these weights (of `params` and `model_state` together), for fine-tuning.
 
     Returns:
         The model, and the names of those leaves of its head that have another shape here and stay as `init` draws them.

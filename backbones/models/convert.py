@@ -58,7 +58,7 @@ TORCHVISION_MOBILENET_V2 = Format(
         (r"\.norm2\.", ".3."),
     ]
 )
-TIMM_SE_RESNET = TORCHVISION_RESNET._replace(linear_as_conv=True)
+TIMM_SE_RESNET = Format([*TORCHVISION_RESNET.rules, (r"\.attention\.", ".se.")], linear_as_conv=True)
 TIMM_VIT = Format([(r"^patch_embed\.", "patch_embed.proj.")])
 TIMM_CONVNEXT = Format(
     [
@@ -127,12 +127,7 @@ def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, Mode
 
 
 def export_weights(name: str, params: Params, model_state: ModelState) -> StateDict:
-    """The weights as a state dict of torchvision or timm, on the CPU.
-
-    Args:
-        name: name of the model, one of `FORMATS`.
-        params: tree of the model.
-        model_state: tree of the model.
+    """The weights of a model, one of `FORMATS`, as a state dict of torchvision or timm, on the CPU.
 
     Raises:
         InputError: the model has no format.

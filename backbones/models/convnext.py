@@ -6,16 +6,16 @@ Differs from the paper: with the stem `cifar` the first patches are 2x2 pixels i
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Probability, checked
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Stem, check_image_size
+from backbones.errors import Probability
+from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
+from backbones.models.layers import check_image_size
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -60,22 +60,32 @@ class ConvNeXtBlock(nn.Module):
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-class ConvNeXtModule(Backbone):
-    """Patches, four stages of blocks, global average, norm, head (table 9)."""
+class ConvNeXt(Backbone):
+    """ConvNet with the design of a transformer (arXiv 2201.03545, table 9), for images of 16x16 or more.
+
+    Args:
+        widths: channels of each of the four stages.
+        stem: size of the first patches; cifar has 2x2 pixels, imagenet 4x4, for images of 32x32 or more.
+        drop_path: probability of dropping the last block of a sample; less for earlier blocks (table 5: 0.1).
+
+    Raises:
+        InputError: the image is too small.
+    """
 
     def __init__(
         self,
         widths: Sequence[int],
-        stage_depths: Sequence[int],
+        stage_depths: StageDepths,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
         *,
-        stem: Stem,
-        drop_path: float,
-        in_channels: int,
-        num_classes: int,
+        stem: Stem = "cifar",
+        drop_path: Probability = 0.0,
     ) -> None:
         super().__init__()
+        check_image_size(image_shape, smallest=32 if stem == "imagenet" else 16)
         patch_size = 4 if stem == "imagenet" else 2
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), ChannelNorm(widths[0]))
+        self.stem = nn.Sequential(nn.Conv2d(image_shape[0], widths[0], patch_size, patch_size), ChannelNorm(widths[0]))
         last = sum(stage_depths) - 1
         drop_paths = (drop_path * i / last for i in range(last + 1))  # grow linearly from the first to the last block
         self.stages = nn.Sequential()
@@ -89,13 +99,8 @@ class ConvNeXtModule(Backbone):
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", self.norm(x.mean(dim=(2, 3)))
+    def pool(self, x: Tensor) -> Tensor:
+        return self.norm(x.mean(dim=(2, 3)))
 
 
 def init_convnext(module: nn.Module, generator: torch.Generator) -> None:
@@ -110,41 +115,6 @@ def init_convnext(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.get_parameter("bias"))
 
 
-@checked
-def convnext(
-    widths: Sequence[int],
-    stage_depths: Sequence[int],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    stem: Stem = "cifar",
-    drop_path: Probability = 0.0,
-) -> Model:
-    """ConvNet with the design of a transformer (arXiv 2201.03545), for images of 16x16 (imagenet: 32x32) or more.
-
-    Args:
-        widths: channels of each stage.
-        stage_depths: number of blocks in each stage.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: size of the first patches; cifar has 2x2 pixels, imagenet 4x4.
-        drop_path: probability of dropping the last block of a sample; less for earlier blocks (table 5: 0.1).
-
-    Raises:
-        InputError: the image is too small, or the probability is out of its range.
-    """
-    check_image_size(image_shape, smallest=32 if stem == "imagenet" else 16)
-    make_module = partial(
-        ConvNeXtModule,
-        widths,
-        stage_depths,
-        stem=stem,
-        drop_path=drop_path,
-        in_channels=image_shape[0],
-        num_classes=num_classes,
-    )
-    return make_model(make_module, init_convnext)
-
-
+convnext = make_constructor(ConvNeXt, init_convnext)
 convnext_atto = partial(convnext, (40, 80, 160, 320), (2, 2, 6, 2))
 convnext_tiny = partial(convnext, (96, 192, 384, 768), (3, 3, 9, 3))

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import nn
+from typing_extensions import Doc
 
 from backbones.errors import InputError, Range
+from backbones.models.base import ImageShape, Stem
 
-Stem = Literal["cifar", "imagenet"]
-
-Reduction = Annotated[int, Range("[1, 64]")]
-"""Factor by which an attention over channels narrows them; the narrowest residual block has 64."""
+# The narrowest residual block has 64 channels.
+Reduction = Annotated[int, Range("[1, 64]"), Doc("r, the factor by which the attention narrows its channels")]
 
 
 class ResidualBlock(nn.Module):
@@ -21,7 +21,9 @@ class ResidualBlock(nn.Module):
     out_channels: int
 
 
-Block = Callable[[int, int, int], ResidualBlock]
+Block = Annotated[
+    Callable[..., ResidualBlock], Doc("the kind of block in all stages, which are 64, 128, 256 and 512 wide")
+]
 """(in_channels, width, stride) -> a residual block."""
 
 
@@ -39,13 +41,8 @@ def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bo
     """The first layers of a residual network.
 
     `cifar` is one 3x3 convolution and keeps 32x32 images at their size (He et al. 2015, section 4.2). `imagenet` is a
-    7x7 convolution and a 3x3 max-pool, each of stride 2 (He et al. 2015, table 1).
-
-    Args:
-        stem: which of the two.
-        in_channels: channels of the image.
-        out_channels: channels of its output.
-        activation: whether BatchNorm and ReLU follow the convolution.
+    7x7 convolution and a 3x3 max-pool, each of stride 2 (He et al. 2015, table 1). With `activation`, BatchNorm and
+    ReLU follow the convolution.
     """
     if stem == "cifar":
         layers: list[nn.Module] = [conv3x3(in_channels, out_channels)]
@@ -59,16 +56,9 @@ def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bo
 
 
 def make_stages(block: Block, in_channels: int, width: int, stage_depths: Sequence[int]) -> tuple[nn.Sequential, int]:
-    """Stages of residual blocks. Each stage but the first doubles the width, and its first block halves the image.
+    """Stages of residual blocks, the first `width` wide, and the number of channels that come out of the last.
 
-    Args:
-        block: the kind of block in all stages.
-        in_channels: channels of the input of the first stage.
-        width: width of the blocks of the first stage.
-        stage_depths: number of blocks in each stage.
-
-    Returns:
-        The stages, and the channels of the output of the last.
+    Each stage but the first doubles the width, and its first block halves the image.
     """
     stages = nn.Sequential()
     for stage, depth in enumerate(stage_depths):
@@ -102,7 +92,7 @@ def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
             raise TypeError(f"no rule for initialising a {type(module).__name__}")
 
 
-def check_image_size(image_shape: tuple[int, int, int], *, smallest: int) -> None:
+def check_image_size(image_shape: ImageShape, *, smallest: int) -> None:
     """Raise InputError if the image is too small to be halved as often as the model does."""
     _, height, width = image_shape
     if min(height, width) < smallest:
@@ -111,8 +101,12 @@ def check_image_size(image_shape: tuple[int, int, int], *, smallest: int) -> Non
         )
 
 
-def check_patch_size(patch_size: int, image_shape: tuple[int, int, int]) -> None:
-    """Raise InputError, with the patch sizes that fit, unless the patches tile the image."""
+def count_patches(patch_size: int, image_shape: ImageShape) -> int:
+    """How many patches tile the image.
+
+    Raises:
+        InputError: none do; the message lists the patch sizes that fit.
+    """
     _, height, width = image_shape
     if height % patch_size or width % patch_size:
         tiling = [size for size in range(1, min(height, width) + 1) if height % size == width % size == 0]
@@ -120,3 +114,4 @@ def check_patch_size(patch_size: int, image_shape: tuple[int, int, int]) -> None
             f"a patch size of {patch_size} does not divide images of {height}x{width} pixels; "
             f"set patch_size to one of {', '.join(map(str, tiling))}"
         )
+    return (height // patch_size) * (width // patch_size)

@@ -4,14 +4,11 @@ applications", arXiv 1704.04861.
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
+from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
 """(channels, stride) of each block (table 1)."""
@@ -32,13 +29,19 @@ class SeparableBlock(nn.Module):
         return torch.relu(self.norm2(self.pointwise(x)))
 
 
-class MobileNetModule(Backbone):
-    """Stem, thirteen separable blocks, global average, head (table 1)."""
+class MobileNet(Backbone):
+    """ConvNet of depthwise separable convolutions (arXiv 1704.04861, table 1), for images of any size.
 
-    def __init__(self, *, stem: Stem, in_channels: int, num_classes: int) -> None:
+    Args:
+        stem: first layers; cifar keeps the size of the image, imagenet halves it.
+    """
+
+    LAYERS = "blocks"
+
+    def __init__(self, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(in_channels, 32, stride=stride), nn.BatchNorm2d(32), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(image_shape[0], 32, stride=stride), nn.BatchNorm2d(32), nn.ReLU())
         self.blocks = nn.Sequential()
         channels = 32
         for out_channels, stride in BLOCKS:
@@ -46,22 +49,5 @@ class MobileNetModule(Backbone):
             channels = out_channels
         self.head = nn.Linear(channels, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            yield f"block{i}", x
-        yield "pooled", x.mean(dim=(2, 3))
 
-
-def mobilenet(image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:
-    """ConvNet of depthwise separable convolutions (arXiv 1704.04861), for images of any size.
-
-    Args:
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet halves it.
-    """
-    make_module = partial(MobileNetModule, stem=stem, in_channels=image_shape[0], num_classes=num_classes)
-    return make_model(make_module, init_conv_net)
+mobilenet = make_constructor(MobileNet, init_conv_net)

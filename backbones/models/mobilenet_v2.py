@@ -7,14 +7,13 @@ Shapes: B images, C channels, H and W height and width, K classes.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
+from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 """(expansion t, channels c, blocks n, stride s of the first block) of each stage (table 2)."""
@@ -41,13 +40,13 @@ class InvertedResidual(nn.Module):
         return x + y if self.keeps_shape else y
 
 
-class MobileNetV2Module(Backbone):
-    """Stem, inverted residuals in seven stages, 1x1 convolution, global average, head (table 2)."""
+class MobileNetV2(Backbone):
+    """ConvNet of inverted residuals in seven stages (arXiv 1801.04381, table 2), for images of any size."""
 
-    def __init__(self, *, stem: Stem, in_channels: int, num_classes: int) -> None:
+    def __init__(self, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stem_stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(in_channels, 32, stride=stem_stride), nn.BatchNorm2d(32), nn.ReLU6())
+        self.stem = nn.Sequential(conv3x3(image_shape[0], 32, stride=stem_stride), nn.BatchNorm2d(32), nn.ReLU6())
         self.blocks = nn.Sequential()
         channels = 32
         for stage, (expansion, out_channels, depth, first_stride) in enumerate(STAGES):
@@ -71,13 +70,4 @@ class MobileNetV2Module(Backbone):
         yield "pooled", self.last(x).mean(dim=(2, 3))
 
 
-def mobilenet_v2(image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:
-    """ConvNet of inverted residuals (arXiv 1801.04381), for images of any size.
-
-    Args:
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-    """
-    make_module = partial(MobileNetV2Module, stem=stem, in_channels=image_shape[0], num_classes=num_classes)
-    return make_model(make_module, init_conv_net)
+mobilenet_v2 = make_constructor(MobileNetV2, init_conv_net)

@@ -8,14 +8,13 @@ so the stem is a convolution alone. The last activation, before the average, is 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Block, ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
+from backbones.models.layers import Block, ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
 class PreActBasicBlock(ResidualBlock):
@@ -64,50 +63,29 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
     return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(), conv1x1(in_channels, out_channels, stride=stride))
 
 
-class PreActResNetModule(Backbone):
-    """Stem, stages of blocks 64, 128, 256 and 512 wide, activation, global average, head."""
+class PreActResNet(Backbone):
+    """Residual network with pre-activation (arXiv 1603.05027), for images of any size."""
 
     def __init__(
-        self, block: Block, stage_depths: Sequence[int], *, stem: Stem, in_channels: int, num_classes: int
+        self,
+        block: Block,
+        stage_depths: StageDepths,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
+        *,
+        stem: Stem = "cifar",
     ) -> None:
         super().__init__()
-        self.stem = make_stem(stem, in_channels, 64, activation=False)
+        self.stem = make_stem(stem, image_shape[0], 64, activation=False)
         self.stages, channels = make_stages(block, 64, 64, stage_depths)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", torch.relu(self.norm(x)).mean(dim=(2, 3))
+    def pool(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(x)).mean(dim=(2, 3))
 
 
-def preact_resnet(
-    block: Block,
-    stage_depths: Sequence[int],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    stem: Stem = "cifar",
-) -> Model:
-    """Residual network with pre-activation (arXiv 1603.05027), for images of any size.
-
-    Args:
-        block: the kind of block in all stages.
-        stage_depths: number of blocks in each stage.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-    """
-    make_module = partial(
-        PreActResNetModule, block, stage_depths, stem=stem, in_channels=image_shape[0], num_classes=num_classes
-    )
-    return make_model(make_module, init_conv_net)
-
-
+preact_resnet = make_constructor(PreActResNet, init_conv_net)
 preactresnet18 = partial(preact_resnet, PreActBasicBlock, (2, 2, 2, 2))
 preactresnet34 = partial(preact_resnet, PreActBasicBlock, (3, 4, 6, 3))
 preactresnet50 = partial(preact_resnet, PreActBottleneck, (3, 4, 6, 3))

@@ -7,38 +7,48 @@ Differs from the paper: in a bottleneck the 3x3 convolution carries the stride (
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Block, ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
+from backbones.models.layers import Block, ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+
+MakeAttention = Callable[[int], nn.Module]
+"""channels -> a module that reweights the residual before the shortcut is added."""
+
+
+def no_attention(channels: int) -> nn.Module:
+    """The identity."""
+    del channels
+    return nn.Sequential()
 
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (figure 5, left)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = no_attention) -> None:
         super().__init__()
         self.out_channels = width
         self.conv1 = conv3x3(in_channels, width, stride=stride)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width)
         self.norm2 = nn.BatchNorm2d(width)
+        self.attention = attention(width)
         self.shortcut = make_shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
         y = torch.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu(self.attention(y) + self.shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
     """1x1 to narrow, 3x3, 1x1 to widen (figure 5, right)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = no_attention) -> None:
         super().__init__()
         self.out_channels = 4 * width
         self.conv1 = conv1x1(in_channels, width)
@@ -47,13 +57,14 @@ class Bottleneck(ResidualBlock):
         self.norm2 = nn.BatchNorm2d(width)
         self.conv3 = conv1x1(width, self.out_channels)
         self.norm3 = nn.BatchNorm2d(self.out_channels)
+        self.attention = attention(self.out_channels)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
         y = torch.relu(self.norm1(self.conv1(x)))
         y = torch.relu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu(self.attention(y) + self.shortcut(x))
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -63,49 +74,25 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
     return nn.Sequential(conv1x1(in_channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
 
 
-class ResNetModule(Backbone):
-    """Stem, stages of blocks 64, 128, 256 and 512 wide, global average, head (table 1)."""
+class ResNet(Backbone):
+    """Deep residual network (arXiv 1512.03385, table 1), for images of any size."""
 
     def __init__(
-        self, block: Block, stage_depths: Sequence[int], *, stem: Stem, in_channels: int, num_classes: int
+        self,
+        block: Block,
+        stage_depths: StageDepths,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
+        *,
+        stem: Stem = "cifar",
     ) -> None:
         super().__init__()
-        self.stem = make_stem(stem, in_channels, 64)
+        self.stem = make_stem(stem, image_shape[0], 64)
         self.stages, channels = make_stages(block, 64, 64, stage_depths)
         self.head = nn.Linear(channels, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", x.mean(dim=(2, 3))
 
-
-def resnet(
-    block: Block,
-    stage_depths: Sequence[int],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    stem: Stem = "cifar",
-) -> Model:
-    """Deep residual network (arXiv 1512.03385), for images of any size.
-
-    Args:
-        block: the kind of block in all stages.
-        stage_depths: number of blocks in each stage.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-    """
-    make_module = partial(
-        ResNetModule, block, stage_depths, stem=stem, in_channels=image_shape[0], num_classes=num_classes
-    )
-    return make_model(make_module, init_conv_net)
-
-
+resnet = make_constructor(ResNet, init_conv_net)
 resnet18 = partial(resnet, BasicBlock, (2, 2, 2, 2))
 resnet34 = partial(resnet, BasicBlock, (3, 4, 6, 3))
 resnet50 = partial(resnet, Bottleneck, (3, 4, 6, 3))

@@ -1,7 +1,7 @@
 """ResNeXt: Saining Xie, Ross Girshick, Piotr Dollar, Zhuowen Tu and Kaiming He, "Aggregated residual transformations
 for deep neural networks", CVPR 2017, arXiv 1611.05431.
 
-The trunk is ResNet's; `32x4d` is 32 groups (the cardinality) of 4 channels each in the first stage (table 1). The
+ResNet with another block; `32x4d` is 32 groups (the cardinality) of 4 channels each in the first stage (table 1). The
 networks of 29 layers are those for CIFAR, with three stages (section 5.3).
 
 Differs from the paper: the networks of 29 layers halve the image in the first 1x1 convolution of a stage, which saves
@@ -10,18 +10,19 @@ an eighth of their multiply-accumulates; `downsample="3x3"` gives the paper's.
 Shapes: B images, C channels, H and W height and width.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from backbones.models.base import Model
-from backbones.models.layers import ResidualBlock, Stem, conv1x1, conv3x3
+from backbones.errors import Count, checked
+from backbones.models.base import ImageShape, Model, NumClasses, StageDepths, Stem
+from backbones.models.layers import ResidualBlock, conv1x1, conv3x3
 from backbones.models.resnet import make_shortcut, resnet
 
-Downsample = Literal["1x1", "3x3"]
+Downsample = Annotated[Literal["1x1", "3x3"], Doc("which convolution of a stage's first block halves the image")]
 
 
 class ResNeXtBlock(ResidualBlock):
@@ -49,27 +50,18 @@ class ResNeXtBlock(ResidualBlock):
         return torch.relu(y + self.shortcut(x))
 
 
+@checked
 def resnext(
-    groups: int,
-    group_width: int,
-    stage_depths: Sequence[int],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
+    groups: Annotated[Count, Doc("the cardinality, number of groups in each 3x3 convolution")],
+    group_width: Annotated[Count, Doc("channels of a group in the first stage; each further stage doubles them")],
+    stage_depths: StageDepths,
+    image_shape: ImageShape,
+    num_classes: NumClasses,
     *,
     stem: Stem = "cifar",
     downsample: Downsample = "3x3",
 ) -> Model:
-    """Residual network of grouped convolutions (arXiv 1611.05431), for images of any size.
-
-    Args:
-        groups: the cardinality, number of groups in each 3x3 convolution.
-        group_width: channels of a group in the first stage; each further stage doubles them.
-        stage_depths: number of blocks in each stage.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-        downsample: which convolution of a stage's first block halves the image.
-    """
+    """Residual network of grouped convolutions (arXiv 1611.05431), for images of any size."""
     block = partial(ResNeXtBlock, groups=groups, group_width=group_width, downsample=downsample)
     return resnet(block, stage_depths, image_shape, num_classes, stem=stem)
 

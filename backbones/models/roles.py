@@ -9,13 +9,7 @@ LOOKUP_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...]) -> Roles:
-    """The role of each trainable parameter of a module.
-
-    Args:
-        module: the layers, with or without their weights.
-        stem: dotted names of the submodules and parameters that are its stem.
-        head: dotted names of the submodules and parameters that are its head.
-    """
+    """The role of each trainable parameter of a module, whose stem and head are named by their dotted names."""
     return {
         name: Role(_part(name, stem, head), _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf))
         for name, leaf in module.named_parameters()

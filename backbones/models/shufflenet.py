@@ -6,15 +6,14 @@ neural network for mobile devices", CVPR 2018, arXiv 1707.01083.
 Shapes: B images, C channels, H and W height and width, K classes, G groups.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import Stem, conv1x1, conv3x3, init_conv_net
+from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 STAGE_DEPTHS = (4, 8, 4)
 STAGE_WIDTHS = {2: 200, 3: 240, 4: 272, 8: 384}
@@ -52,13 +51,17 @@ class ShuffleBlock(nn.Module):
         return torch.relu(torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), y], dim=1))
 
 
-class ShuffleNetModule(Backbone):
-    """Stem of 24 channels, three stages, global average, head (table 1)."""
+class ShuffleNet(Backbone):
+    """ConvNet of grouped 1x1 convolutions and channel shuffles (arXiv 1707.01083, table 1), for images of any size.
 
-    def __init__(self, groups: int, *, stem: Stem, in_channels: int, num_classes: int) -> None:
+    Args:
+        groups: G, number of groups in the 1x1 convolutions: 2, 3, 4 or 8.
+    """
+
+    def __init__(self, groups: int, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(in_channels, 24, stride=stride), nn.BatchNorm2d(24), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(image_shape[0], 24, stride=stride), nn.BatchNorm2d(24), nn.ReLU())
         if stem == "imagenet":
             self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         self.stages = nn.Sequential()
@@ -71,28 +74,8 @@ class ShuffleNetModule(Backbone):
             channels = width
         self.head = nn.Linear(channels, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", x.mean(dim=(2, 3))
 
-
-def shufflenet(groups: int, image_shape: tuple[int, int, int], num_classes: int, *, stem: Stem = "cifar") -> Model:
-    """ConvNet of grouped 1x1 convolutions and channel shuffles (arXiv 1707.01083), for images of any size.
-
-    Args:
-        groups: G, number of groups in the 1x1 convolutions: 2, 3, 4 or 8.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-    """
-    make_module = partial(ShuffleNetModule, groups, stem=stem, in_channels=image_shape[0], num_classes=num_classes)
-    return make_model(make_module, init_conv_net)
-
-
+shufflenet = make_constructor(ShuffleNet, init_conv_net)
 shufflenet_g2 = partial(shufflenet, 2)
 shufflenet_g3 = partial(shufflenet, 3)
 shufflenet_g4 = partial(shufflenet, 4)

@@ -40,11 +40,8 @@ def read_state_dict(path: str | Path) -> StateDict:
 def write_state_dict(path: str | Path, state_dict: StateDict, metadata: dict[str, Any] | None = None) -> None:
     """Write tensors with safetensors if the file name ends in `.safetensors`, else with `torch.save`.
 
-    Args:
-        path: the file.
-        state_dict: name -> tensor.
-        metadata: plain data about them. In a safetensors file each value is JSON; a file of `torch.save` then holds
-            `{"state_dict": ..., "metadata": ...}`.
+    `metadata` is plain data about them. In a safetensors file each value is JSON; a file of `torch.save` then holds
+    `{"state_dict": ..., "metadata": ...}`.
     """
     if Path(path).suffix == ".safetensors":
         safetensors.torch.save_file(

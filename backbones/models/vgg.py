@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Probability, checked
-from backbones.models.base import Backbone, Model, make_model
+from backbones.errors import Probability
+from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, make_constructor
 from backbones.models.layers import conv3x3, init_conv_net
 
 Head = Literal["linear", "mlp"]
@@ -47,27 +48,34 @@ def make_head(head: Head, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(OrderedDict((str(i), layer) for i, layer in enumerate(layers, start=2)))
 
 
-class VGGModule(Backbone):
-    """Convolutions, pool and head (table 1). There is no map `stem`: the stem is the first convolution of stage 1.
+class VGG(Backbone):
+    """Plain deep ConvNet (arXiv 1409.1556, table 1), for images of any size.
 
-    `pooled` is the global average [B, 512], or with the mlp head the average over 7x7 regions [B, 512 * 7 * 7].
+    There is no map `stem`: the stem is the first convolution of stage 1. `pooled` is the global average [B, 512], or
+    with the mlp head the average over 7x7 regions [B, 512 * 7 * 7].
+
+    Args:
+        stage_depths: number of convolutions in each of the five stages.
+        batch_norm: whether a BatchNorm follows each convolution.
+        head: linear is one layer after a global average; mlp is the paper's three layers, for images of 224x224.
+        dropout: probability of dropping in the mlp head (section 3.1: 0.5).
     """
 
     STEM = ("features.0",)
 
     def __init__(
         self,
-        stage_depths: Sequence[int],
+        stage_depths: StageDepths,
         batch_norm: bool,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
         *,
-        head: Head,
-        dropout: float,
-        in_channels: int,
-        num_classes: int,
+        head: Head = "linear",
+        dropout: Probability = 0.5,
     ) -> None:
         super().__init__()
-        self.features = make_features(stage_depths, in_channels, batch_norm)
-        self.pool = nn.AdaptiveAvgPool2d(1 if head == "linear" else 7)
+        self.features = make_features(stage_depths, image_shape[0], batch_norm)
+        self.pool_size = 1 if head == "linear" else 7
         self.head = make_head(head, num_classes, dropout)
 
     def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -77,44 +85,10 @@ class VGGModule(Backbone):
             if isinstance(layer, nn.MaxPool2d):
                 yield f"stage{stage}", x
                 stage += 1
-        yield "pooled", self.pool(x).flatten(1)
+        yield "pooled", F.adaptive_avg_pool2d(x, self.pool_size).flatten(1)
 
 
-@checked
-def vgg(
-    stage_depths: Sequence[int],
-    batch_norm: bool,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    head: Head = "linear",
-    dropout: Probability = 0.5,
-) -> Model:
-    """Plain deep ConvNet (arXiv 1409.1556), for images of any size.
-
-    Args:
-        stage_depths: number of convolutions in each of the five stages.
-        batch_norm: whether a BatchNorm follows each convolution.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        head: linear is one layer after a global average; mlp is the paper's three layers, for images of 224x224.
-        dropout: probability of dropping in the mlp head (section 3.1: 0.5).
-
-    Raises:
-        InputError: the dropout is out of its range.
-    """
-    make_module = partial(
-        VGGModule,
-        stage_depths,
-        batch_norm,
-        head=head,
-        dropout=dropout,
-        in_channels=image_shape[0],
-        num_classes=num_classes,
-    )
-    return make_model(make_module, init_conv_net)
-
-
+vgg = make_constructor(VGG, init_conv_net)
 vgg11 = partial(vgg, (1, 1, 2, 2, 2), False)
 vgg13 = partial(vgg, (2, 2, 2, 2, 2), False)
 vgg16 = partial(vgg, (2, 2, 3, 3, 3), False)

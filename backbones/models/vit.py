@@ -9,16 +9,15 @@ Shapes: B images, C channels, H and W height and width, N tokens (patches and on
 K classes.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Count, InputError, Probability, checked
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import check_patch_size
+from backbones.errors import Count, InputError, Probability
+from backbones.models.base import Backbone, ImageShape, NumClasses, PatchSize, make_constructor
+from backbones.models.layers import count_patches
 
 
 class Attention(nn.Module):
@@ -69,27 +68,40 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ViTModule(Backbone):
-    """Patches, class token, position embedding, encoder, final norm, head (figure 1, equations 1 to 4)."""
+class ViT(Backbone):
+    """Vision Transformer (arXiv 2010.11929, figure 1, equations 1 to 4).
+
+    Args:
+        width: D, the embedding dimension.
+        depth: number of encoder blocks.
+        heads: attention heads in each block; divides the width.
+        mlp_width: hidden dimension of each block's MLP.
+        dropout: probability of dropping, after the embedding, in attention and in the MLPs.
+
+    Raises:
+        InputError: the patches do not tile the image, or the heads do not divide the width.
+    """
 
     STEM = ("patch_embed", "cls_token", "pos_embed")
+    LAYERS = "blocks"
 
     def __init__(
         self,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
         *,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        dropout: float,
+        patch_size: PatchSize = 4,
+        width: Count = 192,
+        depth: Count = 12,
+        heads: Count = 3,
+        mlp_width: Count = 768,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        in_channels, height, image_width = image_shape
-        num_patches = (height // patch_size) * (image_width // patch_size)
-        self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        num_patches = count_patches(patch_size, image_shape)
+        if width % heads:
+            raise InputError(f"{heads} attention heads do not divide a width of {width}; change one of them")
+        self.patch_embed = nn.Conv2d(image_shape[0], width, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, width))
         self.dropout = nn.Dropout(dropout)
@@ -97,15 +109,13 @@ class ViTModule(Backbone):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, N - 1, D]
         cls_token = self.cls_token.expand(len(images), -1, -1)
-        x = self.dropout(torch.cat([cls_token, patches], dim=1) + self.pos_embed)  # [B, N, D]
-        yield "stem", x
-        for i, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            yield f"block{i}", x
-        yield "pooled", self.norm(x[:, 0])
+        return self.dropout(torch.cat([cls_token, patches], dim=1) + self.pos_embed)  # [B, N, D]
+
+    def pool(self, x: Tensor) -> Tensor:
+        return self.norm(x[:, 0])
 
 
 def init_vit(module: nn.Module, generator: torch.Generator) -> None:
@@ -120,50 +130,7 @@ def init_vit(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.trunc_normal_(leaf, std=0.02, a=-0.04, b=0.04, generator=generator)
 
 
-@checked
-def vit(
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    patch_size: Count = 4,
-    width: Count = 192,
-    depth: Count = 12,
-    heads: Count = 3,
-    mlp_width: Count = 768,
-    dropout: Probability = 0.0,
-) -> Model:
-    """Vision Transformer (arXiv 2010.11929).
-
-    Args:
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        patch_size: side of a patch in pixels; divides the height and the width of the image.
-        width: D, the embedding dimension.
-        depth: number of encoder blocks.
-        heads: attention heads in each block; divides the width.
-        mlp_width: hidden dimension of each block's MLP.
-        dropout: probability of dropping, after the embedding, in attention and in the MLPs.
-
-    Raises:
-        InputError: a number is out of its range, the patches do not tile the image, or the heads do not divide the
-            width.
-    """
-    check_patch_size(patch_size, image_shape)
-    if width % heads:
-        raise InputError(f"{heads} attention heads do not divide a width of {width}; change one of them")
-    make_module = partial(
-        ViTModule,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=mlp_width,
-        dropout=dropout,
-    )
-    return make_model(make_module, init_vit)
-
+vit = make_constructor(ViT, init_vit)
 
 vit_tiny = partial(vit)
 vit_small = partial(vit, width=384, heads=6, mlp_width=1536)

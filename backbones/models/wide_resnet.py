@@ -6,15 +6,14 @@ activation of its residual branch (table 1, figure 1 c and d).
 Shapes: B images, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import Probability, checked
-from backbones.models.base import Backbone, Model, make_model
-from backbones.models.layers import ResidualBlock, Stem, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.errors import Probability
+from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
+from backbones.models.layers import ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
 
 class WideBlock(ResidualBlock):
@@ -38,58 +37,38 @@ class WideBlock(ResidualBlock):
         return y + (x if self.projection is None else self.projection(activated))
 
 
-class WideResNetModule(Backbone):
-    """Stem of 16 channels, three stages of blocks, activation, global average, head (table 1)."""
+class WideResNet(Backbone):
+    """Wide residual network (arXiv 1605.07146, table 1), for images of any size.
+
+    Args:
+        depth: number of layers; 6 n + 4 for n blocks a stage.
+        widen: k, how many times wider the three stages are than 16, 32 and 64 channels.
+        dropout: probability of dropping between the convolutions of a block (section 3.3 tries 0.3).
+    """
 
     def __init__(
-        self, depth: int, widen: int, *, stem: Stem, dropout: float, in_channels: int, num_classes: int
+        self,
+        depth: int,
+        widen: int,
+        image_shape: ImageShape,
+        num_classes: NumClasses,
+        *,
+        stem: Stem = "cifar",
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        self.stem = make_stem(stem, in_channels, 16, activation=False)
+        self.stem = make_stem(stem, image_shape[0], 16, activation=False)
         stage_depth = (depth - 4) // 6  # what is not in the stages: the stem, two projections, the head
         block = partial(WideBlock, dropout=dropout)
         self.stages, channels = make_stages(block, 16, 16 * widen, (stage_depth,) * 3)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
 
-    def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        x = self.stem(images)
-        yield "stem", x
-        for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            yield f"stage{i}", x
-        yield "pooled", torch.relu(self.norm(x)).mean(dim=(2, 3))
+    def pool(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(x)).mean(dim=(2, 3))
 
 
-@checked
-def wide_resnet(
-    depth: int,
-    widen: int,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    stem: Stem = "cifar",
-    dropout: Probability = 0.0,
-) -> Model:
-    """Wide residual network (arXiv 1605.07146), for images of any size.
-
-    Args:
-        depth: number of layers; 6 n + 4 for n blocks a stage.
-        widen: k, how many times wider the stages are than 16, 32 and 64 channels.
-        image_shape: channels, height and width of an image.
-        num_classes: number of classes K.
-        stem: first layers; cifar keeps the size of the image, imagenet quarters it.
-        dropout: probability of dropping between the convolutions of a block (section 3.3 tries 0.3).
-
-    Raises:
-        InputError: the dropout is out of its range.
-    """
-    make_module = partial(
-        WideResNetModule, depth, widen, stem=stem, dropout=dropout, in_channels=image_shape[0], num_classes=num_classes
-    )
-    return make_model(make_module, init_conv_net)
-
-
+wide_resnet = make_constructor(WideResNet, init_conv_net)
 wrn_16_8 = partial(wide_resnet, 16, 8)
 wrn_28_10 = partial(wide_resnet, 28, 10)
 wrn_40_4 = partial(wide_resnet, 40, 4)

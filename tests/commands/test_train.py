@@ -71,8 +71,8 @@ def test_steps_or_epochs() -> None:
 def test_functions_by_their_import_path() -> None:
     assert parse(["--optim", "backbones.optim.alias:lion"]).experiment.optim == use(lion)
     assert parse(["experiments.digits:digits_resnet18"]).experiment == EXPERIMENTS["digits-resnet18"]
-    with pytest.raises(InputError, match=r"experiments\.digits:use is a function; wanted an Experiment"):
-        parse(["experiments.digits:use"])
+    with pytest.raises(InputError, match=r"experiments\.digits:digits is a function; wanted an Experiment"):
+        parse(["experiments.digits:digits"])
 
 
 def test_a_new_run_from_a_config(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError, range_of
-from backbones.models import MODELS, Model, families
+from backbones.models import MODELS, Model
 from backbones.models.convnext import DropPath
 from backbones.types import ModelState, Params
 
@@ -205,13 +205,6 @@ def test_every_number_among_the_options_has_a_range(name: str) -> None:
             value = type(option.default)(wanted.low - 1)
             with pytest.raises(InputError, match=f"{option.name} is {value}; it must be {wanted}"):
                 MODELS[name]((3, 32, 32), 10, **{option.name: value})
-
-
-def test_families_are_the_files() -> None:
-    assert [name for names in families().values() for name in names] == list(MODELS)
-    assert families()["mlp_mixer"] == ["mixer-tiny", "mixer-small"]
-    assert families()["resnet"] == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    assert len(families()) == 14
 
 
 class CountOperators(TorchDispatchMode):

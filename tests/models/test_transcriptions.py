@@ -103,7 +103,7 @@ def cbam(layers: Leaves, name: str, x: Tensor) -> Tensor:
     return torch.einsum("bohw,bchw->bchw", layers.conv(f"{name}.spatial.conv", pooled).sigmoid(), x)
 
 
-def resnet_with(attend: Callable[[Leaves, str, Tensor], Tensor], name: str) -> Callable[..., Tensor]:
+def resnet_with(attend: Callable[[Leaves, str, Tensor], Tensor]) -> Callable[..., Tensor]:
     """ResNet (arXiv 1512.03385) with an attention before each addition."""
 
     def apply(layers: Leaves, x: Tensor, depths: tuple[int, ...]) -> Tensor:
@@ -113,7 +113,7 @@ def resnet_with(attend: Callable[[Leaves, str, Tensor], Tensor], name: str) -> C
             y = x
             for i in range(1, num_convs + 1):
                 y = layers.norm(f"{block}.norm{i}", layers.conv(f"{block}.conv{i}", y, stride if i == first_3x3 else 1))
-                y = F.relu(y) if i < num_convs else attend(layers, f"{block}.{name}", y)
+                y = F.relu(y) if i < num_convs else attend(layers, f"{block}.attention", y)
             if layers.has(f"{block}.shortcut"):
                 x = layers.norm(f"{block}.shortcut.1", layers.conv(f"{block}.shortcut.0", x, stride))
             x = F.relu(x + y)
@@ -159,9 +159,9 @@ PAPERS = {
     "preactresnet18": (preact_resnet, (2, 2, 2, 2)),
     "preactresnet50": (preact_resnet, (3, 4, 6, 3)),
     "wrn-16-8": (wide_resnet, (2, 2, 2)),
-    "se-resnet18": (resnet_with(squeeze_excitation, "se"), (2, 2, 2, 2)),
-    "cbam-resnet18": (resnet_with(cbam, "cbam"), (2, 2, 2, 2)),
-    "cbam-resnet50": (resnet_with(cbam, "cbam"), (3, 4, 6, 3)),
+    "se-resnet18": (resnet_with(squeeze_excitation), (2, 2, 2, 2)),
+    "cbam-resnet18": (resnet_with(cbam), (2, 2, 2, 2)),
+    "cbam-resnet50": (resnet_with(cbam), (3, 4, 6, 3)),
     "shufflenet-g2": (shufflenet, 2),
     "shufflenet-g3": (shufflenet, 3),
     "shufflenet-g8": (shufflenet, 8),
