@@ -3,6 +3,9 @@
 import importlib
 import sys
 
+from backbones.commands.exit import run_command
+from backbones.errors import check_known
+
 COMMANDS = {
     "train": "train an experiment of your own, module:name; `train.py` knows those of this project by name",
     "evaluate": "accuracy by class and confusion of a checkpoint, or the classes of image files",
@@ -16,23 +19,14 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that is named first on the command line."""
-    from backbones.commands.exit import run_command
-
-    run_command(lambda: dispatch(sys.argv[1:]))
+    run_command(lambda: _run(*sys.argv[1:]))
 
 
-def dispatch(args: list[str]) -> bool | None:
-    """Run a command line without the program's name.
-
-    Raises:
-        InputError: there is no such command.
-    """
-    from backbones.errors import check_known
-
-    if not args or args[0] in ("-h", "--help"):
+def _run(name: str = "--help", *args: str) -> bool | None:
+    if name in ("-h", "--help"):
         print("usage: backbones COMMAND [--help]\n")
-        for name, summary in COMMANDS.items():
-            print(f"  {name:12s}{summary}")
+        for command, summary in COMMANDS.items():
+            print(f"  {command:12s}{summary}")
         return None
-    name = check_known("command", args[0], COMMANDS)
-    return importlib.import_module(f"backbones.commands.{name}").main(args[1:])
+    check_known("command", name, COMMANDS)
+    return importlib.import_module(f"backbones.commands.{name}").main([*args])

@@ -1,6 +1,5 @@
 """`backbones checkpoint show | diff | verify | export`: inspect checkpoints and export their weights."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,18 +12,15 @@ from tyro.conf import Positional
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models.state_dict import write_state_dict
-from backbones.run.checkpoint.arrays import to_tensor
+from backbones.run.checkpoint.arrays import to_tensor, weights_of
 from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_which
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
-from backbones.run.checkpoint.weights import weights_of
+from backbones.run.files import atomic_path
 
 Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one of its checkpoints.")]
-
 Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
-
-Out = Annotated[
-    Path | None, tyro.conf.arg(help="A new file; None for weights.safetensors or weights.pt in the folder.")
-]
+Format = Literal["safetensors", "torch"]
+Out = Annotated[Path | None, tyro.conf.arg(help="A new file; None for weights.safetensors or weights.pt in RUN.")]
 
 
 def show(run: Run, /, *, checkpoint: Which = "latest") -> None:
@@ -34,51 +30,42 @@ def show(run: Run, /, *, checkpoint: Which = "latest") -> None:
     """
     path = find_checkpoint(run, parse_which(checkpoint))
     content = read_checkpoint(path)
-    steps, best = list_steps(path.parent), best_step(path.parent)
-    print(f"{path}: {_megabytes(content)} MB; steps saved: {', '.join(_mark(step, best) for step in steps)}")
+    best = best_step(path.parent)
+    steps = ", ".join(f"{step} (best)" if step == best else str(step) for step in list_steps(path.parent))
+    print(f"{path}: {_megabytes(content)} MB; steps saved: {steps}")
     for name, value in content.manifest.metrics.items():
         print(f"{name:12s} {value:.6g}")
     print("\npart         leaves     elements           bytes  sha256")
-    for part, leaves in _parts(content).items():
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, array in content.arrays.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = to_tensor(array)
+    for part, leaves in parts.items():
         sizes = f"{len(leaves):6d} {tree.size(leaves):12,d} {sum(leaf.nbytes for leaf in leaves.values()):15,d}"
         print(f"{part:12s} {sizes}  {tree.sha256(leaves)}")
-    width = max(len(name) for name in content.arrays)
+    width = max(map(len, content.arrays))
     print(f"\n{'leaf':{width}s} {'dtype':8s} {'bytes':>12s}  sha256        shape")
     for name, leaf in content.manifest.leaves.items():
         print(f"{name:{width}s} {leaf.dtype:8s} {content.arrays[name].nbytes:12,d}  {leaf.sha256[:12]}  {leaf.shape}")
-
-
-def _mark(step: int, best: int | None) -> str:
-    return f"{step} (best)" if step == best else str(step)
 
 
 def _megabytes(checkpoint: Checkpoint) -> str:
     return f"{sum(array.nbytes for array in checkpoint.arrays.values()) / 1e6:,.1f}"
 
 
-def _parts(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for path, array in checkpoint.arrays.items():
-        part, _, name = path.partition("/")
-        parts.setdefault(part, {})[name] = to_tensor(array)
-    return parts
-
-
 def diff(a: Run, b: Run, /) -> bool:
-    """Print the leaves in which two checkpoints (of a run folder, its latest one) differ, and by how much.
+    """Print the leaves in which two checkpoints differ, and by how much; the exit code is 1 if there are any.
 
-    The exit code is 1 if there are any.
+    A run folder stands for its latest checkpoint.
     """
     one, other = (read_checkpoint(find_checkpoint(path)) for path in (a, b))
-    width = max(len(name) for name in {**one.arrays, **other.arrays})
-    lines = []
-    for name in {**one.arrays, **other.arrays}:
-        if one.manifest.leaves.get(name) != other.manifest.leaves.get(name):
-            lines.append(f"{name:{width}s} {_difference(one.arrays.get(name), other.arrays.get(name))}")
-    print(f"{one.path} and {other.path}: {len(lines)} of {len({**one.arrays, **other.arrays})} leaves differ")
-    for line in lines:
-        print(line)
-    return not lines
+    names = [*one.arrays, *(name for name in other.arrays if name not in one.arrays)]
+    different = [name for name in names if one.manifest.leaves.get(name) != other.manifest.leaves.get(name)]
+    print(f"{one.path} and {other.path}: {len(different)} of {len(names)} leaves differ")
+    width = max(map(len, names))
+    for name in different:
+        print(f"{name:{width}s} {_difference(one.arrays.get(name), other.arrays.get(name))}")
+    return not different
 
 
 def _difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
@@ -102,7 +89,7 @@ def verify(run: Run, /) -> bool:
     first = find_checkpoint(run)
     paths = [first] if run == first else [first.parent / str(step) for step in list_steps(first.parent)]
     good = True
-    for path in tqdm(paths, unit="checkpoint", leave=False, disable=not sys.stderr.isatty()):
+    for path in tqdm(paths, unit="checkpoint", leave=False, disable=None):
         try:
             content = read_checkpoint(path)
             tqdm.write(f"{path} is intact: {len(content.arrays)} leaves, {_megabytes(content)} MB")
@@ -112,14 +99,7 @@ def verify(run: Run, /) -> bool:
     return good
 
 
-def export(
-    run: Run,
-    /,
-    *,
-    format: Literal["safetensors", "torch"] = "safetensors",
-    checkpoint: Which = "latest",
-    out: Out = None,
-) -> None:
+def export(run: Run, /, *, format: Format = "safetensors", checkpoint: Which = "latest", out: Out = None) -> None:
     """Write the weights (parameters, or their average if there is one, and model state) as one flat file.
 
     Raises:
@@ -132,14 +112,10 @@ def export(
         raise InputError(f"{out} exists already; choose another --out")
     path = find_checkpoint(run, parse_which(checkpoint))
     content = read_checkpoint(path)
-    params, model_state = weights_of(content)
+    params, model_state = weights_of(content.arrays)
     weights = {**params, **model_state}
-    temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
-    try:
+    with atomic_path(out) as temporary:
         write_state_dict(temporary, weights, content.manifest.info._asdict())
-        temporary.rename(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"wrote {len(weights)} tensors of {path} to {out}")
 
 

@@ -10,10 +10,11 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.component import import_object, use
+from backbones.commands.options import find_object
+from backbones.component import use
 from backbones.data import DATASETS, DataInfo, Dataset
 from backbones.data.images import read_images
-from backbones.errors import Count, InputError, check_known
+from backbones.errors import Count, InputError, check_ranges
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
@@ -47,18 +48,17 @@ def evaluate(
         images: image files to classify, instead of the data set.
         data: another data set of the same shape and number of classes, by name or as module:function; None for that of
             the run.
-        split: which images of it.
+        split: which split of the data set.
         checkpoint: which checkpoint of the run.
-        batch_size: images a batch.
+        batch_size: images per batch.
         resize: scale image files of another size to that of the model.
         device: where to compute; auto is the GPU where there is one.
         out: folder for evaluation.json and confusion.png; None for the run folder.
 
     Raises:
-        InputError: what is wanted is not there, or does not fit.
+        InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}; it must be 1 or more")
+    check_ranges({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     path = find_checkpoint(run, parse_which(checkpoint))
     content, torch_device = read_checkpoint(path), distributed.init(device)
     experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
@@ -81,25 +81,19 @@ def evaluate(
 def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, device: torch.device) -> Dataset:
     component = experiment.data
     if name is not None:
-        function = import_object(name) if ":" in name else DATASETS[check_known("data", name, DATASETS)]
+        function = find_object("data", name, DATASETS)
         shared = inspect.signature(function).parameters.keys() & component.values.keys()  # its root, if both have one
         component = use(function, **{option: component.values[option] for option in shared})
     dataset = component.make(device=device)
-    for what, got, wanted in (
-        ("images", dataset.info.image_shape, info.image_shape),
-        ("classes", dataset.info.num_classes, info.num_classes),
-    ):
-        if got != wanted:
-            raise InputError(
-                f"{what} of {component.name}: {got}; the model was trained for {wanted}: name another --data"
-            )
+    got, wanted = (f"images of {each.image_shape} and {each.num_classes} classes" for each in (dataset.info, info))
+    if got != wanted:
+        raise InputError(f"{component.name} has {got}; the model was trained for {wanted}: name another --data")
     return dataset
 
 
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
-    images = read_images(paths, info.image_shape, resize=resize)
-    probabilities = torch.softmax(predict(images).to(torch.float32), dim=1)
-    top = probabilities.topk(min(5, info.num_classes), dim=1)
+    logits = predict(read_images(paths, info.image_shape, resize=resize)).to(torch.float32)
+    top = logits.softmax(dim=1).topk(min(5, info.num_classes), dim=1)
     width = max(len(str(path)) for path in paths)
     for path, values, classes in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [f"{info.class_names[k]} {value:.1%}" for value, k in zip(values, classes, strict=True)]

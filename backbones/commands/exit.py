@@ -36,8 +36,6 @@ def run_command(main: Callable[[], bool | None]) -> NoReturn:
 def _exit_code(main: Callable[[], bool | None]) -> int | str:
     try:
         return 1 if main() is False else 0
-    except BrokenPipeError:
-        raise
     except (InputError, Diverged) as error:
         distributed.barrier()  # exit together: when one rank exits, torchrun ends the others
         return f"error: {error}" if distributed.is_main() else 1

@@ -1,7 +1,8 @@
-"""Options on the command line: components by name, and their options as those of the function that was chosen."""
+"""Options on the command line: components by name, and the options of the functions that were chosen."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
@@ -26,30 +27,29 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "optim": OPTIMIZERS,
     "schedule": SCHEDULES,
 }
-"""Field of `Experiment` -> the functions that it can be by their short names."""
+"""Field of `Experiment` -> short name -> function."""
 
 
-def find_function(kind: str, name: str) -> Callable[..., Any]:
-    """The function that a component's name stands for.
+def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """The object with a short name, or at `module:name`; the InputError for an unknown name offers the nearest ones."""
+    return import_object(name) if ":" in name else known[check_known(kind, name, known)]
 
-    Args:
-        kind: field of `Experiment`.
-        name: a short name, or `module:function`.
 
-    Raises:
-        InputError: there is none; the message offers the nearest names.
-    """
-    return import_object(name) if ":" in name else FUNCTIONS[kind][check_known(kind, name, FUNCTIONS[kind])]
+def find_components(args: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """Kind -> function, from `--KIND NAME`, `--KIND=NAME` and `--KIND module:name`; and the other arguments."""
+    chosen, others = {}, []
+    remaining = iter(args)
+    for arg in remaining:
+        kind, equals, name = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and kind in kinds:
+            chosen[kind] = find_object(kind, name if equals else next(remaining, ""), FUNCTIONS[kind])
+        else:
+            others.append(arg)
+    return chosen, others
 
 
 def read_options(command: T, args: Sequence[str], *, prog: str, description: str) -> T:
-    """Read the options of a dataclass, whose experiments and components have the options of what they hold.
-
-    Args:
-        command: the defaults.
-        args: a command line.
-        prog: name of the program, for `--help`.
-        description: likewise.
+    """Read the options of a dataclass, including those of the experiment and components in it; defaults are `command`.
 
     Raises:
         SystemExit: tyro has printed help or what is wrong with the options.
@@ -72,7 +72,7 @@ _REGISTRY = ConstructorRegistry()
 def _rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     default: Any = info.default
     if isinstance(default, Use):
-        return _spec(lambda **values: Use(default.function, **values), options_of(default.function), default.values)
+        return _spec(partial(Use, default.function), options_of(default.function), default.values)
     if isinstance(default, Experiment):
         return _spec(Experiment, options_of(Experiment, given=()), vars(default))
     return None

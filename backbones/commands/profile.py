@@ -2,15 +2,15 @@
 
 import inspect
 import json as json_format
-import sys
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
 
 import backbones.distributed as distributed
+from backbones.component import use
 from backbones.errors import Count, InputError, check_known, checked
-from backbones.models import MODELS, Model
+from backbones.models import MODELS
 from backbones.run.overhead import layer_table, measure_latency, measure_overhead
 
 
@@ -41,11 +41,11 @@ def profile(
         image_size: height and width of an image, pixels.
         channels: channels of an image.
         num_classes: number of classes.
-        stem: first layers of ConvNets; None for each model's own.
-        patch_size: side of a patch of models that have patches, pixels; None for each model's own.
-        batch_size: images a pass, for the time.
+        stem: first layers of ConvNets; None for the default of each model.
+        patch_size: side of a patch of models that have patches, pixels; None for the default of each model.
+        batch_size: images per timed forward pass.
         device: where to time it; auto is the GPU where there is one.
-        depth: instead of the table, show the layers of one model, this deep.
+        depth: show the layers of one model, down to this depth, instead of the table.
         json: print a list of objects instead of a table.
 
     Raises:
@@ -57,15 +57,16 @@ def profile(
         if not any(option in inspect.signature(MODELS[name]).parameters for name in names):
             raise InputError(f"--{option.replace('_', '-')} is not for {' or '.join(names)}, which has no such field")
     image_shape = (channels, image_size, image_size)
+    given = {"image_shape": image_shape, "num_classes": num_classes, **options}
     if depth is not None:
         if len(names) != 1 or json:
             raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
-        print(layer_table(_make(names[0], image_shape, num_classes, options), image_shape, depth=depth))
+        print(layer_table(use(MODELS[names[0]]).make(**given), image_shape, depth=depth))
         return
     torch_device = distributed.init(device)
     rows = []
-    for name in tqdm(names, unit="model", disable=not sys.stderr.isatty()):
-        model = _make(name, image_shape, num_classes, options)
+    for name in tqdm(names, unit="model", disable=None):
+        model = use(MODELS[name]).make(**given)  # ignores what is no parameter of it
         row = {"model": name, **measure_overhead(model, image_shape)._asdict()}
         row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
         rows.append({**row, "batch_size": batch_size, "device": torch_device.type})
@@ -77,8 +78,3 @@ def profile(
     for row in rows:
         name, num_params, macs, activations, milliseconds, *_ = row.values()
         print(f"| {name} | {num_params:,} | {macs / 1e6:,.1f} | {activations / 1e6:,.2f} | {milliseconds:,.1f} |")
-
-
-def _make(name: str, image_shape: tuple[int, int, int], num_classes: int, options: dict[str, Any]) -> Model:
-    known = inspect.signature(MODELS[name]).parameters
-    return MODELS[name](image_shape, num_classes, **{key: value for key, value in options.items() if key in known})

@@ -1,34 +1,18 @@
 """`backbones reproduce RUN`: run a finished run again, and compare the parameters to the last bit."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
-from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import read_options
-from backbones.commands.train import choose_components, with_duration
+from backbones.commands.train import parse, train
 from backbones.errors import InputError
-from backbones.experiment import Experiment
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.provenance import read_starts
-from backbones.run.run import run
-from backbones.run.run_dir import RunDir, list_changes, read_config, read_experiment
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
-    """What one call asks for."""
-
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The finished run."""
-    run_dir: Path | None = None
-    """Folder of the new run; None for RUN-again."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+from backbones.run.run import RESULT
+from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
 
 
 def main(args: list[str]) -> bool:
@@ -41,64 +25,50 @@ def main(args: list[str]) -> bool:
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones reproduce RUN [--run-dir DIR] [--OPTION VALUE ...]\n\n" + (__doc__ or ""))
         return True
-    before = RunDir(Path(args[0]))
-    experiment, options = choose_components(finished_experiment(before), args[1:])
-    defaults = Command(run=before.path, experiment=with_duration(experiment, options))
-    command = read_options(defaults, [args[0], *options], prog="backbones reproduce", description=__doc__ or "")
-    now = RunDir(command.run_dir or before.path.with_name(before.path.name + "-again"))
+    before = Path(args[0])
+    distributed.on_main(lambda: check_finished(before))
+    new = Path(f"{before}-again")
+    args = ["--config", str(before / CONFIG), "--run-dir", str(new), *args[1:]]
+    command = parse(args, {}, prog="backbones reproduce RUN")
     starts = distributed.on_main(lambda: read_starts(before))
     if starts:
         torch.set_num_threads(starts[-1]["num_threads"])  # their number decides how sums are rounded
-    run(command.experiment, run_dir=now.path)
-    distributed.barrier()  # rank 0 has written the result
-    equal, lines = compare_runs(before, now)
-    for line in lines:
-        distributed.print0(line)
+    train(command)
+    return distributed.on_main(lambda: compare_runs(before, command.run_dir or new))
+
+
+def check_finished(run_dir: Path) -> None:
+    """Raise InputError unless there is a run in a folder, and it is finished."""
+    if not (run_dir / CONFIG).exists():
+        raise InputError(f"there is no run in {run_dir}")
+    if not (run_dir / RESULT).exists():
+        raise InputError(f"the run in {run_dir} is not finished; --run-dir {run_dir} --resume auto continues it")
+
+
+def compare_runs(before: Path, now: Path) -> bool:
+    """Print whether two finished runs ended in equal parameters, and what may explain a difference; True if equal."""
+    runs = (before, now)
+    results = [json.loads((run_dir / RESULT).read_text()) for run_dir in runs]
+    equal = results[0]["params_sha256"] == results[1]["params_sha256"]
+    print(f"the parameters are {'equal to the last bit' if equal else 'not equal'}")
+    for result in results:
+        print(f"params_sha256 {result['params_sha256']}")
+    if not equal:
+        print(_first_difference(before, now))
+    settings = list_changes(*(read_experiment(path / CONFIG, read_config(path / CONFIG)) for path in runs))
+    for name, change in settings.items():
+        print(f"other settings: {name}: {change}")
+    starts = [read_starts(run_dir) for run_dir in runs]
+    for start in starts[0]:
+        for name, change in start["changes"].items():
+            print(f"{before} was resumed from step {start['step']} with other settings: {name}: {change}")
+    if all(starts):
+        _print_other_circumstances(starts[0][-1], starts[1][-1])
     return equal
 
 
-def finished_experiment(run_dir: RunDir) -> Experiment:
-    """The experiment of a run that has come to its end.
-
-    Raises:
-        InputError: there is no such run, or it has not.
-    """
-
-    def read() -> dict[str, Any]:
-        if not run_dir.config.exists():
-            raise InputError(f"there is no run in {run_dir.path}")
-        if not run_dir.result.exists():
-            raise InputError(
-                f"the run in {run_dir.path} is not finished; --run-dir {run_dir.path} --resume auto continues it"
-            )
-        return read_config(run_dir.config)
-
-    return read_experiment(run_dir.config, distributed.on_main(read))
-
-
-def compare_runs(before: RunDir, now: RunDir) -> tuple[bool, list[str]]:
-    """Whether two finished runs ended in equal parameters, and what to know about it, line by line."""
-    results = [json.loads(run_dir.result.read_text()) for run_dir in (before, now)]
-    equal = results[0]["params_sha256"] == results[1]["params_sha256"]
-    lines = [f"the parameters are {'equal to the last bit' if equal else 'not equal'}"]
-    lines += [f"params_sha256 {result['params_sha256']}" for result in results]
-    if not equal:
-        lines.append(_first_difference(before, now))
-    settings = list_changes(*(finished_experiment(run_dir) for run_dir in (before, now)))
-    lines += [f"other settings: {name}: {change}" for name, change in settings.items()]
-    starts = [read_starts(run_dir) for run_dir in (before, now)]
-    lines += [
-        f"{before.path} was resumed from step {start['step']} with other settings: {name}: {change}"
-        for start in starts[0]
-        for name, change in start["changes"].items()
-    ]
-    if all(starts):
-        lines += _other_circumstances(starts[0][-1], starts[1][-1])
-    return equal, lines
-
-
-def _first_difference(before: RunDir, now: RunDir) -> str:
-    for one, other in zip(read_metrics(before.metrics), read_metrics(now.metrics), strict=False):
+def _first_difference(before: Path, now: Path) -> str:
+    for one, other in zip(read_metrics(before / METRICS), read_metrics(now / METRICS), strict=False):
         for name in one.keys() - {"images_per_second"}:
             if one[name] != other.get(name):
                 where = f"step {one['step']}, {one['split']}"
@@ -106,11 +76,8 @@ def _first_difference(before: RunDir, now: RunDir) -> str:
     return "no metric differs"
 
 
-def _other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _print_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> None:
     one, other = ({**start.pop("packages"), **start} for start in (before, now))
-    ignored = ("time", "command", "step", "changes")
-    return [
-        f"other circumstances: {name} {one.get(name)} -> {other.get(name)}"
-        for name in sorted({*one, *other} - {*ignored})
-        if one.get(name) != other.get(name)
-    ]
+    for name in sorted({*one, *other} - {"time", "command", "step", "changes"}):
+        if one.get(name) != other.get(name):
+            print(f"other circumstances: {name} {one.get(name)} -> {other.get(name)}")

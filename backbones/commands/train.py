@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import tyro
 
 import backbones.distributed as distributed
-from backbones.commands.options import FUNCTIONS, find_function, read_options
-from backbones.component import Use, import_object
-from backbones.errors import InputError, check_known
+from backbones.commands.options import FUNCTIONS, find_components, find_object, read_options
+from backbones.component import Use
+from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES
-from backbones.run.checkpoint import Which, parse_which
+from backbones.run.checkpoint import parse_which
 from backbones.run.run import run
-from backbones.run.run_dir import RunDir, latest_run_dir, read_config, read_experiment, stored_config
+from backbones.run.run_dir import latest_run_dir, read_config, read_experiment, stored_config
 
 RESUME_HELP = (
     "Resume the run in the run folder (without --run-dir, the newest of that name), whose configuration is then the "
@@ -29,34 +29,30 @@ RESUME_HELP = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What one call of train.py asks for."""
+    """The command line of train.py."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Folder of the run; None for a new one, runs/NAME or with a number behind it. A run is never overwritten."""
+    """Folder of the run; None for the first free one of runs/NAME, runs/NAME-2, ... A run is never overwritten."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH", help=RESUME_HELP)] = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Start a new run of the experiment in this config.json."""
 
 
 def main(args: list[str], experiments: Mapping[str, Experiment] | None = None) -> None:
-    """Run a command line, without the program's name.
-
-    Args:
-        args: `[EXPERIMENT] [OPTIONS]`.
-        experiments: by name; the first is run where none is named.
-    """
+    """Run a command line; without an experiment in it, the first of `experiments`."""
     distributed.join()
-    command = parse(args, experiments or {})
-    run(
-        command.experiment,
-        run_dir=command.run_dir,
-        resume=None if command.resume is None else parse_which(command.resume),
-    )
+    train(parse(args, experiments or {}))
 
 
-def parse(args: Sequence[str], experiments: Mapping[str, Experiment]) -> Command:
-    """Read a command line, without the program's name.
+def train(command: Command) -> None:
+    """Run what a command line asks for."""
+    resume = None if command.resume is None else parse_which(command.resume)
+    run(command.experiment, run_dir=command.run_dir, resume=resume)
+
+
+def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: str = "train.py") -> Command:
+    """Read a command line.
 
     Experiments and components are looked up first, so that tyro sees, and `--help` shows, the options of what was
     chosen, with the values that it would run with.
@@ -75,15 +71,11 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment]) -> Command
     experiment, options = choose_components(base, args)
     if known.resume is not None:
         which = parse_which(known.resume)
-        stored = distributed.on_main(lambda: _stored(known.run_dir, experiment.name, which))
+        stored = distributed.on_main(lambda: stored_config(known.run_dir or latest_run_dir(experiment.name), which))
         if stored is not None:
             experiment, options = choose_components(read_experiment(*stored), args)
     command = Command(experiment=with_duration(experiment, options))
-    return read_options(command, options, prog="train.py", description=describe(experiment, experiments))
-
-
-def _stored(run_dir: Path | None, name: str, which: Which) -> tuple[Path, dict[str, Any]] | None:
-    return stored_config(latest_run_dir(name) if run_dir is None else RunDir(run_dir), which)
+    return read_options(command, options, prog=prog, description=describe(experiment, experiments))
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -96,38 +88,30 @@ _EARLY.add_argument("--config", nargs="?", type=Path)
 def _find_experiment(name: str, experiments: Mapping[str, Experiment]) -> Experiment:
     if not name:
         raise InputError("name an experiment, as module:name")
-    if ":" not in name:
-        return experiments[check_known("experiment", name, experiments)]
-    found = import_object(name)
+    found = find_object("experiment", name, experiments)
     if not isinstance(found, Experiment):
         raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
     return found
 
 
 def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Experiment, list[str]]:
-    """Replace the components that `--KIND NAME`, `--KIND=NAME` or `--KIND module:function` name.
+    """Replace the components that are named in a command line.
 
     Returns:
         The experiment, under a name that says what was chosen, and the other arguments.
     """
-    others, chosen = [], []
-    remaining = iter(args)
-    for arg in remaining:
-        kind, equals, name = arg.removeprefix("--").partition("=")
-        if not arg.startswith("--") or kind not in COMPONENTS:
-            others.append(arg)
-            continue
-        function = find_function(kind, name if equals else next(remaining, ""))
-        if function != getattr(experiment, kind).function:  # else keep the experiment's own options
-            component: dict[str, Any] = {kind: Use(function)}
-            experiment = dataclasses.replace(experiment, **component)
-            chosen.append(kind)
-    if chosen:
-        base = f"{experiment.data.name}-{experiment.model.name}" if {"data", "model"} & {*chosen} else experiment.name
-        experiment = dataclasses.replace(
-            experiment, name=f"{base}-{experiment.optim.name}" if "optim" in chosen else base
-        )
-    return experiment, others
+    named, others = find_components(args, COMPONENTS)
+    chosen: dict[str, Any] = {}
+    for kind, function in named.items():
+        if function != getattr(experiment, kind).function:  # else keep the options that the experiment gives it
+            chosen[kind] = Use(function)
+    experiment = dataclasses.replace(experiment, **chosen)
+    name = experiment.name
+    if "data" in chosen or "model" in chosen:
+        name = f"{experiment.data.name}-{experiment.model.name}"
+    if "optim" in chosen:
+        name = f"{name}-{experiment.optim.name}"
+    return dataclasses.replace(experiment, name=name), others
 
 
 def _resume_the_latest(args: Sequence[str]) -> list[str]:
@@ -139,7 +123,7 @@ def _resume_the_latest(args: Sequence[str]) -> list[str]:
 
 
 def with_duration(experiment: Experiment, args: Sequence[str]) -> Experiment:
-    """The experiment, ready for `--epochs` in the place of its steps, or the other way round."""
+    """The experiment in epochs if `args` give `--epochs` alone, or in steps if they give `--steps` alone."""
     named = {arg.partition("=")[0] for arg in args}
     if "--epochs" in named and "--steps" not in named:
         return dataclasses.replace(experiment, steps=None, epochs=experiment.epochs or 1.0)
@@ -150,19 +134,20 @@ def with_duration(experiment: Experiment, args: Sequence[str]) -> Experiment:
 
 def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
     """What can be chosen, for `--help`."""
-    lines = ["Train an image backbone. What is chosen stands in brackets; module:name is imported."]
-    lines.append(f"[EXPERIMENT]: {_mark(experiment.name, experiments)}")
+    lines = [
+        "Train an image backbone. What is chosen is in brackets; module:name is imported.",
+        f"[EXPERIMENT]: {_mark(experiment.name, experiments)}",
+    ]
     for kind, functions in FUNCTIONS.items():
-        names = list(functions)
         chosen = getattr(experiment, kind).name
         if kind == "model":
             lines.append(f"--model NAME: [{chosen}]")
             lines += [f"    {name}: {', '.join(members)}" for name, members in FAMILIES.items()]
         else:
-            lines.append(f"--{kind} NAME: {_mark(chosen, names)}")
+            lines.append(f"--{kind} NAME: {_mark(chosen, functions)}")
     return "\n".join(lines)
 
 
-def _mark(chosen: str, names: Sequence[str] | Mapping[str, Any]) -> str:
+def _mark(chosen: str, names: Iterable[str]) -> str:
     shown = [f"[{name}]" if name == chosen else name for name in names]
-    return ", ".join(shown if chosen in names else [f"[{chosen}]", *shown])
+    return ", ".join(shown if f"[{chosen}]" in shown else [f"[{chosen}]", *shown])

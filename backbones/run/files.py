@@ -3,24 +3,28 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file completely, or leave the previous one unchanged.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = path.with_suffix(".tmp")
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path. The file that is written there replaces `path` at the end, unless an error is raised."""
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     try:
-        temporary.write_text(text)
+        yield temporary
         sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a file completely, or raise OSError and leave the previous one unchanged."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
@@ -41,11 +45,7 @@ def sync(path: Path) -> None:
 
 
 class Appender:
-    """A file that grows by records. What could not be written is kept in memory, and written before the next record.
-
-    Args:
-        path: the file; it is created if it does not exist.
-    """
+    """A file that grows by records. What could not be written is kept in memory, and written before the next record."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -34,19 +34,10 @@ def train(
     writer: MetricWriter,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, float]]:
-    """Train from the step of `state` to `num_steps`.
+    """Train from the step of `state` to `num_steps`; evaluate and save after the last step as well.
 
-    What is due every n steps is also due after the last one, but for logging.
-
-    Args:
-        state: where to start; used up.
-        experiment: says what is due when, and what is an error.
-        program: the functions; its own state is not used.
-        num_steps: steps of the run.
-        means: of the training metrics since the last line.
-        preempted: whether this process was asked to stop: the step is then saved, on all ranks.
-        writer: where metrics go.
-        checkpoints: where states go.
+    `state` is used up, and `program.state` is not used. Where `preempted()` is true on any rank, all ranks finish the
+    step, save and stop. `means` are those of the training metrics since the last line of the log.
 
     Returns:
         The last state and its held-out metrics, with `images_per_second` of training.
@@ -54,10 +45,10 @@ def train(
     Raises:
         Diverged: a step was not finite, and the experiment says stop.
         SaveError: a checkpoint could not be written, and the experiment says stop.
-        Preempted: `preempted` was true on some rank.
+        Preempted: `preempted()` was true, and the state is saved.
     """
 
-    def settle() -> None:
+    def finish_save() -> None:
         try:
             checkpoints.wait()
         except SaveError as error:
@@ -66,7 +57,7 @@ def train(
             writer.print(f"warning: {error}")
 
     def save(metrics: dict[str, float], weights: Weights | None) -> None:
-        settle()
+        finish_save()
         checkpoints.save(state, metrics, weights=weights, since_log=means.to_json())
 
     if not checkpoints.steps():
@@ -77,13 +68,12 @@ def train(
     for step in range(int(state.step) + 1, num_steps + 1):
         state, metrics = program.train_step(state, program.batches(step - 1))
         writer.step_done()
-        timer.add(experiment.batch_size)
         means.add(metrics)
         flags.append(metrics["nonfinite"])
         is_last = step == num_steps
         stop_due = False
         if distributed.any_rank(preempted() or checkpoints.failed):
-            settle()
+            finish_save()
             stop_due = distributed.any_rank(preempted())
         log_due = step % experiment.log_every == 0
         eval_due = step % experiment.eval_every == 0 or is_last
@@ -92,13 +82,13 @@ def train(
             continue
 
         nonfinite, flags = torch.stack(flags).tolist(), []
-        timer.stop()
+        timer.stop(len(nonfinite) * experiment.batch_size)
         for bad_step in (step - len(nonfinite) + 1 + i for i, flag in enumerate(nonfinite) if flag):
             if experiment.nonfinite == "stop":
                 raise _diverged(bad_step, checkpoints)
             writer.print(f"step {bad_step}/{num_steps}  skipped: the loss, a gradient or an update is not finite")
         if log_due:
-            writer.write("train", step, {**means.take(), "images_per_second": timer.rate})
+            writer.write("train", step, {**means.take(), "images_per_second": timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
         if eval_due:
             test_metrics = program.evaluate(state, weights)
@@ -106,18 +96,18 @@ def train(
         if save_due:
             save(test_metrics if eval_due else {}, weights)
         if stop_due and not is_last:
-            settle()
+            finish_save()
             raise Preempted(
                 f"stopped after step {step} of {num_steps}, saved in {checkpoints.folder}; resume with "
                 f"--run-dir {shlex.quote(str(checkpoints.folder.parent))} --resume"
             )
         timer.start()
-    settle()
-    return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate}
+    finish_save()
+    return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
 
 
 def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
-    with suppress(SaveError):  # this matters more
+    with suppress(SaveError):  # the divergence is what to report
         checkpoints.wait()
     return Diverged(
         f"the loss, a gradient or an update is not finite at step {step}; the last good checkpoint is step "
@@ -129,8 +119,7 @@ def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
 class RunningMeans:
     """Means of the training metrics since the last line of the log, summed on the device.
 
-    Args:
-        stored: from `to_json`, of the run that is resumed.
+    `stored` is what `to_json` of the resumed run returned, or empty.
     """
 
     def __init__(self, stored: dict[str, Any]) -> None:
@@ -138,48 +127,45 @@ class RunningMeans:
         self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
 
     def add(self, metrics: Metrics) -> None:
-        """Count the metrics of one more step."""
+        """Add the metrics of one step."""
         for name, value in metrics.items():
             value = value.to(torch.float64)
             self._sums[name] = value if name not in self._sums else self._sums[name].to(value.device) + value
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means; then start again."""
+        """Return the means, and reset them."""
         means = {name: value.item() / self._count for name, value in self._sums.items()}
         self._count, self._sums = 0, {}
         return means
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, to be stored in a checkpoint: a resumed run then writes the same lines."""
+        """Plain data for a checkpoint, so that a resumed run writes the same lines."""
         return {"count": self._count, "sums": {name: value.item() for name, value in self._sums.items()}}
 
 
 class Timer:
-    """Images a second of training alone, without evaluation and saving."""
+    """Images per second of training alone, without evaluation and saving."""
 
     def __init__(self) -> None:
-        self.rate = math.nan
-        """Of the stretch between the latest `start` and `stop`."""
-        self.mean_rate = math.nan
-        """Of all stretches, but the first if there are more: it compiles and warms up."""
-        self._num_stretches, self._total_images, self._total_seconds = 0, 0, 0.0
+        self._stretches: list[tuple[int, float]] = []  # images, seconds
         self.start()
 
     def start(self) -> None:
         """Begin a stretch of training."""
-        self._images, self._since = 0, time.perf_counter()
+        self._since = time.perf_counter()
 
-    def add(self, images: int) -> None:
-        """Count images that were trained on."""
-        self._images += images
+    def stop(self, images: int) -> None:
+        """End a stretch, in which `images` were trained on; call it when the device has finished."""
+        self._stretches.append((images, time.perf_counter() - self._since))
 
-    def stop(self) -> None:
-        """End a stretch; call it when the device has finished."""
-        seconds = time.perf_counter() - self._since
-        self._num_stretches += 1
-        if self._num_stretches <= 2:
-            self._total_images, self._total_seconds = 0, 0.0
-        self._total_images += self._images
-        self._total_seconds += seconds
-        self.rate, self.mean_rate = self._images / seconds, self._total_images / self._total_seconds
+    def rate(self) -> float:
+        """Of the latest stretch."""
+        images, seconds = self._stretches[-1]
+        return images / seconds
+
+    def mean_rate(self) -> float:
+        """Of all stretches except the first, which compiles and warms up, unless it is the only one; NaN if none."""
+        stretches = self._stretches[1:] or self._stretches
+        seconds = sum(seconds for _, seconds in stretches)
+        return sum(images for images, _ in stretches) / seconds if stretches else math.nan

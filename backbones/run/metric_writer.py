@@ -15,37 +15,44 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.run.files import Appender, atomic_write, to_json
-from backbones.run.run_dir import RunDir
+
+METRICS = "metrics.jsonl"
 
 SECONDS_BETWEEN_LINES = 10.0
-"""How often a run whose output is piped to a file reports on training."""
+"""Seconds between lines on training where there is no progress bar, as in output that is piped to a file."""
+
+FORMATS = {
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.1%}",
+    "top1": "top-1 {:.2%}",
+    "top5": "top-5 {:.2%}",
+    "images_per_second": "{:.0f} images/s",
+}
+"""Metric -> how the terminal shows it; the others are in the files only."""
 
 
 class MetricWriter:
     """Writes metrics to the terminal and to files; on other ranks than 0 it does nothing.
 
-    Args:
-        run_dir: the run folder, which exists.
-        start_step: steps already done; lines of later ones are dropped, since these steps are done again.
-        num_steps: steps of the run.
+    Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again.
     """
 
-    def __init__(self, run_dir: RunDir, *, start_step: int, num_steps: int) -> None:
+    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int) -> None:
         self._is_main = distributed.is_main()
         if not self._is_main:
             return
-        path = run_dir.metrics
+        path = run_dir / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
         atomic_write(path, "".join(to_json(line) + "\n" for line in kept))
         self._lines = Appender(path)
-        run_dir.tensorboard.mkdir(exist_ok=True)
-        self._events = Appender(run_dir.tensorboard / f"events.out.tfevents.{time.time_ns()}")
+        (run_dir / "tensorboard").mkdir(exist_ok=True)
+        self._events = Appender(run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}")
         self._records = RecordWriter(self._events)  # SummaryWriter has a thread, which fails on a full disk
         self._write_event(file_version="brain.Event:2")
         # TensorBoard then hides the events of the steps that are done again
         self._write_event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._warned = False
-        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty())
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=None)
         self._num_steps = num_steps
         self._start = (time.perf_counter(), start_step)
         self._last_line = 0.0
@@ -76,19 +83,17 @@ class MetricWriter:
         self._warned = bool(failed)
 
     def _print(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
-        if split == "train" and not self._bar.disable:
-            self._bar.set_postfix_str(_describe(metrics, ("loss", "accuracy", "images_per_second")))
-        elif split != "train":
-            self.print(f"step {step}/{self._num_steps}  {split}: {_describe(metrics, ('loss', 'top1', 'top5'))}")
-        elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.perf_counter()
-            shown = _describe(metrics, ("loss", "accuracy", "images_per_second"))
-            self.print(f"step {step}/{self._num_steps}  {split}: {shown}  {self._time_left(step)} left")
-
-    def _time_left(self, step: int) -> str:
-        start_time, start_step = self._start
-        seconds = (time.perf_counter() - start_time) / max(step - start_step, 1) * (self._num_steps - step)
-        return tqdm.format_interval(seconds)
+        shown = "  ".join(text.format(metrics[name]) for name, text in FORMATS.items() if name in metrics)
+        line, now = f"step {step}/{self._num_steps}  {split}: {shown}", time.perf_counter()
+        if split == "test":
+            self.print(line)
+        elif not self._bar.disable:
+            self._bar.set_postfix_str(shown)
+        elif now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            start_time, start_step = self._start
+            seconds_left = (now - start_time) / max(step - start_step, 1) * (self._num_steps - step)
+            self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -105,30 +110,17 @@ class MetricWriter:
             self._warn()
 
 
-_FORMATS = {
-    "loss": "loss {:.4f}",
-    "accuracy": "accuracy {:.1%}",
-    "top1": "top-1 {:.2%}",
-    "top5": "top-5 {:.2%}",
-    "images_per_second": "{:.0f} images/s",
-}
-
-
-def _describe(metrics: Mapping[str, float], names: tuple[str, ...]) -> str:
-    return "  ".join(_FORMATS[name].format(metrics[name]) for name in names)
-
-
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a `metrics.jsonl`; a last line that a killed process left unfinished is dropped."""
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def plot_curves(run_dir: RunDir) -> None:
+def plot_curves(run_dir: Path) -> None:
     """Draw `curves.png` from `metrics.jsonl`: loss and accuracy over the steps, training and test."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    lines = read_metrics(run_dir.metrics)
+    lines = read_metrics(run_dir / METRICS)
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for split, accuracy, style in (("train", "accuracy", {"alpha": 0.6, "lw": 1}), ("test", "top1", {"marker": "."})):
@@ -142,5 +134,5 @@ def plot_curves(run_dir: RunDir) -> None:
     for axes in (loss_axes, accuracy_axes):
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.suptitle(run_dir.path.name)
-    figure.savefig(run_dir.curves, dpi=120)
+    figure.suptitle(run_dir.name)
+    figure.savefig(run_dir / "curves.png", dpi=120)

@@ -34,7 +34,7 @@ def measure_overhead(model: Model, image_shape: tuple[int, int, int]) -> Overhea
 
 
 def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) -> str:
-    """What each layer costs for one image [C, H, W], down to `depth` dots in its name, as a table to read."""
+    """A table of what each layer costs for one image [C, H, W], down to `depth` levels of submodules."""
     macs, activations = _analyze(model, image_shape)
     return flop_count_table(macs, max_depth=depth, activations=activations, show_param_shapes=False).replace(
         "#flops", "#MACs "
@@ -44,15 +44,7 @@ def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) 
 def measure_latency(
     model: Model, image_shape: tuple[int, int, int], *, batch_size: int, device: torch.device, seconds: float = 1.0
 ) -> float:
-    """Median seconds of an eager float32 forward pass over a batch, in evaluation mode.
-
-    Args:
-        model: the backbone.
-        image_shape: channels, height and width of an image.
-        batch_size: images a pass.
-        device: where to compute.
-        seconds: for how long to repeat it.
-    """
+    """Median seconds of an eager float32 forward pass over a batch, in evaluation mode, repeated for `seconds`."""
     from torch.utils.benchmark import Timer  # late: it looks for a C++ toolchain, which training does not need
 
     params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(0)))

@@ -17,30 +17,16 @@ from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.files import atomic_write
-from backbones.run.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 
+PROVENANCE = "provenance.json"
+
 
 def record_start(
-    run_dir: RunDir,
-    experiment: Experiment,
-    dataset: Dataset,
-    device: torch.device,
-    *,
-    step: int,
-    changes: dict[str, str],
+    run_dir: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
 ) -> None:
-    """Add an entry to `provenance.json`.
-
-    Args:
-        run_dir: the run folder.
-        experiment: what is run.
-        dataset: its images and labels are hashed.
-        device: where it computes.
-        step: steps done before this start.
-        changes: from `prepare_run_dir`.
-    """
+    """Add an entry to `provenance.json`; `step` steps were done before, and `changes` are from `prepare_run_dir`."""
     commit = _git("rev-parse", "HEAD")
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,30 +46,30 @@ def record_start(
         "data_sha256": {"train": dataset.train.digest(), "test": dataset.test.digest()},
         "packages": dict(sorted((each.name, each.version) for each in importlib.metadata.distributions())),
     }
-    atomic_write(run_dir.provenance, json.dumps([*read_starts(run_dir), entry], indent=2) + "\n")
+    atomic_write(run_dir / PROVENANCE, json.dumps([*read_starts(run_dir), entry], indent=2) + "\n")
 
 
-def read_starts(run_dir: RunDir) -> list[dict[str, Any]]:
+def read_starts(run_dir: Path) -> list[dict[str, Any]]:
     """The entries of `provenance.json`, the first start first; none where there is no such file.
 
     Raises:
         InputError: the file is damaged.
     """
-    path = run_dir.provenance
+    path = run_dir / PROVENANCE
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); put it away to go on without its history") from error
+        raise InputError(f"{path} is damaged ({error}); rename it to go on without its history") from error
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's own name, or `cpu`."""
+    """The name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _git(*args: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True)
+        done = subprocess.run(["git", "--no-optional-locks", "-C", ROOT, *args], capture_output=True, text=True)
     except OSError:  # no git on this machine
         return None
     return done.stdout.strip() if done.returncode == 0 else None

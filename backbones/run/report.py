@@ -1,9 +1,9 @@
-"""How a model does on labelled images: metrics, confusion, and the files that show them.
+"""Evaluation of a model on labelled images: metrics, confusion matrix, and the files that show them.
 
 N images, C channels, H and W height and width, K classes.
 """
 
-import sys
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import Source, eval_batches
 from backbones.experiment import Experiment
@@ -25,7 +26,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Report(NamedTuple):
-    """How a model does on N labelled images."""
+    """Metrics of a model on N labelled images."""
 
     loss: float
     """Cross-entropy in nats, without label smoothing."""
@@ -41,16 +42,10 @@ class Report(NamedTuple):
 
 
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
-    """The model of a checkpoint as one function, from the checkpoint alone: no data set is read.
-
-    Args:
-        checkpoint: its average is used where the run keeps one.
-        experiment: its configuration.
-        device: where to compute.
-    """
+    """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
     info = checkpoint.manifest.info
     model = with_autocast(experiment.make_model(info), getattr(torch, experiment.precision))
-    params, model_state = ({name: leaf.to(device) for name, leaf in part.items()} for part in weights_of(checkpoint))
+    params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
     normalize = make_normalize(info.mean, info.std, device)
 
     @torch.no_grad()
@@ -61,19 +56,12 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
 
 
 def make_report(predict: Predict, source: Source, *, batch_size: int, device: torch.device) -> Report:
-    """Loss, accuracies and confusion over all images of a source.
-
-    Args:
-        predict: from `load_predictor`.
-        source: images and labels.
-        batch_size: images a batch.
-        device: where the batches are wanted.
-    """
+    """Loss, accuracies and confusion over all images of a source."""
     batches = eval_batches(source, batch_size=batch_size, device=device)
     num_batches = -(-source.size // batch_size)
     rows = [
         (predict(batch.images)[batch.weight > 0], batch.labels[batch.weight > 0])
-        for batch in tqdm(batches, total=num_batches, disable=not sys.stderr.isatty())
+        for batch in tqdm(batches, total=num_batches, disable=None)
     ]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
     # of equal logits the lower class comes first, as in training
@@ -100,9 +88,8 @@ def plot_confusion(report: Report, class_names: Sequence[str], path: Path) -> No
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class")
     ticks = range(len(class_names))
     axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {report.top1:.2%}")
-    axes.set(xticks=ticks, yticks=ticks)
-    axes.set_xticklabels(class_names, rotation=90)
-    axes.set_yticklabels(class_names)
+    axes.set_xticks(ticks, class_names, rotation=90)
+    axes.set_yticks(ticks, class_names)
     if len(class_names) <= 30:
         for i, j in counts.nonzero().tolist():
             color = "white" if shares[i][j] > 0.5 else "black"
@@ -111,23 +98,14 @@ def plot_confusion(report: Report, class_names: Sequence[str], path: Path) -> No
 
 
 def write_report(folder: Path, report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
-    """Write `evaluation.json` and `confusion.png`.
-
-    Args:
-        folder: output folder; created if it does not exist.
-        report: what to write.
-        class_names: K names.
-        about: what was evaluated, and on what.
-    """
+    """Write `evaluation.json`, headed by `about`, and `confusion.png`; `folder` is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         **about,
-        "loss": report.loss,
-        "top1": report.top1,
-        "top5": report.top5,
-        "classes": list(class_names),
-        "class_accuracy": [None if value != value else value for value in report.class_accuracy.tolist()],
+        **report._asdict(),
         "confusion": report.confusion.tolist(),
+        "classes": list(class_names),
+        "class_accuracy": [None if math.isnan(value) else value for value in report.class_accuracy.tolist()],
     }
     atomic_write(folder / "evaluation.json", to_json(values) + "\n")
     plot_confusion(report, class_names, folder / "confusion.png")

@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.experiment import Experiment
 from backbones.models import Model, with_pretrained
-from backbones.run.checkpoint import Checkpoints, Which, list_steps, read_weights
+from backbones.models.state_dict import read_state_dict
+from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
 from backbones.run.loop import RunningMeans, train
 from backbones.run.metric_writer import MetricWriter, plot_curves
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
-from backbones.run.run_dir import RunDir, latest_run_dir, new_run_dir, prepare_run_dir, write_config
+from backbones.run.run_dir import CONFIG, latest_run_dir, new_run_dir, prepare_run_dir
+
+RESULT = "result.json"
 
 
 def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | None = None) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
 
     Args:
         experiment: what to run.
-        run_dir: folder of the run; None for a new one, `runs/NAME` or with a number behind it.
+        run_dir: folder of the run; None for the newest of that name if it is resumed, else for a new one.
         resume: the checkpoint to resume: `auto`, `latest`, `best`, a step, or a path; None for a new run.
 
     Raises:
@@ -40,34 +44,34 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
     distributed.print0(describe(experiment, dataset, overhead, device))
-    folder = distributed.on_main(partial(_existing_folder, experiment.name, run_dir, resume))
-    is_new = resume is None or (resume == "auto" and not distributed.on_main(lambda: _has_checkpoint(folder)))
+    if run_dir is None and resume is not None and not isinstance(resume, Path):
+        run_dir = distributed.on_main(lambda: latest_run_dir(experiment.name))
+    steps = distributed.on_main(lambda: list_steps(run_dir / "checkpoints") if run_dir else [])
+    is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
         model = _start_from_weights(model, experiment.init_from)
     program, num_steps = experiment.make(dataset, model), experiment.num_steps(dataset)
 
-    folder = distributed.on_main(lambda: folder or new_run_dir(experiment.name))
+    folder = distributed.on_main(lambda: run_dir or new_run_dir(experiment.name))
     changes = distributed.on_main(partial(prepare_run_dir, folder, experiment, resume=resume))
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
-    with closing(Checkpoints(folder.checkpoints, experiment=experiment, info=dataset.info)) as checkpoints:
+    with closing(Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)) as checkpoints:
         since_log: dict[str, Any] = {}
-        if resume is not None and not is_new:
-            state, since_log = checkpoints.restore(like=program.state, which=resume)
-            program = program._replace(state=state)
-            distributed.print0(f"resumed from step {int(state.step)}")
-            del state
-        start_step = int(program.state.step)
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
+        if resume is not None and not is_new:
+            states[0], since_log = checkpoints.restore(like=states[0], which=resume)
+            distributed.print0(f"resumed from step {int(states[0].step)}")
+        start_step = int(states[0].step)
         if distributed.is_main():
-            write_config(folder, experiment)
+            atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
             record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
         with (
             closing(MetricWriter(folder, start_step=start_step, num_steps=num_steps)) as writer,
             handle_signals() as preempted,
         ):
             state, metrics = train(
-                states.pop(),  # the loop alone holds it: else the first state would be kept in memory to the end
+                states.pop(),  # no reference is left here, which would keep the first state in memory to the end
                 experiment,
                 program,
                 num_steps=num_steps,
@@ -90,29 +94,32 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
         "num_processes": distributed.world_size(),
     }
     if distributed.is_main():
-        atomic_write(folder.result, to_json(result, indent=2) + "\n")
+        atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")
         plot_curves(folder)
-        print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder.result} and {folder.curves.name}")
+        print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder / RESULT} and curves.png")
     return result
 
 
-def _existing_folder(name: str, run_dir: Path | None, resume: Which | None) -> RunDir | None:
-    """The folder that is named, or that of the run to resume; None for a new one."""
-    if run_dir is not None:
-        return RunDir(run_dir)
-    return None if resume is None or isinstance(resume, Path) else latest_run_dir(name)
-
-
-def _has_checkpoint(run_dir: RunDir | None) -> bool:
-    return run_dir is not None and bool(list_steps(run_dir.checkpoints))
-
-
 def _start_from_weights(model: Model, source: str) -> Model:
-    """The model with an `init` that gives the weights of a run, a checkpoint or a file; says what is initialised."""
+    """The model with an `init` that returns the weights of a run, a checkpoint or a file."""
     model, fresh = with_pretrained(model, read_weights(source))
     note = f"; of another size here, and initialised: {', '.join(fresh)}" if fresh else ""
     distributed.print0(f"starts from the weights of {source}{note}")
     return model
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """Name -> tensor of `params` and `model_state`, from a run folder (its latest checkpoint), a checkpoint, or a file.
+
+    Raises:
+        InputError: there is no such thing, or it is damaged.
+    """
+    path = Path(source).expanduser()
+    checkpoint = distributed.on_main(lambda: None if path.is_file() else find_checkpoint(path))
+    if checkpoint is None:
+        return read_state_dict(path)
+    params, model_state = weights_of(read_checkpoint(checkpoint).arrays)
+    return {**params, **model_state}
 
 
 def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:

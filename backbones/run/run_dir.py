@@ -1,85 +1,54 @@
-"""The folder of a run: what lies in it, which folder a new run takes, and that no run is ever written over another."""
+"""The folder of a run. No run is ever written over another.
+
+config.json        the experiment
+provenance.json    what the run was made with, one entry for each start
+metrics.jsonl      metrics, one JSON object a line
+tensorboard/       the same metrics as event files
+checkpoints/       one folder a checkpoint, named by its step
+result.json        how the run ended
+curves.png         loss and accuracy over the steps
+"""
 
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import Which, find_checkpoint, read_manifest
-from backbones.run.files import atomic_write
 
 RUNS = Path("runs")
+
+CONFIG = "config.json"
 
 IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from")
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
 
 
-class RunDir(NamedTuple):
-    """The paths of a run."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The experiment."""
-        return self.path / "config.json"
-
-    @property
-    def provenance(self) -> Path:
-        """What the run was made with, one entry for each start."""
-        return self.path / "provenance.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a checkpoint, named by its step."""
-        return self.path / "checkpoints"
-
-    @property
-    def result(self) -> Path:
-        """How the run ended."""
-        return self.path / "result.json"
-
-    @property
-    def curves(self) -> Path:
-        """Loss and accuracy over the steps."""
-        return self.path / "curves.png"
-
-
-def new_run_dir(name: str) -> RunDir:
-    """Make and take the first of `runs/NAME`, `runs/NAME-2`, ... that is free."""
+def new_run_dir(name: str) -> Path:
+    """Make the first of `runs/NAME`, `runs/NAME-2`, ... that is free, and return its path."""
     RUNS.mkdir(exist_ok=True)
     number = 1
     while True:
         path = RUNS / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir()  # only one process can
-            return RunDir(path)
+            return path
         except FileExistsError:
             if path.is_dir() and not any(path.iterdir()):
-                return RunDir(path)
+                return path
             number += 1
 
 
-def latest_run_dir(name: str) -> RunDir:
+def latest_run_dir(name: str) -> Path:
     """The one of `runs/NAME`, `runs/NAME-2`, ... with the highest number that holds a run; `runs/NAME` if none does."""
     numbers = {
         int(match[1] or 1): path
         for path in RUNS.glob(f"{name}*")
-        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name)) and RunDir(path).config.exists()
+        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name)) and (path / CONFIG).exists()
     }
-    return RunDir(numbers[max(numbers)] if numbers else RUNS / name)
+    return numbers[max(numbers)] if numbers else RUNS / name
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -93,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; put a copy of it there, or start a new run") from error
+        raise InputError(f"{path} is damaged: {error}; restore it from a copy, or start a new run") from error
 
 
 def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
@@ -110,12 +79,10 @@ def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
         raise InputError(f"{source} is not an experiment of this program: {error!r}; start a new run") from error
 
 
-def stored_config(run_dir: RunDir, resume: Which) -> tuple[Path, dict[str, Any]] | None:
-    """Where the configuration of a resumed run is stored, and its values; None if there is no run.
+def stored_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
+    """Path and values of the configuration to resume: that of the run, or of the checkpoint if `resume` is a path.
 
-    Args:
-        run_dir: the folder.
-        resume: a path stands for the configuration of that checkpoint.
+    None if the folder holds no run.
 
     Raises:
         InputError: it cannot be read, or there is no such checkpoint.
@@ -123,16 +90,12 @@ def stored_config(run_dir: RunDir, resume: Which) -> tuple[Path, dict[str, Any]]
     if isinstance(resume, Path):
         path = find_checkpoint(resume)
         return path, read_manifest(path).experiment
-    return (run_dir.config, read_config(run_dir.config)) if run_dir.config.exists() else None
-
-
-def write_config(run_dir: RunDir, experiment: Experiment) -> None:
-    """Write `config.json`."""
-    atomic_write(run_dir.config, json.dumps(experiment.to_json(), indent=2) + "\n")
+    path = run_dir / CONFIG
+    return (path, read_config(path)) if path.exists() else None
 
 
 def list_changes(before: Experiment, now: Experiment) -> dict[str, str]:
-    """Option -> `OLD -> NEW`, for each in which two experiments differ; of another component only the function."""
+    """Option -> `OLD -> NEW`, for each option that differs; of a component that was replaced, its name alone."""
     old, new = _flatten(before), _flatten(now)
     different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return {
@@ -150,23 +113,17 @@ def _flatten(experiment: Experiment) -> dict[str, Any]:
             flat |= {f"{name}.{option}": each for option, each in value["options"].items()}
         else:
             flat[name] = value
-    return json.loads(json.dumps(flat))  # tuples as the lists that they are on the disk
+    return json.loads(json.dumps(flat))  # tuples become lists, as in the stored one
 
 
-def prepare_run_dir(run_dir: RunDir, experiment: Experiment, *, resume: Which | None) -> dict[str, str]:
+def prepare_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None) -> dict[str, str]:
     """Make the folder of a new run, or check that it holds the run to resume.
-
-    Args:
-        run_dir: the folder.
-        experiment: what is to run.
-        resume: the checkpoint to resume; None for a new run.
 
     Returns:
         What has changed since the run that is resumed; see `list_changes`.
 
     Raises:
-        InputError: the folder holds another run, or one that is not to be resumed, or none to resume; or it cannot be
-            made.
+        InputError: the folder holds another run, or no run to resume, or it cannot be made.
     """
     changes = {}
     if resume is not None:
@@ -175,23 +132,19 @@ def prepare_run_dir(run_dir: RunDir, experiment: Experiment, *, resume: Which | 
             changes = list_changes(read_experiment(*stored), experiment)
             _refuse_changes_of_the_state(changes, run_dir)
         elif resume != "auto":
-            raise InputError(f"no run to resume in {run_dir.path}; start it without --resume, or name its --run-dir")
-    is_taken = any(path.is_file() for path in run_dir.path.rglob("*"))
+            raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
+    is_taken = any(path.is_file() for path in run_dir.rglob("*"))
     if is_taken and (resume is None or isinstance(resume, Path)):
-        raise InputError(f"{run_dir.path} holds a run already; continue it with --resume, or name another --run-dir")
+        raise InputError(f"{run_dir} holds a run already; continue it with --resume, or name another --run-dir")
     try:
-        run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write into {run_dir.path}: {error.strerror}; name another --run-dir") from error
+        raise InputError(f"cannot write into {run_dir}: {error.strerror}; name another --run-dir") from error
     return changes
 
 
-def _refuse_changes_of_the_state(changes: dict[str, str], run_dir: RunDir) -> None:
+def _refuse_changes_of_the_state(changes: dict[str, str], run_dir: Path) -> None:
     refused = [f"{name}: {change}" for name, change in changes.items() if name.partition(".")[0] in IN_THE_STATE]
     if refused:
-        lines = [
-            f"the run in {run_dir.path} cannot be resumed with other values of what its checkpoint holds; "
-            "--init-from starts a new run from its weights:",
-            *refused,
-        ]
-        raise InputError("\n  ".join(lines))
+        message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint holds"
+        raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))

@@ -110,9 +110,9 @@ def fewer(device: torch.device = CPU) -> Dataset:
 
 
 def test_another_data_set_must_fit(finished: Path) -> None:
-    with pytest.raises(InputError, match=r"images of cropped: \(3, 16, 15\); the model was trained for \(3, 16, 16\)"):
+    with pytest.raises(InputError, match=r"cropped has images of \(3, 16, 15\) and 10 classes; the model was "):
         evaluate(finished, data=f"{__name__}:cropped")
-    with pytest.raises(InputError, match="classes of fewer: 2; the model was trained for 10"):
+    with pytest.raises(InputError, match=r"fewer has .* and 2 classes; the model was trained for .* and 10 cl"):
         evaluate(finished, data=f"{__name__}:fewer")
 
 

@@ -12,7 +12,7 @@ from backbones.errors import InputError
 from backbones.models.vit import vit_small, vit_tiny
 from backbones.optim import adamw, lion, muon
 from backbones.optim.schedule import multi_step
-from backbones.run.checkpoint.folder import write_checkpoint
+from backbones.run.checkpoint.folder import Manifest, write_checkpoint
 from experiments import EXPERIMENTS
 
 DEFAULT = EXPERIMENTS["digits-vit-tiny"]
@@ -146,7 +146,7 @@ def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Pa
     experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
     arrays = {"step": np.array(3)}
     info = DataInfo((3, 16, 16), ("a", "b"), (0.0,) * 3, (1.0,) * 3)
-    write_checkpoint(tmp_path / "3", arrays, metrics={}, experiment=experiment.to_json(), info=info, since_log={})
+    write_checkpoint(tmp_path / "3", arrays, Manifest(3, {}, experiment.to_json(), info, since_log={}))
     command = parse(["--resume", str(tmp_path / "3"), "--run-dir", "new"])
     assert command == Command(experiment=experiment, run_dir=Path("new"), resume=str(tmp_path / "3"))
     with pytest.raises(InputError, match="there is no checkpoint in nowhere"):

@@ -20,7 +20,8 @@ def main() -> None:
 
     def run_command(event: str, args: tuple) -> None:
         if event in ("os.mkdir", "os.rename") and (command := commands.pop(f"{event} {args[0]}", None)):
-            subprocess.run(command, shell=True, check=True)
+            # torchrun sends its signals to the whole process group of a rank, which must not include this shell
+            subprocess.run(command, shell=True, check=True, start_new_session=True)
 
     sys.addaudithook(run_command)
     sys.argv[0], sys.path[0] = str(TRAIN), str(TRAIN.parent)

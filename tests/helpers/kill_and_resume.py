@@ -98,7 +98,9 @@ def main(*, kills: int = 50, steps: int = 600, seed: int = 0) -> None:
         else:
             raise AssertionError(f"runs of {steps} steps end before they are killed; use more --steps")
         for run_dir in (killed, straight):
-            subprocess.run(command(run_dir, steps=steps), check=True, stdout=subprocess.DEVNULL, timeout=10 * TIMEOUT)
+            to_the_end = command(run_dir, steps=steps)
+            done = subprocess.run(to_the_end, capture_output=True, text=True, timeout=10 * TIMEOUT)
+            assert done.returncode == 0, done.stdout + done.stderr
         results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (killed, straight)]
         assert results[0]["params_sha256"] == results[1]["params_sha256"]
         assert without_times(killed) == without_times(straight)

@@ -36,6 +36,7 @@ def start_torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subproce
     """Start a script in several processes on this machine; options of torchrun come before the script."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "300"  # a busy machine may need more than 30 s to save and stop
     pipe = subprocess.PIPE
     return subprocess.Popen([*launcher, *args], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 

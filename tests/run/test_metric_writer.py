@@ -6,14 +6,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.run.metric_writer import MetricWriter, plot_curves, read_metrics
-from backbones.run.run_dir import RunDir
 
 TRAIN = {"loss": 2.0, "accuracy": 0.25, "images_per_second": 100.0}
 TEST = {"loss": 1.5, "top1": 0.5, "top5": 0.9}
 
 
 def write_some(run_dir: Path, *, start_step: int = 0, num_steps: int = 6, offset: float = 0.0) -> None:
-    writer = MetricWriter(RunDir(run_dir), start_step=start_step, num_steps=num_steps)
+    writer = MetricWriter(run_dir, start_step=start_step, num_steps=num_steps)
     for step in range(start_step + 1, num_steps + 1):
         writer.step_done()
         writer.write("train", step, {**TRAIN, "loss": step + offset})
@@ -49,13 +48,13 @@ def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
 
 
 def test_not_a_number_is_null_and_still_drawn(tmp_path: Path) -> None:
-    writer = MetricWriter(RunDir(tmp_path), start_step=0, num_steps=2)
+    writer = MetricWriter(tmp_path, start_step=0, num_steps=2)
     writer.write("train", 1, {**TRAIN, "loss": math.nan})
     writer.write("train", 2, TRAIN)
     writer.write("test", 2, TEST)
     writer.close()
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
-    plot_curves(RunDir(tmp_path))
+    plot_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

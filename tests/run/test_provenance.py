@@ -13,7 +13,6 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.provenance import read_starts, record_start
 from backbones.run.run import run
-from backbones.run.run_dir import RunDir
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def test_what_a_run_was_made_with(short: Experiment, tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["train.py", "--run-dir", "a folder"])
     run(short, run_dir=tmp_path)
     run(dataclasses.replace(short, steps=6), run_dir=tmp_path, resume="latest")
-    first, second = read_starts(RunDir(tmp_path))
+    first, second = read_starts(tmp_path)
     assert (first["step"], first["changes"]) == (0, {})
     assert (second["step"], second["changes"]) == (4, {"steps": "4 -> 6"})
     assert first["command"] == "train.py --run-dir 'a folder'" and first["seed"] == short.seed
@@ -42,8 +41,8 @@ def test_the_commit_and_whether_it_was_dirty(short: Experiment, tmp_path: Path, 
 
     def record(name: str) -> tuple[str | None, bool | None]:
         (tmp_path / name).mkdir()
-        record_start(RunDir(tmp_path / name), short, digits(), torch.device("cpu"), step=0, changes={})
-        (entry,) = read_starts(RunDir(tmp_path / name))
+        record_start(tmp_path / name, short, digits(), torch.device("cpu"), step=0, changes={})
+        (entry,) = read_starts(tmp_path / name)
         return entry["git_commit"], entry["git_dirty"]
 
     (tmp_path / "repo").mkdir()
@@ -63,5 +62,5 @@ def test_the_commit_and_whether_it_was_dirty(short: Experiment, tmp_path: Path, 
 
 def test_damaged_history(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("[{")
-    with pytest.raises(InputError, match=r"provenance\.json is damaged .*put it away"):
-        read_starts(RunDir(tmp_path))
+    with pytest.raises(InputError, match=r"provenance\.json is damaged .*rename it"):
+        read_starts(tmp_path)

@@ -25,11 +25,11 @@ from backbones.experiment import Experiment
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
-from backbones.run.checkpoint import read_checkpoint, read_weights
+from backbones.run.checkpoint import read_checkpoint
 from backbones.run.loop import Diverged
 from backbones.run.metric_writer import read_metrics
-from backbones.run.run import run
-from backbones.run.run_dir import RunDir, read_config, read_experiment
+from backbones.run.run import read_weights, run
+from backbones.run.run_dir import read_config, read_experiment
 from experiments import EXPERIMENTS
 
 
@@ -326,7 +326,7 @@ def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path
     run(dataclasses.replace(experiment, optim=use(sgd), steps=2), resume="auto")  # the newest of that name
     names = ["digits-vit-tiny", "digits-vit-tiny-2"]
     assert sorted(path.name for path in Path("runs").iterdir()) == names
-    steps = [json.loads(RunDir(Path("runs") / name).result.read_text())["steps"] for name in names]
+    steps = [json.loads((Path("runs") / name / "result.json").read_text())["steps"] for name in names]
     assert steps == [1, 2]
 
 

@@ -3,12 +3,10 @@
 arrays.py     TrainState <-> numpy arrays by path
 folder.py     one checkpoint on the disk, with a hash of all that is in it
 find.py       which one is meant by `latest`, `best`, a step or a path
-weights.py    the weights in it that are evaluated
 store.py      the checkpoints of a run: saving in the background, what is kept, going back
 """
 
-from backbones.run.checkpoint.arrays import load_arrays, to_arrays
+from backbones.run.checkpoint.arrays import load_arrays, to_arrays, weights_of
 from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, list_steps, parse_which
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, Manifest, read_checkpoint, read_manifest
 from backbones.run.checkpoint.store import Checkpoints, SaveError
-from backbones.run.checkpoint.weights import read_weights, weights_of

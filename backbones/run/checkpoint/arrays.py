@@ -33,9 +33,7 @@ EVALUATED = "evaluated"
 def to_arrays(state: TrainState, weights: Weights | None = None) -> Arrays:
     """Path -> a copy of the leaf in host memory, of the same dtype (bfloat16 is that of ml_dtypes).
 
-    Args:
-        state: the state.
-        weights: those that are evaluated, if they are not those of the state.
+    `weights` are the ones that are evaluated; None if they are those of the state.
     """
     leaves = tree.named_leaves(state)
     if weights is not None:
@@ -55,6 +53,18 @@ def to_tensor(array: np.ndarray) -> Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def weights_of(arrays: Arrays) -> Weights:
+    """The weights that are evaluated: the average if the run keeps one, and the model state that belongs to it."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): to_tensor(array) for name, array in arrays.items() if name.startswith(prefix)
+        }
+
+    average = under(f"{EVALUATED}/0/")
+    return (average, under(f"{EVALUATED}/1/")) if average else (under("params/"), under("model_state/"))
 
 
 def describe(array: np.ndarray) -> Leaf:

@@ -44,10 +44,7 @@ def best_step(folder: Path) -> int | None:
 def find_checkpoint(path: Path, which: Which = "latest") -> Path:
     """The folder of one checkpoint.
 
-    Args:
-        path: a run folder, or the checkpoint itself.
-        which: `latest` (or `auto`), `best` (by the metric that the run's configuration names) or a step of a run; or a
-            path that takes the place of `path`.
+    `path` is a run folder, or the checkpoint itself; if `which` is a path, it replaces `path`.
 
     Raises:
         InputError: there is no such checkpoint.
@@ -61,18 +58,16 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
         raise InputError(
             f"there is no checkpoint in {folder}; name a run that has one, or start a new one with another --run-dir"
         )
-    if which in ("latest", "auto") or isinstance(which, Path):
-        return folder / str(steps[-1])
     if which == "best":
         step = best_step(folder)
         if step is None:
             raise InputError(f"no checkpoint in {folder} was evaluated; choose latest or a step: {join_steps(steps)}")
         return folder / str(step)
-    if which not in steps:
+    if isinstance(which, int) and which not in steps:
         raise InputError(
             f"there is no checkpoint {which} in {folder}; choose latest, best or a step: {join_steps(steps)}"
         )
-    return folder / str(which)
+    return folder / str(which if isinstance(which, int) else steps[-1])
 
 
 def join_steps(steps: list[int]) -> str:

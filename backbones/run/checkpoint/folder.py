@@ -31,16 +31,16 @@ class Manifest(NamedTuple):
     step: int
     metrics: dict[str, float]
     """Of the held-out samples after that step; empty if it was not evaluated."""
-    version: str
-    """Of the format."""
     experiment: dict[str, Any]
     """The configuration of the run."""
     info: DataInfo
     """What the model must know of its data to predict."""
     since_log: dict[str, Any]
     """Sums of the training metrics since the last line of the log."""
-    leaves: dict[str, Leaf]
-    files: dict[str, str]
+    version: str = VERSION
+    """Of the format."""
+    leaves: dict[str, Leaf] = {}  # noqa: RUF012
+    files: dict[str, str] = {}  # noqa: RUF012
     """Name in the folder -> SHA-256 of the file."""
 
 
@@ -56,27 +56,10 @@ class CorruptCheckpoint(InputError):
     """A checkpoint is not what was written. The message names the file."""
 
 
-def write_checkpoint(
-    path: Path,
-    arrays: Arrays,
-    *,
-    metrics: dict[str, float],
-    experiment: dict[str, Any],
-    info: DataInfo,
-    since_log: dict[str, Any],
-) -> None:
-    """Write a folder completely, or not at all.
+def write_checkpoint(path: Path, arrays: Arrays, manifest: Manifest) -> None:
+    """Write a new folder completely, or raise OSError and leave nothing.
 
-    Args:
-        path: the folder, which does not exist yet.
-        arrays: from `to_arrays`.
-        metrics: see `Manifest`, like those below.
-        experiment: see `Manifest`.
-        info: see `Manifest`.
-        since_log: see `Manifest`.
-
-    Raises:
-        OSError: the disk fails.
+    The `leaves` and `files` of the manifest are filled in here.
     """
     from backbones.run.checkpoint.orbax_state import write_state
 
@@ -85,11 +68,13 @@ def write_checkpoint(
         temporary.mkdir()
         _check_space(temporary, arrays)
         write_state(temporary / "state", arrays)
-        leaves = {name: describe(array) for name, array in arrays.items()}
-        files = {str(file.relative_to(temporary)): _sha256(file) for file in _files(temporary)}
-        manifest = Manifest(int(arrays["step"]), metrics, VERSION, experiment, info, since_log, leaves, files)
-        content = {**manifest._asdict(), "info": info._asdict()}
-        content["leaves"] = {name: leaf._asdict() for name, leaf in leaves.items()}
+        written = sorted(file for file in temporary.rglob("*") if file.is_file())
+        content = {
+            **manifest._asdict(),
+            "info": manifest.info._asdict(),
+            "leaves": {name: describe(array)._asdict() for name, array in arrays.items()},
+            "files": {str(file.relative_to(temporary)): _sha256(file) for file in written},
+        }
         (temporary / MANIFEST).write_text(json.dumps({"manifest": content, "sha256": _sha256_of_json(content)}))
         with ThreadPoolExecutor(8) as pool:  # one after the other takes a disk five to ten times as long
             list(pool.map(sync, (*temporary.rglob("*"), temporary)))
@@ -110,11 +95,7 @@ def _check_space(folder: Path, arrays: Arrays) -> None:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a folder if it exists. It is renamed first, so that a half deleted one is never mistaken for a checkpoint.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
+    """Delete a folder if it exists. It is renamed first, so that a half deleted one is never taken for a checkpoint."""
     if path.exists():
         temporary = path.with_name(path.name + "-deleted" + TEMPORARY)
         path.rename(temporary)
@@ -176,10 +157,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _corrupt(path: Path, name: str, reason: object) -> CorruptCheckpoint:
     reason = reason.strerror if isinstance(reason, OSError) else reason
     return CorruptCheckpoint(f"the checkpoint {path} is corrupt: {name}: {reason}")
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def _sha256(file: Path) -> str:

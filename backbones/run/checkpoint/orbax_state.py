@@ -55,13 +55,9 @@ class PlainFileHandler(ocp.type_handlers.NumpyHandler):
 
 
 def write_state(path: Path, arrays: Arrays) -> None:
-    """Write a new folder.
-
-    Raises:
-        OSError: the disk fails.
-    """
+    """Write a new folder; raise OSError if the disk fails."""
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, PlainFileHandler()))
-    # Without OCDBT each leaf has files of its own, which can be named when they are corrupt.
+    # Without OCDBT each leaf has its own files, so that an error can name the corrupt one.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(arrays))

@@ -1,9 +1,7 @@
 """The checkpoints of one run: saving in the background, deleting old ones, and restoring."""
 
 import importlib
-import os
 import sys
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, joi
 from backbones.run.checkpoint.folder import (
     Checkpoint,
     CorruptCheckpoint,
+    Manifest,
     delete_checkpoint,
     delete_temporary,
     read_checkpoint,
@@ -35,14 +34,9 @@ class SaveError(InputError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: rank 0 writes them, all ranks read them.
+    """The checkpoints of one run, each in a sub-folder of `folder`: rank 0 writes them, all ranks read them.
 
-    Each holds the whole `TrainState`, the experiment and what the model must know of its data.
-
-    Args:
-        folder: where they are, a sub-folder for each step; it exists.
-        experiment: stored with every checkpoint; says which ones are kept.
-        info: of the data set; stored with every checkpoint.
+    The experiment, which says how many are kept, and the `info` of its data set are stored in each of them.
     """
 
     def __init__(self, folder: Path, *, experiment: Experiment, info: DataInfo) -> None:
@@ -50,7 +44,7 @@ class Checkpoints:
         importlib.import_module("backbones.run.checkpoint.orbax_state")
         self.folder = folder
         self._experiment, self._info = experiment, info
-        self._writer = ThreadPoolExecutor(max_workers=1, initializer=_lower_priority)
+        self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: tuple[int, Future] | None = None
         if distributed.is_main():
             delete_temporary(folder)
@@ -63,15 +57,9 @@ class Checkpoints:
         weights: Weights | None = None,
         since_log: dict[str, Any] | None = None,
     ) -> None:
-        """Write `state` under its step. Returns when the values are copied; a thread writes them to the disk.
+        """Copy `state`; a thread then writes it to the disk. Waits for the previous save if it is still running.
 
-        Waits for the previous save if it is still running.
-
-        Args:
-            state: the state.
-            metrics: of the held-out samples; empty if they were not evaluated.
-            weights: those that are evaluated; None for those of the state.
-            since_log: sums of the training metrics since the last line of the log.
+        `weights` are the ones that are evaluated; None for those of the state. The rest is explained in `Manifest`.
 
         Raises:
             SaveError: the previous save failed, and `wait` has not raised its error yet.
@@ -81,12 +69,12 @@ class Checkpoints:
             has_average = weights is not None and weights[0] is not state.params
             arrays = to_arrays(state, weights if has_average else None)
             step = int(arrays["step"])
-            self._pending = step, self._writer.submit(self._write, step, arrays, metrics, since_log or {})
+            manifest = Manifest(step, metrics, self._experiment.to_json(), self._info, since_log or {})
+            self._pending = step, self._writer.submit(self._write, arrays, manifest)
 
-    def _write(self, step: int, arrays: Arrays, metrics: dict[str, float], since_log: dict[str, Any]) -> None:
+    def _write(self, arrays: Arrays, manifest: Manifest) -> None:
         delete_temporary(self.folder)
-        experiment, path = self._experiment.to_json(), self.folder / str(step)
-        write_checkpoint(path, arrays, metrics=metrics, experiment=experiment, info=self._info, since_log=since_log)
+        write_checkpoint(self.folder / str(manifest.step), arrays, manifest)
         with suppress(OSError):  # the checkpoint is saved; the next save tries again to delete old ones
             for old in self._to_delete():
                 delete_checkpoint(self.folder / str(old))
@@ -129,12 +117,8 @@ class Checkpoints:
     def restore(self, like: TrainState, which: Which = "latest") -> tuple[TrainState, dict[str, Any]]:
         """Copy a checkpoint into the memory of `like`, which has its structure.
 
-        Rank 0 finds it. Checkpoints of later steps are moved into the sub-folder `superseded`.
-
-        Args:
-            like: a state whose memory is overwritten.
-            which: `auto` for the newest intact one, with a warning for each corrupt one; `latest`, `best` or a step;
-                or the path of a checkpoint or of another run.
+        `auto` is the newest intact one, with a warning for each corrupt one; a path may be that of a checkpoint or of
+        another run. Checkpoints of later steps are moved into the sub-folder `superseded`.
 
         Returns:
             The state, and the `since_log` that was saved with it.
@@ -187,12 +171,6 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until the pending save is written; its error is lost if `wait` was not called."""
         self._writer.shutdown()
-
-
-def _lower_priority() -> None:
-    """Let this thread, and those that it starts, run only when the training leaves a core idle."""
-    if sys.platform == "linux":  # elsewhere a priority is that of the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _is_intact(path: Path) -> bool:

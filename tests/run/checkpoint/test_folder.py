@@ -14,9 +14,15 @@ import backbones.tree as tree
 from backbones import optim
 from backbones.data import DataInfo
 from backbones.errors import InputError
-from backbones.run.checkpoint import CorruptCheckpoint, load_arrays, read_checkpoint, read_manifest, to_arrays
-from backbones.run.checkpoint.folder import delete_checkpoint, write_checkpoint
-from backbones.run.checkpoint.weights import weights_of
+from backbones.run.checkpoint import (
+    CorruptCheckpoint,
+    load_arrays,
+    read_checkpoint,
+    read_manifest,
+    to_arrays,
+    weights_of,
+)
+from backbones.run.checkpoint.folder import Manifest, delete_checkpoint, write_checkpoint
 from backbones.train_step import TrainState
 from backbones.types import Weights
 
@@ -24,8 +30,8 @@ INFO = DataInfo((3, 16, 16), tuple("0123456789"), (1.0, 2.0, 3.0), (4.0, 5.0, 6.
 
 
 def write(path: Path, state: TrainState, weights: Weights | None = None, **metrics: float) -> None:
-    arrays, since_log = to_arrays(state, weights), {"count": 1, "sums": {"loss": 0.1}}
-    write_checkpoint(path, arrays, metrics=metrics, experiment={"name": "x"}, info=INFO, since_log=since_log)
+    since_log = {"count": 1, "sums": {"loss": 0.1}}
+    write_checkpoint(path, to_arrays(state, weights), Manifest(7, metrics, {"name": "x"}, INFO, since_log))
 
 
 def test_a_checkpoint_is_restored_completely(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_the_exported_weights_are_the_evaluated_ones(name: str, tmp_path: Path) 
     write(tmp_path / "7", state, None if name == "none" else (expected, statistics))
     checkpoint = read_checkpoint(tmp_path / "7")
     wanted = (params, state.model_state) if name == "none" else (expected, statistics)
-    assert tree.sha256(weights_of(checkpoint)) == tree.sha256(wanted)
+    assert tree.sha256(weights_of(checkpoint.arrays)) == tree.sha256(wanted)
     assert tree.sha256(load_arrays(zeros_like(state), checkpoint.arrays)) == tree.sha256(state)
 
 

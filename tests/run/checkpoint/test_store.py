@@ -18,8 +18,8 @@ from backbones.run.checkpoint import (
     find_checkpoint,
     list_steps,
     parse_which,
-    read_weights,
 )
+from backbones.run.run import read_weights
 from backbones.train_step import TrainState
 from experiments.digits import digits_vit_tiny
 
