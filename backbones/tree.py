@@ -60,11 +60,15 @@ def find(tree: Tree, matches: Callable[[Any], bool]) -> dict[str, Any]:
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
-    """The tree with those fields of its NamedTuples set, wherever they occur."""
+    """The tree with those fields set in its NamedTuples, and those keys in its dicts of only 0-D tensors.
+
+    Other dicts have the names of parameters as keys, and a parameter may be called like a field.
+    """
     if isinstance(tree, Tensor):
         return tree
     if isinstance(tree, dict):
-        return {key: replace_fields(child, fields) for key, child in tree.items()}
+        own = fields if all(isinstance(child, Tensor) and child.ndim == 0 for child in tree.values()) else {}
+        return {key: own.get(key, replace_fields(child, fields)) for key, child in tree.items()}
     if not hasattr(tree, "_fields"):
         return type(tree)(replace_fields(child, fields) for child in tree)
     children = tree._asdict()

@@ -17,7 +17,7 @@ Updates = Params
 """What is added to `params`: gradients on their way through a chain of transforms."""
 
 OptState = Any
-"""The state of a gradient transform: a NamedTuple of tensors, or of such NamedTuples."""
+"""The state of a gradient transform: a tree of tensors, made of dicts, tuples and NamedTuples."""
 
 Metrics = dict[str, Tensor]
 """Name -> 0-D tensor."""

@@ -1,7 +1,7 @@
 """Every optimizer on the digits, with ResNet-18 as in `digits_resnet18`: 300 steps of 64 images, warm-up and cosine.
 
-`python -m benchmarks.optimizers` runs them all; its table of accuracies and times is in the README. One of them:
-`python train.py digits-resnet18-adamw`.
+`python -m benchmarks.optimizers` runs them all; its table of accuracies and times is in docs/optimizers.md. One of
+them: `python train.py digits-resnet18-adamw`.
 """
 
 from dataclasses import replace

@@ -35,6 +35,7 @@ def test_a_donated_state_keeps_its_memory(mode: str) -> None:
     assert all(torch.equal(got["sum"], wanted["sum"]) for got, wanted in metrics)  # no later call wrote over them
 
 
+@pytest.mark.slow
 def test_nothing_is_donated_unless_said() -> None:
     state = make_state()
     compiled = jit(lambda state, x: step(state, x)[0], mode="compile")

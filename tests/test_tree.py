@@ -55,6 +55,12 @@ def test_replace_fields_of_every_named_tuple() -> None:
     assert list(replaced[0]["x"].right) == ["b.weight", "a"] and nested[0]["x"].left == 3
 
 
+def test_replace_fields_in_dicts_of_scalars_only() -> None:
+    scalars, params = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, make_pair().right | {"a": torch.tensor(1.0)}
+    replaced = tree.replace_fields((scalars, params), {"a": torch.tensor(5.0)})
+    assert replaced[0] == {"a": 5, "b": 2} and replaced[1]["a"] == 1 and scalars["a"] == 1
+
+
 def test_sha256_sees_one_bit_one_name_one_shape_one_dtype() -> None:
     base = {"a": torch.arange(4, dtype=torch.float32)}
     bits = base["a"].clone()

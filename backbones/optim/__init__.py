@@ -28,9 +28,8 @@ from backbones.optim.alias import (
     sgd,
     soap,
 )
-from backbones.optim.average import Average, ema_params, evaluation_params, schedule_free, swa
+from backbones.optim.average import ema_params, evaluation_params, schedule_free, swa
 from backbones.optim.base import (
-    EmptyState,
     GradFn,
     GradientTransformation,
     apply_updates,
@@ -38,8 +37,8 @@ from backbones.optim.base import (
     hyperparameter,
     identity,
     stateless,
+    stateless_with_tree_map,
     with_grad_fn,
-    with_hyperparameters,
     zero_count,
 )
 from backbones.optim.clip import adaptive_clip, clip_by_block_rms, clip_by_global_norm, clip_by_value
@@ -47,16 +46,15 @@ from backbones.optim.combine import chain, masked, named_chain, partition
 from backbones.optim.hyperparams import current_learning_rate, hyperparams, inject_hyperparams, set_hyperparams
 from backbones.optim.label import DECAY_MASKS, DecayMask, Mask, everything, hidden_matrices, is_matrix, matrices
 from backbones.optim.orthogonalize import orthogonalize
-from backbones.optim.sam import sam
 from backbones.optim.schedule import SCHEDULES, Schedule
 from backbones.optim.soap import scale_by_soap
 from backbones.optim.transform import (
-    ScaleByLearningRateState,
     add_decayed_weights,
     add_noise,
     centralize,
     ema,
     normalize_by_update_norm,
+    sam,
     scale,
     scale_by_learning_rate,
     scale_by_schedule,

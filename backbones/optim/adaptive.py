@@ -10,21 +10,13 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.optim.base import (
-    GradientTransformation,
-    cast_like,
-    hyperparameter,
-    stateless,
-    with_hyperparameters,
-    zero_count,
-)
+from backbones.optim.base import GradientTransformation, cast_like, hyperparameter, stateless_with_tree_map, zero_count
 from backbones.optim.clip import rms
 from backbones.types import Params, Updates
 
 
 class ScaleByAdamState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     b1: Tensor
     b2: Tensor
     eps: Tensor
@@ -35,14 +27,8 @@ class ScaleByAdamState(NamedTuple):
 
 
 def _init_adam(b1: float, b2: float, eps: float, params: Params) -> ScaleByAdamState:
-    return ScaleByAdamState(
-        step=zero_count(params),
-        b1=hyperparameter(b1, params),
-        b2=hyperparameter(b2, params),
-        eps=hyperparameter(eps, params),
-        mu=tree.zeros_like(params),
-        nu=tree.zeros_like(params),
-    )
+    scalars = hyperparameter(b1, params), hyperparameter(b2, params), hyperparameter(eps, params)
+    return ScaleByAdamState(zero_count(params), *scalars, tree.zeros_like(params), tree.zeros_like(params))
 
 
 def scale_by_adam(
@@ -59,9 +45,8 @@ def scale_by_adam(
     def update(updates: Updates, state: ScaleByAdamState, params: Params) -> tuple[Updates, ScaleByAdamState]:
         step = state.step + 1
         b1, one_minus_b1, one_minus_b2, eps = cast_like(updates, state.b1, 1 - state.b1, 1 - state.b2, state.eps)
-        correction1, next_correction1, correction2 = cast_like(
-            updates, 1 - state.b1**step, 1 - state.b1 ** (step + 1), 1 - state.b2**step
-        )
+        correction1, correction2 = cast_like(updates, 1 - state.b1**step, 1 - state.b2**step)
+        (next_correction1,) = cast_like(updates, 1 - state.b1 ** (step + 1))
 
         def leaf(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mu = torch.lerp(mu, g, one_minus_b1)
@@ -130,7 +115,6 @@ def scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Gra
 
 class ScaleByRmsState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     b2: Tensor
     eps: Tensor
     nu: Updates
@@ -144,12 +128,8 @@ def scale_by_rms(b2: float = 0.9, eps: float = 1e-8, *, debias: bool = False) ->
     """
 
     def init(params: Params) -> ScaleByRmsState:
-        return ScaleByRmsState(
-            step=zero_count(params),
-            b2=hyperparameter(b2, params),
-            eps=hyperparameter(eps, params),
-            nu=tree.zeros_like(params),
-        )
+        scalars = hyperparameter(b2, params), hyperparameter(eps, params)
+        return ScaleByRmsState(zero_count(params), *scalars, tree.zeros_like(params))
 
     def update(updates: Updates, state: ScaleByRmsState, params: Params) -> tuple[Updates, ScaleByRmsState]:
         step = state.step + 1
@@ -205,7 +185,6 @@ class Factors(NamedTuple):
 
 class ScaleByAdafactorState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     decay_rate: Tensor
     eps: Tensor
     nu: dict[str, Tensor | Factors]
@@ -232,12 +211,8 @@ def scale_by_adafactor(
             row_dim, column_dim = dims
             return Factors(row=torch.zeros_like(p.sum(column_dim)), column=torch.zeros_like(p.sum(row_dim)))
 
-        return ScaleByAdafactorState(
-            step=zero_count(params),
-            decay_rate=hyperparameter(decay_rate, params),
-            eps=hyperparameter(eps, params),
-            nu=tree.map(leaf, params),
-        )
+        scalars = hyperparameter(decay_rate, params), hyperparameter(eps, params)
+        return ScaleByAdafactorState(zero_count(params), *scalars, tree.map(leaf, params))
 
     def update(updates: Updates, state: ScaleByAdafactorState, params: Params) -> tuple[Updates, ScaleByAdafactorState]:
         step = state.step + 1
@@ -262,36 +237,25 @@ def scale_by_adafactor(
 
 
 def _largest_dims(leaf: Tensor) -> list[int]:
-    """The second largest dimension of a leaf and the largest, as far as it has two."""
+    """The second largest dimension of a leaf and the largest; fewer than two if it has fewer."""
     return sorted(range(leaf.ndim), key=lambda dim: leaf.shape[dim])[-2:]
 
 
 def scale_by_param_block_rms(min_rms: float = 1e-3) -> GradientTransformation:
     """g <- g max(rms(p), min_rms) for each leaf: steps in proportion to the parameters (Adafactor, section 8)."""
-
-    def leaf(g: Tensor, p: Tensor) -> Tensor:
-        return g * rms(p).clamp(min=min_rms)
-
-    return stateless(lambda updates, params: tree.map(leaf, updates, params))
-
-
-class ScaleByTrustRatioState(NamedTuple):
-    trust_coefficient: Tensor
+    return stateless_with_tree_map(lambda g, p: g * rms(p).clamp(min=min_rms))
 
 
 def scale_by_trust_ratio(trust_coefficient: float = 1.0, *, eps: float = 0.0) -> GradientTransformation:
-    """g <- trust_coefficient |p| / (|g| + eps) g for each leaf; a leaf whose |p| or |g| is 0 keeps its g.
+    """g <- trust_coefficient |p| / (|g| + eps) g for each leaf; a leaf with |p| = 0 or |g| = 0 keeps its g.
 
     Source: You, Gitman and Ginsburg, "Large batch training of convolutional networks" (LARS), arXiv 1708.03888,
     equation 6; You et al., "Large batch optimization for deep learning" (LAMB), arXiv 1904.00962, algorithm 2.
     """
 
-    def update(updates: Updates, state: ScaleByTrustRatioState, params: Params) -> Updates:
-        def leaf(g: Tensor, p: Tensor) -> Tensor:
-            g_norm, p_norm = torch.linalg.vector_norm(g), torch.linalg.vector_norm(p)
-            ratio = state.trust_coefficient * p_norm / (g_norm + eps)
-            return g * torch.where((g_norm > 0) & (p_norm > 0), ratio, torch.ones_like(ratio))
+    def leaf(g: Tensor, p: Tensor, trust_coefficient: Tensor) -> Tensor:
+        g_norm, p_norm = torch.linalg.vector_norm(g), torch.linalg.vector_norm(p)
+        ratio = trust_coefficient * p_norm / (g_norm + eps)
+        return g * torch.where((g_norm > 0) & (p_norm > 0), ratio, torch.ones_like(ratio))
 
-        return tree.map(leaf, updates, params)
-
-    return with_hyperparameters(update, ScaleByTrustRatioState, trust_coefficient)
+    return stateless_with_tree_map(leaf, trust_coefficient=trust_coefficient)

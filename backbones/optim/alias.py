@@ -1,8 +1,8 @@
 """Optimizers: each is a chain of transforms. Symbols: p parameter, g gradient, d weight decay, s(t) schedule.
 
-The keyword-only parameters are the fields `--optim.FIELD`; their defaults are the authors' own, except learning rates,
-which depend on the task. An experiment provides the others: `schedule` multiplies the learning rate, `decays` selects
-the leaves that weight decay is for, and `hidden` the matrices of hidden layers.
+The keyword-only parameters are the fields `--optim.FIELD`; their defaults are those of the authors, except learning
+rates, which depend on the task. An experiment gives the others: `schedule` multiplies the learning rate, `decays`
+selects the leaves with weight decay, and `hidden` the matrices of hidden layers.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from typing_extensions import Doc
 
-from backbones.errors import Count, NonNegative, Probability, Range, checked
+from backbones.errors import Count, NonNegative, Positive, Probability, Range, checked
 from backbones.optim.adaptive import (
     scale_by_adafactor,
     scale_by_adam,
@@ -28,10 +28,9 @@ from backbones.optim.clip import clip_by_block_rms
 from backbones.optim.combine import chain, masked, partition
 from backbones.optim.label import Mask, everything, is_matrix
 from backbones.optim.orthogonalize import orthogonalize
-from backbones.optim.sam import sam
 from backbones.optim.schedule import Schedule, constant
 from backbones.optim.soap import scale_by_soap
-from backbones.optim.transform import add_decayed_weights, scale_by_learning_rate, trace
+from backbones.optim.transform import add_decayed_weights, sam, scale_by_learning_rate, trace
 
 LearningRate = Annotated[NonNegative, Doc("learning rate, which the schedule multiplies")]
 Momentum = Annotated[Probability, Doc("decay of the momentum")]
@@ -53,10 +52,7 @@ def sgd(
     nesterov: Nesterov = False,
     weight_decay: L2 = 5e-4,
 ) -> GradientTransformation:
-    """Stochastic gradient descent with momentum: m <- momentum m + g + d p; p <- p - lr s(t) m.
-
-    As `torch.optim.SGD`.
-    """
+    """SGD with momentum, as `torch.optim.SGD`: m <- momentum m + g + d p; p <- p - lr s(t) m."""
     return chain(
         add_decayed_weights(weight_decay, decays),
         trace(momentum, nesterov=nesterov),
@@ -75,10 +71,7 @@ def adam(
     eps: Eps = 1e-8,
     weight_decay: L2 = 0.0,
 ) -> GradientTransformation:
-    """Adam with L2 regularisation: p <- p - lr s(t) adam(g + d p) (Kingma and Ba, arXiv 1412.6980, algorithm 1).
-
-    As `torch.optim.Adam`.
-    """
+    """Adam with L2 regularisation, as `torch.optim.Adam`: p <- p - lr s(t) adam(g + d p) (arXiv 1412.6980)."""
     return chain(
         add_decayed_weights(weight_decay, decays), scale_by_adam(b1, b2, eps), scale_by_learning_rate(lr, schedule)
     )
@@ -95,10 +88,7 @@ def adamw(
     eps: Eps = 1e-8,
     weight_decay: WeightDecay = 0.01,
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay: p <- p - lr s(t) (adam(g) + d p).
-
-    As `torch.optim.AdamW` (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
-    """
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`: p <- p - lr s(t) (adam(g) + d p) (arXiv 1711.05101)."""
     return chain(
         scale_by_adam(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
     )
@@ -115,10 +105,7 @@ def nadam(
     eps: Eps = 1e-8,
     weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam with Nesterov momentum (Dozat, "Incorporating Nesterov momentum into Adam", ICLR 2016 workshop).
-
-    As `optax.nadamw`. `torch.optim.NAdam` differs: its b1 has a schedule of its own (`momentum_decay`).
-    """
+    """Adam with Nesterov momentum, as `optax.nadamw`; `torch.optim.NAdam` also schedules b1 (`momentum_decay`)."""
     return chain(
         scale_by_adam(b1, b2, eps, nesterov=True),
         add_decayed_weights(weight_decay, decays),
@@ -137,10 +124,9 @@ def radam(
     eps: Eps = 1e-8,
     weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam with its variance rectified, which replaces a warm-up (Liu et al., arXiv 1908.03265, algorithm 2).
+    """Adam with rectified variance, which replaces a warm-up, as `optax.radam` (Liu et al., arXiv 1908.03265).
 
-    As `optax.radam`. `torch.optim.RAdam` differs: it adds eps to the root of nu before the bias of nu is corrected, and
-    where rho is exactly 5.
+    `torch.optim.RAdam` differs: it adds eps to sqrt(nu) before nu is debiased, and it does not rectify at rho = 5.
     """
     return chain(
         scale_by_radam(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
@@ -158,10 +144,7 @@ def adabelief(
     eps: Annotated[NonNegative, Doc("added to the denominator, and to the running mean of (g - mean)^2")] = 1e-16,
     weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """Adam by the variance of g around its mean instead of around 0 (Zhuang et al., arXiv 2010.07468, algorithm 2).
-
-    As `optax.adabelief`.
-    """
+    """Adam by the variance of g around its mean instead of around 0, as `optax.adabelief` (arXiv 2010.07468)."""
     return chain(
         scale_by_belief(b1, b2, eps), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule)
     )
@@ -202,10 +185,7 @@ def lion(
     b2: Annotated[Probability, Doc("decay of the momentum")] = 0.99,
     weight_decay: Annotated[NonNegative, Doc("d of decoupled weight decay, 3 to 10 times higher than AdamW's")] = 1.0,
 ) -> GradientTransformation:
-    """Sign of an interpolated momentum: p <- p - lr s(t) (lion(g) + d p) (Chen et al., arXiv 2302.06675, algorithm 2).
-
-    As `optax.lion`.
-    """
+    """Sign of an interpolated momentum, as `optax.lion`: p <- p - lr s(t) (lion(g) + d p) (arXiv 2302.06675)."""
     return chain(scale_by_lion(b1, b2), add_decayed_weights(weight_decay, decays), scale_by_learning_rate(lr, schedule))
 
 
@@ -218,12 +198,9 @@ def lamb(
     b1: B1 = 0.9,
     b2: B2 = 0.999,
     eps: Eps = 1e-6,
-    weight_decay: Annotated[NonNegative, Doc("d")] = 0.01,
+    weight_decay: Annotated[NonNegative, Doc("d of weight decay: d p is added to adam(g)")] = 0.01,
 ) -> GradientTransformation:
-    """AdamW for large batches: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p, for each leaf.
-
-    As `optax.lamb` (You et al., arXiv 1904.00962, algorithm 2).
-    """
+    """AdamW for large batches, as `optax.lamb`: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p, for each leaf."""
     return chain(
         scale_by_adam(b1, b2, eps),
         add_decayed_weights(weight_decay, decays),
@@ -245,8 +222,8 @@ def lars(
 ) -> GradientTransformation:
     """SGD for large batches: m <- momentum m + lr s(t) r (g + d p); p <- p - m (You et al., arXiv 1708.03888, alg. 1).
 
-    As `optax.lars`. r is trust_coefficient |p| / |g + d p| for each matrix and 1 for other leaves, as became usual
-    after the paper; optax's default is the former for all leaves.
+    As `optax.lars`. r is trust_coefficient |p| / |g + d p| for matrices and 1 for other leaves, which is usual but not
+    in the paper; optax scales all leaves by default.
     """
     return chain(
         add_decayed_weights(weight_decay, decays),
@@ -264,7 +241,7 @@ def adafactor(
     lr: Annotated[NonNegative, Doc("learning rate, relative to the root mean square of the leaf")] = 1e-2,
     decay_rate: Annotated[NonNegative, Doc("c of the decay 1 - t^-c of the running mean of g^2")] = 0.8,
     eps: Annotated[NonNegative, Doc("added to g^2")] = 1e-30,
-    clip: Annotated[float, Range("(0, inf)"), Doc("largest root mean square of a leaf's update, before lr")] = 1.0,
+    clip: Annotated[Positive, Doc("largest root mean square of a leaf's update, before lr")] = 1.0,
     min_rms: Annotated[NonNegative, Doc("lower bound of the root mean square of the leaf, for lr")] = 1e-3,
     min_dim_size_to_factor: Annotated[Count, Doc("size of the smallest dimension that is factored")] = 128,
     weight_decay: WeightDecay = 0.0,
@@ -326,10 +303,7 @@ def soap(
     max_size: Annotated[Count, Doc("where a matrix has more rows or columns, their basis stays the identity")] = 1024,
     weight_decay: WeightDecay = 0.01,
 ) -> GradientTransformation:
-    """AdamW in the eigenbasis of Shampoo's preconditioner, a second-order method (Vyas et al., arXiv 2409.11321).
-
-    Neither torch nor optax has it. See `scale_by_soap` for how it differs from the paper.
-    """
+    """AdamW in the eigenbasis of Shampoo's preconditioner, a second-order method (Vyas et al., arXiv 2409.11321)."""
     return chain(
         scale_by_soap(b1, b2, eps, refresh_every=refresh_every, max_size=max_size),
         add_decayed_weights(weight_decay, decays),
@@ -348,11 +322,10 @@ def schedule_free_adamw(
     eps: Eps = 1e-8,
     weight_decay: WeightDecay = 0.0,
 ) -> GradientTransformation:
-    """AdamW with an average instead of momentum and of a decaying learning rate (Defazio et al., arXiv 2405.15682).
+    """AdamW with averaging in place of momentum and learning-rate decay (Defazio et al., arXiv 2405.15682).
 
     As `optax.contrib.schedule_free_adamw` at a constant learning rate; during a warm-up, optax weights the average by
-    the learning rate of the next update. Use a schedule that only warms up: `--schedule constant
-    --schedule.warmup-steps N`.
+    the learning rate of the next update. Use it with `--schedule constant --schedule.warmup-steps N`.
     """
     adamw_without_momentum = chain(
         scale_by_rms(b2, eps, debias=True),
@@ -383,19 +356,7 @@ def sam_sgd(
 
 
 OPTIMIZERS: dict[str, Callable[..., GradientTransformation]] = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "nadam": nadam,
-    "radam": radam,
-    "adabelief": adabelief,
-    "rmsprop": rmsprop,
-    "lion": lion,
-    "lamb": lamb,
-    "lars": lars,
-    "adafactor": adafactor,
-    "muon": muon,
-    "soap": soap,
-    "schedule-free-adamw": schedule_free_adamw,
-    "sam-sgd": sam_sgd,
-}
+    optimizer.__name__.replace("_", "-"): optimizer
+    for optimizer in (sgd, adam, adamw, nadam, radam, adabelief, rmsprop, lion, lamb, lars, adafactor, muon, soap,
+                      schedule_free_adamw, sam_sgd)
+}  # fmt: skip

@@ -1,10 +1,9 @@
 """Averages of the parameters over training, which are evaluated in their place. Symbols: p parameter, u update.
 
-An average is part of the optimizer's state, so that it is saved and restored with it. `evaluation_params` finds any
-node of the state that has a method of that name.
+An average is any node of the optimizer's state with a method `evaluation_params(params)`.
 """
 
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +15,14 @@ from backbones.optim.hyperparams import current_learning_rate
 from backbones.types import OptState, Params, Updates
 
 
-@runtime_checkable
-class Average(Protocol):
-    """A node of an optimizer's state that gives other parameters to evaluate than those that are trained."""
-
-    def evaluation_params(self, params: Params) -> Params: ...
-
-
 def evaluation_params(opt_state: OptState, params: Params) -> Params:
-    """The parameters to evaluate: those of the last `Average` in the state, or `params` if there is none."""
-    averages = tree.find(opt_state, lambda node: isinstance(node, Average))
+    """The parameters to evaluate: those of the last average in the state, or `params` if there is none."""
+    averages = tree.find(opt_state, lambda node: hasattr(node, "evaluation_params"))
     return list(averages.values())[-1].evaluation_params(params) if averages else params
 
 
 class EmaParamsState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     decay: Tensor
     average: Params
 
@@ -44,8 +35,7 @@ class EmaParamsState(NamedTuple):
 def ema_params(decay: Probability) -> GradientTransformation:
     """Exponential moving average of p_1 ... p_t, where p_(i - 1) has `decay` times the weight of p_i.
 
-    The last of a chain. It is debiased, so that the initial parameters have no weight (as in Adam, arXiv 1412.6980,
-    section 3).
+    The last of a chain. Debiased as in Adam (arXiv 1412.6980, section 3): the initial parameters have no weight.
     """
 
     def init(params: Params) -> EmaParamsState:
@@ -62,7 +52,6 @@ def ema_params(decay: Probability) -> GradientTransformation:
 
 class SwaState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     num_averaged: Tensor
     """Parameters in the average, 0-D int64."""
     average: Params
@@ -114,7 +103,7 @@ class ScheduleFreeState(NamedTuple):
 def schedule_free(
     transform: GradientTransformation, b1: Annotated[float, Range("(0, 1]")] = 0.9
 ) -> GradientTransformation:
-    """Averaging instead of momentum and of a decaying learning rate.
+    """Averaging in place of momentum and learning-rate decay.
 
     `transform`, which has a learning rate and no momentum, updates z; x is the mean of all z, weighted by the square of
     the highest learning rate so far; the gradient is taken at y = (1 - b1) z + b1 x. The parameters are y, those to
@@ -130,9 +119,8 @@ def schedule_free(
     def init(params: Params) -> ScheduleFreeState:
         inner = transform.init(params)
         _learning_rate_of(inner)
-        zero = hyperparameter(0.0, params)
-        z = tree.map(torch.clone, params)
-        return ScheduleFreeState(hyperparameter(b1, params), zero, zero.clone(), z, inner)
+        scalars = hyperparameter(b1, params), hyperparameter(0.0, params), hyperparameter(0.0, params)
+        return ScheduleFreeState(*scalars, tree.map(torch.clone, params), inner)
 
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params, *, grad_fn: GradFn | None = None

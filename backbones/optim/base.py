@@ -1,8 +1,11 @@
-"""What a gradient transform is, and what transforms are written with."""
+"""What a gradient transform is, and what transforms are written with.
+
+In every state `step` is the number of updates so far, 0-D int64, and hyperparameters are 0-D float64.
+"""
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +16,14 @@ from backbones.types import OptState, Params, Updates
 GradFn = Callable[[Params], Updates]
 """The gradient of the same batch at other parameters: `grad_fn(params) -> grads`."""
 
+InitFn = Callable[[Params], OptState]
+"""`init(params) -> state`: the state before the first update."""
 
-class InitFn(Protocol):
-    """`init(params) -> state`: the state before the first update."""
+UpdateFn = Callable[[Updates, Any, Params], tuple[Updates, OptState]]
+"""`update(updates, state, params) -> (updates, state)`: pure, its arguments are not modified."""
 
-    def __call__(self, params: Params, /) -> OptState: ...
-
-
-class UpdateFn(Protocol):
-    """`update(updates, state, params) -> (updates, state)`: pure, its arguments are not modified."""
-
-    def __call__(self, updates: Updates, state: Any, params: Params, /) -> tuple[Updates, OptState]: ...
-
-
-class UpdateWithGradFn(UpdateFn, Protocol):
-    """An update that may compute more gradients of the batch: `update(updates, state, params, grad_fn=grad_fn)`."""
-
-    def __call__(
-        self, updates: Updates, state: Any, params: Params, /, *, grad_fn: GradFn | None = None
-    ) -> tuple[Updates, OptState]: ...
+UpdateWithGradFn = Callable[..., tuple[Updates, OptState]]
+"""`update(updates, state, params, grad_fn=grad_fn)`: an update that may compute more gradients of the batch."""
 
 
 class GradientTransformation(NamedTuple):
@@ -47,14 +39,8 @@ def with_grad_fn(update: UpdateFn) -> UpdateWithGradFn:
     A combinator calls this once for each of its transforms, when it is built.
     """
     if "grad_fn" in inspect.signature(update).parameters:
-        return cast(UpdateWithGradFn, update)
-
-    def without_grad_fn(
-        updates: Updates, state: Any, params: Params, /, *, grad_fn: GradFn | None = None
-    ) -> tuple[Updates, OptState]:
-        return update(updates, state, params)
-
-    return without_grad_fn
+        return update
+    return lambda updates, state, params, *, grad_fn=None: update(updates, state, params)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
@@ -62,45 +48,34 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     return tree.map(torch.add, params, updates)
 
 
-class EmptyState(NamedTuple):
-    """The state of a transform that has none."""
+def stateless(function: Callable[..., Updates], **hyperparameters: float) -> GradientTransformation:
+    """A transform with no state but its hyperparameters, a dict by name.
+
+    `function(updates, params, **hyperparameters) -> updates` gets them in the dtype of the updates.
+    """
+
+    def init(params: Params) -> dict[str, Tensor]:
+        return {name: hyperparameter(value, params) for name, value in hyperparameters.items()}
+
+    def update(updates: Updates, state: dict[str, Tensor], params: Params) -> tuple[Updates, dict[str, Tensor]]:
+        scalars = dict(zip(state, cast_like(updates, *state.values()), strict=True))
+        return function(updates, params, **scalars), state
+
+    return GradientTransformation(init, update)
 
 
-def stateless(function: Callable[[Updates, Params], Updates]) -> GradientTransformation:
-    """A transform without state, from a function `(updates, params) -> updates`."""
+def stateless_with_tree_map(leaf: Callable[..., Tensor], **hyperparameters: float) -> GradientTransformation:
+    """`stateless` for a function of one leaf, `leaf(g, p, **hyperparameters) -> update`."""
 
-    def update(updates: Updates, state: EmptyState, params: Params) -> tuple[Updates, EmptyState]:
-        return function(updates, params), state
+    def function(updates: Updates, params: Params, **scalars: Tensor) -> Updates:
+        return tree.map(lambda g, p: leaf(g, p, **scalars), updates, params)
 
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return stateless(function, **hyperparameters)
 
 
 def identity() -> GradientTransformation:
     """g <- g."""
     return stateless(lambda updates, params: updates)
-
-
-State = TypeVar("State", bound=tuple[Tensor, ...])
-
-
-def with_hyperparameters(
-    function: Callable[[Updates, State, Params], Updates], state_type: Callable[..., State], *values: float
-) -> GradientTransformation:
-    """A transform whose state is its hyperparameters and nothing else.
-
-    Args:
-        function: `(updates, hyperparameters, params) -> updates`; the hyperparameters have the dtype of the updates.
-        state_type: NamedTuple of the hyperparameters.
-        values: of the hyperparameters, in the order of its fields.
-    """
-
-    def init(params: Params) -> State:
-        return state_type(*(hyperparameter(value, params) for value in values))
-
-    def update(updates: Updates, state: State, params: Params) -> tuple[Updates, State]:
-        return function(updates, state_type(*cast_like(updates, *state)), params), state
-
-    return GradientTransformation(init, update)
 
 
 def hyperparameter(value: float, params: Params) -> Tensor:
@@ -113,7 +88,7 @@ def hyperparameter(value: float, params: Params) -> Tensor:
 
 
 def zero_count(params: Params) -> Tensor:
-    """A counter at 0, such as the number of updates so far: 0-D int64, on the device of `params`."""
+    """A counter at 0: 0-D int64, on the device of `params`."""
     return torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)
 
 
@@ -124,3 +99,17 @@ def cast_like(updates: Updates, *scalars: Tensor) -> tuple[Tensor, ...]:
     """
     dtype = tree.leaves(updates)[0].dtype
     return tuple(scalar.to(dtype) for scalar in scalars)
+
+
+def as_matrix(leaf: Tensor) -> Tensor:
+    """A leaf [R, ...] of two or more dimensions as a matrix [R, C]; a kernel's columns are (height, width, channel).
+
+    This is the order of kernels in memory (`channels_last`), so nothing is copied.
+    """
+    return leaf.movedim(1, -1).flatten(1)
+
+
+def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `as_matrix`: [R, C] in the shape of `like`."""
+    rows, channels, *others = like.shape
+    return matrix.reshape(rows, *others, channels).movedim(-1, 1)

@@ -1,26 +1,16 @@
 """Clipping. Symbols: g gradient (or update so far), p parameter."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.optim.base import GradientTransformation, with_hyperparameters
+from backbones.optim.base import GradientTransformation, stateless, stateless_with_tree_map
 from backbones.types import Params, Updates
-
-
-class ClipState(NamedTuple):
-    bound: Tensor
 
 
 def clip_by_value(bound: float) -> GradientTransformation:
     """g <- g clamped to [-bound, bound]."""
-
-    def clip(updates: Updates, state: ClipState, params: Params) -> Updates:
-        return tree.map(lambda g: torch.clamp(g, -state.bound, state.bound), updates)
-
-    return with_hyperparameters(clip, ClipState, bound)
+    return stateless_with_tree_map(lambda g, p, bound: torch.clamp(g, -bound, bound), bound=bound)
 
 
 def clip_by_block_rms(bound: float) -> GradientTransformation:
@@ -28,11 +18,7 @@ def clip_by_block_rms(bound: float) -> GradientTransformation:
 
     Source: Shazeer and Stern, "Adafactor", arXiv 1804.04235, section 6.
     """
-
-    def clip(updates: Updates, state: ClipState, params: Params) -> Updates:
-        return tree.map(lambda g: g / (rms(g) / state.bound).clamp(min=1.0), updates)
-
-    return with_hyperparameters(clip, ClipState, bound)
+    return stateless_with_tree_map(lambda g, p, bound: g / (rms(g) / bound).clamp(min=1.0), bound=bound)
 
 
 def clip_by_global_norm(bound: float) -> GradientTransformation:
@@ -41,11 +27,11 @@ def clip_by_global_norm(bound: float) -> GradientTransformation:
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", arXiv 1211.5063.
     """
 
-    def clip(updates: Updates, state: ClipState, params: Params) -> Updates:
-        factor = (state.bound / tree.global_norm(updates)).clamp(max=1.0)
+    def clip(updates: Updates, params: Params, bound: Tensor) -> Updates:
+        factor = (bound / tree.global_norm(updates)).clamp(max=1.0)
         return tree.map(lambda g: factor * g, updates)
 
-    return with_hyperparameters(clip, ClipState, bound)
+    return stateless(clip, bound=bound)
 
 
 def adaptive_clip(bound: float, *, eps: float = 1e-3) -> GradientTransformation:
@@ -55,14 +41,11 @@ def adaptive_clip(bound: float, *, eps: float = 1e-3) -> GradientTransformation:
     equation 3.
     """
 
-    def clip(updates: Updates, state: ClipState, params: Params) -> Updates:
-        def leaf(g: Tensor, p: Tensor) -> Tensor:
-            max_norm = state.bound * unit_norm(p).clamp(min=eps)
-            return g * (max_norm / unit_norm(g).clamp(min=1e-6)).clamp(max=1.0)
+    def leaf(g: Tensor, p: Tensor, bound: Tensor) -> Tensor:
+        max_norm = bound * unit_norm(p).clamp(min=eps)
+        return g * (max_norm / unit_norm(g).clamp(min=1e-6)).clamp(max=1.0)
 
-        return tree.map(leaf, updates, params)
-
-    return with_hyperparameters(clip, ClipState, bound)
+    return stateless_with_tree_map(leaf, bound=bound)
 
 
 def rms(leaf: Tensor) -> Tensor:

@@ -37,28 +37,22 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
 def _composed(update_fn: UpdateWithGradFn, state: OptState, grad_fn: GradFn) -> GradFn:
     """`grad_fn` followed by an update, whose new state is discarded."""
-
-    def composed(params: Params) -> Updates:
-        updates, _ = update_fn(grad_fn(params), state, params, grad_fn=grad_fn)
-        return updates
-
-    return composed
+    return lambda params: update_fn(grad_fn(params), state, params, grad_fn=grad_fn)[0]
 
 
 def named_chain(**transforms: GradientTransformation) -> GradientTransformation:
-    """`chain` whose state is a dict of the states by name, which are then the names in checkpoints as well."""
-    names = list(transforms)
+    """`chain` with a dict of states by name as its state; checkpoints use these names too."""
     chained = chain(*transforms.values())
     update_fn = with_grad_fn(chained.update)
 
     def init(params: Params) -> OptState:
-        return dict(zip(names, chained.init(params), strict=True))
+        return dict(zip(transforms, chained.init(params), strict=True))
 
     def update(
         updates: Updates, state: OptState, params: Params, *, grad_fn: GradFn | None = None
     ) -> tuple[Updates, OptState]:
-        updates, new_states = update_fn(updates, tuple(state[name] for name in names), params, grad_fn=grad_fn)
-        return updates, dict(zip(names, new_states, strict=True))
+        updates, new_states = update_fn(updates, tuple(state[name] for name in transforms), params, grad_fn=grad_fn)
+        return updates, dict(zip(transforms, new_states, strict=True))
 
     return GradientTransformation(init, update)
 
@@ -66,10 +60,10 @@ def named_chain(**transforms: GradientTransformation) -> GradientTransformation:
 def partition(
     transforms: Mapping[str, GradientTransformation], label: Callable[[str, Tensor], str]
 ) -> GradientTransformation:
-    """Different transforms for different leaves: `transforms[label(name, leaf)]` is that of a leaf.
+    """Different transforms for different leaves: a leaf gets `transforms[label(name, leaf)]`.
 
-    Each transform gets only its own leaves, in `init` and in `update`, and no `grad_fn`, which takes all leaves. The
-    state is a dict by label.
+    Each transform sees only its leaves, in `init` and in `update`, and no `grad_fn`, which needs all leaves. The state
+    is a dict by label.
     """
 
     def names_by_label(params: Params) -> dict[str, list[str]]:

@@ -41,14 +41,13 @@ def _name(path: str) -> str:
 
 class InjectHyperparamsState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     inner: OptState
 
 
 def inject_hyperparams(transform: GradientTransformation, **schedules: Schedule) -> GradientTransformation:
     """Schedule hyperparameters of `transform`: before each update, those of that name are set to schedule(step).
 
-    Unlike that of `scale_by_learning_rate`, a schedule gives the value itself and not a factor.
+    Here a schedule gives the value itself, not a factor as in `scale_by_learning_rate`.
 
     Raises:
         ValueError: (`init`) there is no hyperparameter of that name.

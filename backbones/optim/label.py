@@ -13,7 +13,6 @@ Mask = Callable[[str, Tensor], bool]
 
 def everything(name: str, leaf: Tensor) -> bool:
     """True."""
-    del name, leaf
     return True
 
 
@@ -35,4 +34,4 @@ def hidden_matrices(roles: Roles) -> Mask:
 DecayMask = Literal["all", "matrices"]
 
 DECAY_MASKS: dict[DecayMask, Mask] = {"all": everything, "matrices": is_matrix}
-"""Name -> which leaves weight decay is for."""
+"""Name -> the leaves with weight decay."""

@@ -1,42 +1,34 @@
-"""Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks", kellerjordan.github.io, 2024.
-
-Differs from it in that all matrices of one shape are iterated in one batch.
-"""
+"""Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks", kellerjordan.github.io, 2024."""
 
 import torch
 from torch import Tensor
 
-from backbones.optim.base import GradientTransformation, stateless
-from backbones.optim.matrix import as_matrix, from_matrix, matrix_shape
+import backbones.tree as tree
+from backbones.optim.base import GradientTransformation, as_matrix, from_matrix, stateless
 from backbones.types import Params, Updates
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """(a, b, c) of X <- a X + (b A + c A^2) X with A = X X^T, chosen for the largest slope at 0."""
 
-NUM_ITERATIONS = 5
-
 
 def orthogonalize(dtype: torch.dtype | None = torch.bfloat16) -> GradientTransformation:
     """g <- sqrt(max(1, R / C)) U V^T approximately, where g = U S V^T is the singular value decomposition of [R, C].
 
-    Five Newton-Schulz iterations bring the singular values into [0.7, 1.2], which works as well in practice. For leaves
-    of two or more dimensions.
-
-    Args:
-        dtype: of the iteration; None for that of the leaves.
+    Five Newton-Schulz iterations, in `dtype` or that of the leaves, bring the singular values into [0.7, 1.2], which
+    works as well in practice. Matrices of one shape are one batch. For leaves of two or more dimensions.
     """
 
     def update(updates: Updates, params: Params) -> Updates:
-        names_by_shape: dict[tuple[int, int], list[str]] = {}
-        for name, g in updates.items():
-            names_by_shape.setdefault(matrix_shape(g), []).append(name)
+        matrices = tree.map(as_matrix, updates)
+        names_by_shape: dict[torch.Size, list[str]] = {}
+        for name, matrix in matrices.items():
+            names_by_shape.setdefault(matrix.shape, []).append(name)
         result = {}
         for (rows, columns), names in names_by_shape.items():
-            leaves = [updates[name] for name in names]
-            matrices = newton_schulz(torch.stack([as_matrix(g).to(dtype or g.dtype) for g in leaves]))
-            matrices = max(1, rows / columns) ** 0.5 * matrices
-            for name, g, matrix in zip(names, leaves, matrices.unbind(), strict=True):
-                result[name] = from_matrix(matrix.to(g.dtype), g)
+            stacked = torch.stack([matrices[name].to(dtype or matrices[name].dtype) for name in names])
+            stacked = max(1, rows / columns) ** 0.5 * newton_schulz(stacked)
+            for name, matrix in zip(names, stacked.unbind(), strict=True):
+                result[name] = from_matrix(matrix.to(updates[name].dtype), updates[name])
         return {name: result[name] for name in updates}
 
     return stateless(update)
@@ -51,7 +43,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     x = matrices.mT if is_tall else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
-    for _ in range(NUM_ITERATIONS):
+    for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if is_tall else x

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: the step -> a factor of the learning rate, usually in [0, 1].
+"""Learning-rate schedules: functions from the step to a factor on the learning rate, usually in [0, 1].
 
-A schedule is a function of the step, a 0-D int64 tensor (updates so far), and returns a 0-D float64 tensor: it is part
-of the compiled step. `num_steps` is the length of the run, warm-up included; the keyword-only parameters are the fields
+The step is a 0-D int64 tensor (updates so far) and the factor a 0-D float64 tensor: a schedule is part of the compiled
+step. `num_steps` is the length of the run, warm-up included; the keyword-only parameters are the fields
 `--schedule.FIELD`. `python -m backbones schedule --help` plots them.
 """
 
@@ -28,26 +28,19 @@ Floor = Annotated[NonNegative, Doc("factor at the end")]
 @checked
 def constant(num_steps: int = 0, *, warmup_steps: WarmupSteps = 0) -> Schedule:
     """1, after the warm-up, whatever `num_steps` is."""
-    del num_steps
     return warm_up(warmup_steps, then=lambda step: torch.ones_like(step, dtype=torch.float64))
 
 
 @checked
 def linear(num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Floor = 0.0) -> Schedule:
     """A straight line from 1 to `floor`."""
-    decay_steps = num_steps - warmup_steps
-    return warm_up(warmup_steps, then=lambda step: 1 + (floor - 1) * _fraction(step, decay_steps))
+    return _decay(num_steps, warmup_steps, lambda x: 1 + (floor - 1) * x)
 
 
 @checked
 def cosine(num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Floor = 0.0) -> Schedule:
     """Half a cosine from 1 to `floor` (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
-    decay_steps = num_steps - warmup_steps
-
-    def decay(step: Tensor) -> Tensor:
-        return floor + (1 - floor) * (1 + torch.cos(pi * _fraction(step, decay_steps))) / 2
-
-    return warm_up(warmup_steps, then=decay)
+    return _decay(num_steps, warmup_steps, lambda x: floor + (1 - floor) * (1 + torch.cos(pi * x)) / 2)
 
 
 @checked
@@ -59,8 +52,7 @@ def polynomial(
     floor: Floor = 0.0,
 ) -> Schedule:
     """A power of the straight line from 1 to 0, scaled to end in `floor` (as in LARS, arXiv 1708.03888)."""
-    decay_steps = num_steps - warmup_steps
-    return warm_up(warmup_steps, then=lambda step: floor + (1 - floor) * (1 - _fraction(step, decay_steps)) ** power)
+    return _decay(num_steps, warmup_steps, lambda x: floor + (1 - floor) * (1 - x) ** power)
 
 
 @checked
@@ -68,8 +60,7 @@ def exponential(
     num_steps: int, *, warmup_steps: WarmupSteps = 0, floor: Annotated[Positive, Doc("factor at the end")] = 0.01
 ) -> Schedule:
     """Exponential decay from 1 to `floor`."""
-    decay_steps = num_steps - warmup_steps
-    return warm_up(warmup_steps, then=lambda step: floor ** _fraction(step, decay_steps))
+    return _decay(num_steps, warmup_steps, lambda x: floor**x)
 
 
 @checked
@@ -98,10 +89,7 @@ def wsd(
     decay_fraction: Annotated[float, Fraction, Doc("part of the run in which the factor decays")] = 0.2,
     floor: Floor = 0.0,
 ) -> Schedule:
-    """Warm-up, stable, decay: 1, and a straight line to `floor` in the last part of the run.
-
-    Source: Hägele et al., arXiv 2405.18392.
-    """
+    """Warm-up, stable, decay: 1, then a straight line to `floor` (Hägele et al., arXiv 2405.18392)."""
     decay_steps = round(decay_fraction * num_steps)
     stable_steps = max(num_steps - warmup_steps - decay_steps, 0)
     return warm_up(warmup_steps, then=join_schedules([constant(), linear(decay_steps, floor=floor)], [stable_steps]))
@@ -117,10 +105,8 @@ def one_cycle(
 ) -> Schedule:
     """Half a cosine from `start` to 1, then half a cosine to `floor` (Smith and Topin, arXiv 1708.07120)."""
     rise_steps = round(warmup_fraction * num_steps)
-    fall = cosine(rise_steps, floor=start)
-    return join_schedules(
-        [lambda step: fall(rise_steps - step), cosine(num_steps - rise_steps, floor=floor)], boundaries=[rise_steps]
-    )
+    reversed_rise, fall = cosine(rise_steps, floor=start), cosine(num_steps - rise_steps, floor=floor)
+    return join_schedules([lambda step: reversed_rise(rise_steps - step), fall], boundaries=[rise_steps])
 
 
 @checked
@@ -140,14 +126,14 @@ def restarts(
 
 
 def warm_up(warmup_steps: int, *, then: Schedule) -> Schedule:
-    """A straight line from 0 to 1, followed by the schedule `then`, whose step starts at 0."""
+    """A straight line from 0 to 1, then the schedule `then`, which counts its steps from 0."""
     if warmup_steps == 0:
         return then
     return join_schedules([lambda step: _fraction(step, warmup_steps), then], boundaries=[warmup_steps])
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """Schedules one after another, of which `boundaries` are the first steps except 0; each one's step starts at 0."""
+    """Schedules one after another: the next one starts at each boundary, and counts its steps from 0."""
 
     def schedule(step: Tensor) -> Tensor:
         factor = schedules[0](step)
@@ -158,19 +144,17 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     return schedule
 
 
+def _decay(num_steps: int, warmup_steps: int, factor: Callable[[Tensor], Tensor]) -> Schedule:
+    """A warm-up, then `factor(x)`, where x goes from 0 to 1 in the rest of the run."""
+    return warm_up(warmup_steps, then=lambda step: factor(_fraction(step, num_steps - warmup_steps)))
+
+
 def _fraction(step: Tensor, num_steps: int) -> Tensor:
     """step / num_steps, clamped to [0, 1]."""
     return (step.to(torch.float64) / max(num_steps, 1)).clamp(0, 1)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-    "polynomial": polynomial,
-    "exponential": exponential,
-    "multi-step": multi_step,
-    "wsd": wsd,
-    "one-cycle": one_cycle,
-    "restarts": restarts,
+    schedule.__name__.replace("_", "-"): schedule
+    for schedule in (constant, linear, cosine, polynomial, exponential, multi_step, wsd, one_cycle, restarts)
 }

@@ -11,34 +11,26 @@ from torch import Tensor
 import backbones.random as random
 import backbones.tree as tree
 from backbones.optim.base import (
+    GradFn,
     GradientTransformation,
     cast_like,
     hyperparameter,
     stateless,
-    with_hyperparameters,
+    stateless_with_tree_map,
     zero_count,
 )
 from backbones.optim.label import Mask, everything
 from backbones.optim.schedule import Schedule
-from backbones.types import Params, Updates
-
-
-class ScaleState(NamedTuple):
-    factor: Tensor
+from backbones.types import OptState, Params, Updates
 
 
 def scale(factor: float) -> GradientTransformation:
     """g <- factor g."""
-
-    def update(updates: Updates, state: ScaleState, params: Params) -> Updates:
-        return tree.map(lambda g: state.factor * g, updates)
-
-    return with_hyperparameters(update, ScaleState, factor)
+    return stateless_with_tree_map(lambda g, p, factor: factor * g, factor=factor)
 
 
 class ScaleByScheduleState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
 
 
 def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
@@ -56,7 +48,6 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
 
 class ScaleByLearningRateState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     base_learning_rate: Tensor
     """What the schedule multiplies."""
     learning_rate: Tensor
@@ -70,13 +61,11 @@ def scale_by_learning_rate(learning_rate: float, schedule: Schedule) -> Gradient
         base_learning_rate = hyperparameter(learning_rate, params)
         return ScaleByLearningRateState(zero_count(params), base_learning_rate, torch.zeros_like(base_learning_rate))
 
-    def update(
-        updates: Updates, state: ScaleByLearningRateState, params: Params
-    ) -> tuple[Updates, ScaleByLearningRateState]:
+    def update(updates: Updates, state: ScaleByLearningRateState, params: Params) -> tuple[Updates, OptState]:
         learning_rate = state.base_learning_rate * schedule(state.step)
         (factor,) = cast_like(updates, -learning_rate)
         updates = tree.map(lambda g: factor * g, updates)
-        return updates, ScaleByLearningRateState(state.step + 1, state.base_learning_rate, learning_rate)
+        return updates, state._replace(step=state.step + 1, learning_rate=learning_rate)
 
     return GradientTransformation(init, update)
 
@@ -106,7 +95,6 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
 
 class EmaState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     decay: Tensor
     ema: Updates
 
@@ -127,29 +115,22 @@ def ema(decay: float, *, debias: bool = True) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
-class AddDecayedWeightsState(NamedTuple):
-    weight_decay: Tensor
-
-
 def add_decayed_weights(weight_decay: float, mask: Mask = everything) -> GradientTransformation:
     """g <- g + weight_decay p, for the leaves that the mask selects.
 
     At the beginning of a chain this is L2 regularisation, just before the learning rate decoupled weight decay
-    (Loshchilov and Hutter, arXiv 1711.05101).
+    (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
     """
 
-    def update(updates: Updates, state: AddDecayedWeightsState, params: Params) -> Updates:
-        def leaf(name: str, g: Tensor) -> Tensor:
-            return torch.addcmul(g, state.weight_decay, params[name]) if mask(name, params[name]) else g
+    def update(updates: Updates, params: Params, weight_decay: Tensor) -> Updates:
+        decayed = {name: torch.addcmul(updates[name], weight_decay, p) for name, p in params.items() if mask(name, p)}
+        return updates | decayed
 
-        return {name: leaf(name, g) for name, g in updates.items()}
-
-    return with_hyperparameters(update, AddDecayedWeightsState, weight_decay)
+    return stateless(update, weight_decay=weight_decay)
 
 
 class AddNoiseState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     key: Tensor
     """Random key, 0-D int64; never changes."""
     eta: Tensor
@@ -184,7 +165,7 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
 
 def scale_by_sign() -> GradientTransformation:
     """g <- sign(g) (Bernstein et al., "signSGD", arXiv 1802.04434)."""
-    return stateless(lambda updates, params: tree.map(torch.sign, updates))
+    return stateless_with_tree_map(lambda g, p: torch.sign(g))
 
 
 def centralize() -> GradientTransformation:
@@ -193,30 +174,52 @@ def centralize() -> GradientTransformation:
     Source: Yong et al., "Gradient centralization", arXiv 2004.01461, equation 1.
     """
 
-    def leaf(g: Tensor) -> Tensor:
+    def leaf(g: Tensor, p: Tensor) -> Tensor:
         return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
-    return stateless(lambda updates, params: tree.map(leaf, updates))
+    return stateless_with_tree_map(leaf)
 
 
 def zero_nans() -> GradientTransformation:
     """g <- 0 where g is NaN."""
-
-    def leaf(g: Tensor) -> Tensor:
-        return torch.where(g.isnan(), torch.zeros_like(g), g)
-
-    return stateless(lambda updates, params: tree.map(leaf, updates))
-
-
-class NormalizeByUpdateNormState(NamedTuple):
-    norm: Tensor
+    return stateless_with_tree_map(lambda g, p: torch.where(g.isnan(), torch.zeros_like(g), g))
 
 
 def normalize_by_update_norm(norm: float = 1.0, *, eps: float = 1e-6) -> GradientTransformation:
     """g <- norm g / (|g| + eps), where |g| is the norm of the whole tree."""
 
-    def update(updates: Updates, state: NormalizeByUpdateNormState, params: Params) -> Updates:
-        factor = state.norm / (tree.global_norm(updates) + eps)
+    def update(updates: Updates, params: Params, norm: Tensor) -> Updates:
+        factor = norm / (tree.global_norm(updates) + eps)
         return tree.map(lambda g: factor * g, updates)
 
-    return with_hyperparameters(update, NormalizeByUpdateNormState, norm)
+    return stateless(update, norm=norm)
+
+
+class SamState(NamedTuple):
+    rho: Tensor
+
+
+def sam(rho: float) -> GradientTransformation:
+    """g <- the gradient at p + rho g / |g|, where the loss is about the largest within a distance of rho.
+
+    Its update computes a second gradient of the batch by `grad_fn`, and raises a ValueError if there is none.
+
+    Source: Foret et al., "Sharpness-aware minimization for efficiently improving generalization", arXiv 2010.01412,
+    equation 2.
+    """
+
+    def init(params: Params) -> SamState:
+        return SamState(hyperparameter(rho, params))
+
+    def update(
+        updates: Updates, state: SamState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, SamState]:
+        if grad_fn is None:
+            raise ValueError(
+                "sam computes a second gradient, but got no `grad_fn`; pass `update(..., grad_fn=...)`, and put sam "
+                "outside `partition` and `masked`, whose transforms see only some of the leaves"
+            )
+        (distance,) = cast_like(updates, state.rho / (tree.global_norm(updates) + 1e-12))
+        return grad_fn(tree.map(lambda p, g: torch.addcmul(p, g, distance), params, updates)), state
+
+    return GradientTransformation(init, update)

@@ -69,9 +69,8 @@ def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> Grad
         is_finite = torch.stack([leaf.isfinite().all() for leaf in tree.leaves(updates)]).all()
         skipped = torch.where(is_finite, 0, state.skipped + 1)
         applies = is_finite | (skipped > max_skipped)
-        new_state = ApplyIfFiniteState(
-            skipped, state.total_skipped + (~is_finite).to(torch.int64), tree.where(applies, inner, state.inner)
-        )
+        total_skipped = state.total_skipped + (~is_finite).to(torch.int64)
+        new_state = ApplyIfFiniteState(skipped, total_skipped, tree.where(applies, inner, state.inner))
         return tree.where(applies, updates, tree.zeros_like(updates)), new_state
 
     return GradientTransformation(init, update)
@@ -79,7 +78,6 @@ def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> Grad
 
 class LookaheadState(NamedTuple):
     step: Tensor
-    """Updates so far, 0-D int64."""
     slow_step_size: Tensor
     slow: Params
     inner: OptState

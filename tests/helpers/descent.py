@@ -24,7 +24,7 @@ class Descent(NamedTuple):
 
 def make_model(name: str) -> Model:
     if name == "vit":
-        return MODELS["vit-tiny"]((3, 16, 16), 10, patch_size=8, width=32, depth=2, heads=2, mlp_width=64)
+        return MODELS["vit-tiny"]((3, 16, 16), 10, patch_size=8, width=32, depth=1, heads=2, mlp_width=64)
     return resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError, range_of
-from backbones.models import MODELS, Model
+from backbones.models import FAMILIES, MODELS, Model
 from backbones.models.convnext import DropPath
 from backbones.types import ModelState, Params
 
@@ -33,12 +33,12 @@ def first_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[
 DISTINCT = first_of_each(MODELS, lambda name: str(shallow(name)))
 """When cut, ResNet-34 is ResNet-18, and ResNet-101 is ResNet-50."""
 
-KINDS = first_of_each(DISTINCT, lambda name: frozenset(map(type, shallow(name)((3, 32, 32), 10).skeleton.modules())))
-"""One model for each set of layer types: tracing does not depend on their number and width."""
+ONE_OF_EACH_FILE = [names[0] for names in FAMILIES.values()]
+"""For what does not depend on the number and the width of layers, such as tracing."""
 
 NAMES_AND_STEMS = [
     (name, {"stem": stem} if stem else {})
-    for name in DISTINCT
+    for name in ONE_OF_EACH_FILE
     for stem in (["cifar", "imagenet"] if "stem" in inspect.signature(MODELS[name]).parameters else [None])
 ]
 
@@ -88,7 +88,7 @@ def test_apply_leaves_its_arguments_alone_and_gradients_reach_every_parameter(bu
     assert tree.sha256((params, same_model_state, batch)) == before
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ONE_OF_EACH_FILE)
 def test_compiled_is_eager(name: str) -> None:
     model = shallow(name)((3, 32, 32), 10)
     trees = model.init(random.generator(0))
@@ -104,7 +104,7 @@ def test_compiled_is_eager(name: str) -> None:
 # Attention has no batching rule on the CPU: vmap computes it one by one, and warns.
 @pytest.mark.filterwarnings("ignore:There is a performance drop.*scaled_dot_product:UserWarning")
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ONE_OF_EACH_FILE)
 def test_vmap_over_models_is_one_call_each(name: str, train: bool) -> None:
     model = shallow(name)((3, 32, 32), 10)
     trees = [model.init(random.generator(seed)) for seed in range(3)]

@@ -199,11 +199,11 @@ def test_float32_is_close_to_float64(name: str, descent: Descent) -> None:
 def test_muon_makes_singular_values_equal() -> None:
     generator = torch.Generator().manual_seed(0)
     wide, kernel = torch.randn(16, 64, generator=generator), torch.randn(64, 8, 3, 3, generator=generator)
-    updates, _ = optim.orthogonalize(None).update({"wide": wide, "kernel": kernel}, optim.EmptyState(), {})
+    updates, _ = optim.orthogonalize(None).update({"wide": wide, "kernel": kernel}, {}, {})
     for matrix in (updates["wide"], updates["kernel"].reshape(64, 72)):
         values = torch.linalg.svdvals(matrix)
         assert values.min() > 0.6 and values.max() < 1.3
-    tall, _ = optim.orthogonalize(None).update({"tall": wide.T}, optim.EmptyState(), {})
+    tall, _ = optim.orthogonalize(None).update({"tall": wide.T}, {}, {})
     assert torch.linalg.svdvals(tall["tall"]).mean() == pytest.approx(2.0, rel=0.2)  # sqrt(64 / 16)
 
 

@@ -249,6 +249,17 @@ def test_hyperparams_are_read_and_set_by_name(descent: Descent) -> None:
         optim.inject_hyperparams(optim.adam(), b3=cosine(10)).init(descent.params)
 
 
+def test_hyperparameters_of_a_stateless_transform_are_leaves_of_its_state() -> None:
+    params = {"weight": torch.full((3,), 3.0)}
+    one, two = (optim.clip_by_value(bound).init(params) for bound in (1.0, 2.0))
+    assert list(tree.named_leaves(one)) == ["bound"] and one["bound"].dtype == torch.float64
+    assert tree.map(torch.add, one, two) == {"bound": 3}
+    changed = optim.set_hyperparams(one, bound=torch.tensor(0.5, dtype=torch.float64))
+    updates, state = optim.clip_by_value(1.0).update(params, changed, params)
+    assert updates["weight"].tolist() == [0.5] * 3 and updates["weight"].dtype == torch.float32
+    assert state == {"bound": 0.5} and tree.leaves(optim.identity().init(params)) == []
+
+
 def test_current_learning_rate_is_that_of_the_latest_update(descent: Descent) -> None:
     _, state = run(optim.adamw(cosine(10), lr=0.1), descent, 6)
     assert optim.current_learning_rate(state).item() == pytest.approx(0.05)  # cos(pi / 2) = 0
