@@ -10,7 +10,7 @@ from helpers.descent import Descent, record
 
 from backbones.component import use
 from backbones.experiment import Experiment
-from backbones.models.shufflenet import shufflenet_g8
+from backbones.models.airbench import airbench
 from backbones.run.run import run
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
@@ -36,8 +36,8 @@ def experiment() -> Experiment:
     )
 
 
-AVERAGED_SHUFFLENET = dataclasses.replace(
-    digits_resnet18, model=use(shufflenet_g8), steps=4, batch_size=8, eval_every=4, save_every=2, ema=0.9, keep=9
+AVERAGED_AIRBENCH = dataclasses.replace(
+    digits_resnet18, model=use(airbench), steps=4, batch_size=8, eval_every=4, save_every=2, ema=0.9, keep=9
 )
 
 
@@ -45,7 +45,7 @@ AVERAGED_SHUFFLENET = dataclasses.replace(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: BatchNorm, and an average of the parameters. Not to be changed."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    run(AVERAGED_SHUFFLENET, run_dir=run_dir)
+    run(AVERAGED_AIRBENCH, run_dir=run_dir)
     return run_dir
 
 
@@ -64,7 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
-@pytest.fixture(scope="session", params=["vit", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="session", params=["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "resnet"))]
+)
 def descent(request: pytest.FixtureRequest) -> Descent:
-    """50 gradients of a model with embeddings and attention, or with convolutions and BatchNorm."""
+    """50 gradients of three layers, of a model with embeddings and attention, or of one with BatchNorm."""
     return record(request.param)

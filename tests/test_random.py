@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
@@ -52,6 +53,7 @@ def test_randint_covers_its_range_evenly() -> None:
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_compiled_draws_are_the_same() -> None:
     def draw(key: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return random.uniform(random.fold_in(key, index))

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
-from conftest import AVERAGED_SHUFFLENET
+from conftest import AVERAGED_AIRBENCH
 from helpers.states import flip_a_bit
 
 import backbones.tree as tree
@@ -33,10 +33,10 @@ def test_show(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{finished}/checkpoints/4: " in shown and "steps saved: 0, 2" in shown and "(best)" in shown
     assert f"top1         {result['top1']:.6g}\n" in shown and "\nevaluated " in shown
     params = next(line for line in shown.splitlines() if line.startswith("params "))
-    assert params.split() == ["params", "149", "913,138", "3,652,552", result["params_sha256"]]
+    assert params.split() == ["params", "15", "1,971,640", "7,886,560", result["params_sha256"]]
     leaf = next(line for line in shown.splitlines() if line.startswith("params/head.weight"))
     digest = read_checkpoint(finished / "checkpoints" / "4").manifest.leaves["params/head.weight"].sha256
-    assert leaf.split() == ["params/head.weight", "float32", "61,440", digest[:12], "[10,", "1536]"]
+    assert leaf.split() == ["params/head.weight", "float32", "10,240", digest[:12], "[10,", "256]"]
     assert run("show", finished, "--checkpoint", "2") == 0
     assert f"{finished}/checkpoints/2: " in capsys.readouterr().out
 
@@ -47,8 +47,8 @@ def test_diff(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("diff", finished / "checkpoints" / "2", finished) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "step 2 and 4" in [" ".join(line.split()) for line in lines] and not any("key " in line for line in lines)
-    two, four = (read_checkpoint(finished / "checkpoints" / step).arrays["params/head.bias"] for step in "24")
-    bias = next(line for line in lines if line.startswith("params/head.bias "))
+    two, four = (read_checkpoint(finished / "checkpoints" / step).arrays["params/whiten.bias"] for step in "24")
+    bias = next(line for line in lines if line.startswith("params/whiten.bias "))
     assert f"by at most {abs(four.astype(float) - two).max():.3g}" in bias and "100.00% of the elements" in bias
 
 
@@ -78,7 +78,7 @@ def test_export(format: str, finished: Path, tmp_path: Path) -> None:
             info = {name: json.loads(value) for name, value in file.metadata().items()}
     assert DataInfo.from_json(info) == digits().info  # names of the classes, mean and standard deviation
     checkpoint = read_checkpoint(finished / "checkpoints" / "4")
-    state = load_arrays(AVERAGED_SHUFFLENET.make().state, checkpoint.arrays)
+    state = load_arrays(AVERAGED_AIRBENCH.make().state, checkpoint.arrays)
     averaged = evaluation_params(state.opt_state, state.params)
     assert weights.keys() == averaged.keys() | state.model_state.keys()
     assert all(torch.equal(weights[name], leaf) for name, leaf in averaged.items())

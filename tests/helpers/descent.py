@@ -1,14 +1,17 @@
 """Gradients to test optimizers with: those of real models on real images."""
 
+from collections import OrderedDict
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 import backbones.random as random
 import backbones.tree as tree
 from backbones import optim
 from backbones.data import digits, make_batches
-from backbones.models import MODELS, Model
+from backbones.models import MODELS, Model, from_module
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.types import Params
 
@@ -22,7 +25,19 @@ class Descent(NamedTuple):
     grads: list[Params]
 
 
+class Small(nn.Sequential):
+    """Few leaves, whose updates are compiled fast."""
+
+    def __init__(self) -> None:
+        channels = (8, 64, 8, 8)
+        blocks = [nn.Conv2d(*sizes, 3, padding=1) for sizes in pairwise(channels)]
+        layers = {"stem": nn.Conv2d(3, 8, 3, stride=4), "blocks": nn.Sequential(*blocks), "tanh": nn.Tanh()}
+        super().__init__(OrderedDict(layers, flat=nn.Flatten(), head=nn.Linear(8 * 4 * 4, 10)))
+
+
 def make_model(name: str) -> Model:
+    if name == "small":
+        return from_module(Small)
     if name == "vit":
         return MODELS["vit-tiny"]((3, 16, 16), 10, patch_size=8, width=32, depth=1, heads=2, mlp_width=64)
     return resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
