@@ -1,6 +1,7 @@
 """The six floors of the code: imports go down only, and each outside library is imported in one place."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,15 @@ DOORS = {
 }
 
 
+@cache
 def modules() -> dict[str, list[str]]:
     """Module -> all that it imports, wherever it does so, as `package.module.name`."""
     found = {}
     for path in [ROOT / "train.py", *(path for floor in TOPS for path in (ROOT / floor).glob("**/*.py"))]:
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-        names += [f"{node.module}.{alias.name}" for node in froms for alias in node.names]
+        nodes = [
+            each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.Import | ast.ImportFrom)
+        ]
+        names = [f"{getattr(node, 'module', '')}.{alias.name}".lstrip(".") for node in nodes for alias in node.names]
         found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = names
     return found
 

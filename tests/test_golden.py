@@ -73,8 +73,7 @@ def measure(command: str, run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name.startswith(("vit", "mixer")) else pytest.mark.slow) for name in COMMANDS],
+    "name", [pytest.param(name, marks=() if name == "vit-muon" else pytest.mark.slow) for name in COMMANDS]
 )
 def test_twelve_steps(name: str, tmp_path: Path) -> None:
     golden = json.loads(FILE.read_text())

@@ -37,7 +37,7 @@ DROPOUT_VIT = dataclasses.replace(VIT, model=VIT.model.replace(dropout=0.1))
 RESNET = dataclasses.replace(VIT, model=use(small_resnet))
 
 
-@pytest.mark.parametrize("experiment", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("experiment", [VIT, pytest.param(RESNET, marks=pytest.mark.slow)], ids=["vit", "resnet"])
 def test_is_the_step_of_a_plain_torch_loop(experiment: Experiment) -> None:
     """The same five steps written the usual way, in float64: leaves, backward(), torch.optim, a scheduler."""
     info = digits().info

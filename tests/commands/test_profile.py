@@ -6,6 +6,7 @@ from backbones.commands.profile import main, profile
 from backbones.errors import InputError
 
 
+@pytest.mark.slow
 def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     profile(("airbench", "shufflenet-g8"), batch_size=2, device="cpu")
     header, _, *rows = capsys.readouterr().out.splitlines()

@@ -18,6 +18,7 @@ def short(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, steps=4, eval_every=4, save_every=2)
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run"
     result = run(short, run_dir=path)
@@ -47,6 +48,7 @@ def test_only_a_finished_run_is_reproduced(short: Experiment, tmp_path: Path) ->
         main([str(path)])
 
 
+@pytest.mark.slow
 def test_a_run_whose_settings_were_changed_says_so(short: Experiment, tmp_path: Path, capsys) -> None:
     run(short, run_dir=tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")

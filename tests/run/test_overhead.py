@@ -5,6 +5,7 @@ from backbones.models import MODELS
 from backbones.run.overhead import layer_table, measure_latency, measure_overhead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_params", "giga_macs"),
     [
