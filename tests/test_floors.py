@@ -34,9 +34,7 @@ def modules() -> dict[str, list[str]]:
     """Module -> all that it imports, wherever it does so, as `package.module.name`."""
     found = {}
     for path in [ROOT / "train.py", *(path for floor in TOPS for path in (ROOT / floor).glob("**/*.py"))]:
-        nodes = [
-            each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.Import | ast.ImportFrom)
-        ]
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = [f"{getattr(node, 'module', '')}.{alias.name}".lstrip(".") for node in nodes for alias in node.names]
         found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = names
     return found
