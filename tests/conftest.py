@@ -64,9 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
-@pytest.fixture(
-    scope="session", params=["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "resnet"))]
-)
+@pytest.fixture(scope="session", params=["small", pytest.param("vit", marks=pytest.mark.slow)])
 def descent(request: pytest.FixtureRequest) -> Descent:
-    """50 gradients of three layers, of a model with embeddings and attention, or of one with BatchNorm."""
+    """50 gradients of a few convolutions, or of a model with embeddings, norms and attention."""
     return record(request.param)

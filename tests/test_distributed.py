@@ -37,7 +37,7 @@ OPTIONS = [
 def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
     without_dropout = experiment.model.replace(dropout=0.0, depth=1)
     experiments = [
-        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 50, "eval_every": 50, **options})
+        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 25, "eval_every": 25, **options})
         for options in OPTIONS
     ]
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]

@@ -12,7 +12,6 @@ import backbones.tree as tree
 from backbones import optim
 from backbones.data import digits, make_batches
 from backbones.models import MODELS, Model, from_module
-from backbones.models.resnet import BasicBlock, resnet
 from backbones.types import Params
 
 NUM_STEPS = 50
@@ -36,11 +35,9 @@ class Small(nn.Sequential):
 
 
 def make_model(name: str) -> Model:
-    if name == "small":
-        return from_module(Small)
     if name == "vit":
         return MODELS["vit-tiny"]((3, 16, 16), 10, patch_size=8, width=32, depth=1, heads=2, mlp_width=64)
-    return resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
+    return from_module(Small)
 
 
 def record(name: str) -> Descent:
