@@ -28,12 +28,42 @@ GradAndValue = Callable[[Params, ModelState, Sequence[Batch]], GradAndValueResul
 """(params, model_state, micro_batches) -> (grads, (loss, (model_state, metrics)))."""
 
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun sets for each of its processes."""
+
+OTHER_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables in which srun and mpirun tell how many processes they have started."""
+
+
 def join() -> None:
-    """Join the process group that torchrun set up, if it set up several processes."""
-    if world_size() > 1 and not dist.is_initialized():
+    """Join the other processes that torchrun started, if there are any.
+
+    Raises:
+        InputError: the environment is only partly that of torchrun, or another launcher has started several processes.
+    """
+    if dist.is_initialized():
+        return
+    found = {name: os.environ[name] for name in TORCHRUN if name in os.environ}
+    if not found.keys() & {*TORCHRUN[:4]}:  # a cluster may set MASTER_ADDR for everything that runs on it
+        for name in OTHER_LAUNCHERS:
+            if os.environ.get(name, "1") != "1":
+                raise InputError(
+                    f"{name} is {os.environ[name]}: each of these processes would train alone; let srun or mpirun "
+                    "start one torchrun a machine, which starts the processes (docs/scale.md)"
+                )
+        return
+    rank, size = found.get("RANK", ""), found.get("WORLD_SIZE", "")
+    complete = len(found) == len(TORCHRUN) and all(found[name].isdecimal() for name in TORCHRUN[:4])
+    if not complete or int(rank) >= int(size):
+        shown = " ".join(f"{name}={value}" for name, value in found.items())
+        raise InputError(
+            f"the environment has {shown}, which torchrun did not set: it sets {', '.join(TORCHRUN)}; start with "
+            "torchrun, or unset them to train in one process"
+        )
+    if int(size) > 1:
         # what lies on the host is sent over gloo, so that no rank waits for its GPU
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size())
+        dist.init_process_group(backend, store=_store(), rank=int(rank), world_size=int(size))
 
 
 def init(device: str) -> torch.device:
@@ -79,12 +109,12 @@ def shut_down() -> None:
 
 def rank() -> int:
     """This process's number, from 0."""
-    return int(os.environ.get("RANK", 0))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.descent import Descent, record
 
+import backbones.distributed as distributed
 from backbones.component import use
 from backbones.experiment import Experiment
 from backbones.models.airbench import airbench
@@ -52,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are not part of whatever torchrun they may have been started from."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+    for name in (*distributed.TORCHRUN, *distributed.OTHER_LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from helpers.runs import torchrun
 
+import backbones.distributed as distributed
 from backbones.component import use
+from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.optim import sam_sgd
 from backbones.optim.schedule import constant
@@ -16,9 +19,8 @@ from backbones.run.run import run
 
 RANKS = Path(__file__).parent / "helpers" / "ranks.py"
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
     """See ranks.py: gradients, accumulation, BatchNorm statistics and sums, each against its definition."""
     finished = torchrun(2, RANKS, "seam", cwd=tmp_path)
@@ -34,6 +36,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
     without_dropout = experiment.model.replace(dropout=0.0, depth=1)
     experiments = [
@@ -57,6 +60,7 @@ def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path)
             assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6), OPTIONS[position]
 
 
+@pytest.mark.slow
 def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
     """The same samples in the same order, and the same losses."""
     model = experiment.model.replace(dropout=0.0)
@@ -74,3 +78,45 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
     assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 46))
     for one, other in zip(lines, parts, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+TORCHRUN = dict.fromkeys(distributed.TORCHRUN, "1") | {"RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": ""},
+        {"LOCAL_RANK": "0"},
+        {**TORCHRUN, "WORLD_SIZE": ""},
+        {**TORCHRUN, "RANK": "one"},
+        {**TORCHRUN, "RANK": "1"},
+        {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "23456"},
+    ],
+)
+def test_half_of_an_environment_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = re.escape(" ".join(f"{name}={environment[name]}" for name in distributed.TORCHRUN if name in environment))
+    with pytest.raises(InputError, match=f"the environment has {shown}, which torchrun did not set"):
+        distributed.join()
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, {"MASTER_ADDR": "10.0.0.1"}, {"SLURM_STEP_NUM_TASKS": "1"}, {}])
+def test_one_process(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.join()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", distributed.OTHER_LAUNCHERS)
+def test_processes_of_another_launcher_do_not_train_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(InputError, match=f"{name} is 4: each of these processes would train alone"):
+        distributed.join()
+    for each, value in TORCHRUN.items():
+        monkeypatch.setenv(each, value)
+    distributed.join()  # torchrun in a task of Slurm

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import backbones.distributed as distributed
 import backbones.random as random
 from backbones.data import Source, eval_batches, in_memory, make_batches
 from backbones.data.batches import epoch_order
@@ -45,9 +46,9 @@ def test_order_depends_on_the_seed_alone() -> None:
 def test_ranks_share_the_same_batches(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = run_indices(20, 8, 10)
     shares = []
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
     for rank in range(world_size):
-        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(run_indices(20, 8, 10))
     assert [flatten(parts) for parts in zip(*shares, strict=True)] == alone
 
@@ -62,9 +63,9 @@ def test_batch_holds_the_samples_of_its_indices() -> None:
 @pytest.mark.parametrize("size", [1, 12, 19])
 def test_evaluation_counts_each_sample_once(world_size: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
     for rank in range(world_size):
-        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         batches = list(eval_batches(make_source(size), batch_size=8, device=CPU))
         assert len({batch.labels.shape for batch in batches}) == 1  # nothing is compiled twice
         assert len(batches[0].labels) * world_size < min(8, size) + world_size  # and little is padding
