@@ -31,6 +31,7 @@ from backbones.optim.clip import clip_by_global_norm
 from backbones.optim.combine import chain
 from backbones.optim.label import DECAY_MASKS, DecayMask, hidden_matrices
 from backbones.optim.schedule import constant
+from backbones.optim.wrap import keep_old_values
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
 from backbones.types import Batch, Metrics, Roles
@@ -187,6 +188,7 @@ class Experiment:
         mode = self._mode(device)
         if mode != "eager":
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
+            optimizer = keep_old_values(optimizer, state.params)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
         # before it is then a graph of its own.
         one_process = distributed.world_size() == 1

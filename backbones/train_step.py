@@ -11,6 +11,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import Augment, Normalize
 from backbones.distributed import GradAndValue, LossFn
+from backbones.errors import InputError
 from backbones.losses import cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
@@ -36,10 +37,21 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def init_train_state(
     model: Model, optimizer: optim.GradientTransformation, *, seed: int, device: torch.device
 ) -> TrainState:
-    """The state before the first step, on `device`; a function of the seed alone."""
+    """The state before the first step, on `device`; a function of the seed alone. No two leaves share memory.
+
+    Raises:
+        InputError: the optimizer's state is not a tree of tensors.
+    """
     params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(seed, Stream.INIT)))
+    opt_state = optimizer.init(params)
+    for path, leaf in tree.named_leaves(opt_state).items():
+        if not isinstance(leaf, Tensor):
+            raise InputError(
+                f"opt_state/{path} of the optimizer is a {type(leaf).__name__} ({leaf!r}); the state of a transform "
+                "may hold tensors only, such as torch.zeros((), dtype=torch.int64)"
+            )
     step = torch.zeros((), dtype=torch.int64, device=device)
-    return TrainState(step, random.key(seed, device=device), params, model_state, optimizer.init(params))
+    return tree.with_own_memory(TrainState(step, random.key(seed, device=device), params, model_state, opt_state))
 
 
 def make_loss_fn(model: Model, *, label_smoothing: float) -> LossFn:

@@ -80,6 +80,27 @@ def zeros_like(tree: Tree) -> Tree:
     return map(torch.zeros_like, tree)
 
 
+def with_own_memory(tree: Tree) -> Tree:
+    """The tree with a copy of each leaf that shares its memory with an earlier one, or is a part of a larger tensor.
+
+    Leaves can then be written over one by one.
+    """
+    seen: set[int] = set()
+
+    def separate(leaf: Tensor) -> Tensor:
+        is_part = leaf.untyped_storage().nbytes() != leaf.numel() * leaf.element_size()
+        leaf = leaf.clone() if is_part or storage(leaf) in seen else leaf
+        seen.add(storage(leaf))
+        return leaf
+
+    return map(separate, tree)
+
+
+def storage(leaf: Tensor) -> int:
+    """The identity of a leaf's memory: equal for a tensor and its views."""
+    return leaf.untyped_storage()._cdata
+
+
 def size(tree: Tree) -> int:
     """Number of elements over all leaves."""
     return sum(leaf.numel() for leaf in leaves(tree))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import backbones.tree as tree
 from backbones.errors import Count, checked
@@ -110,3 +111,46 @@ def lookahead(
         return updates, LookaheadState(step, state.slow_step_size, tree.where(syncs, new_slow, state.slow), inner)
 
     return GradientTransformation(init, update)
+
+
+def keep_old_values(transform: GradientTransformation, params: Params) -> GradientTransformation:
+    """`transform` for a step that writes its new state over the old one (`jit(donate=True)`).
+
+    Its state may keep tensors that the update was given, such as the previous parameters. They are copied before the
+    step writes over them.
+
+    Args:
+        transform: of the whole step.
+        params: of the shapes and dtypes of those to come.
+    """
+    inner_update = with_grad_fn(transform.update)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # nothing is computed
+        old = tree.map(mode.from_tensor, tree.with_own_memory((transform.init(params), params)))
+        _, new = inner_update(tree.zeros_like(old[1]), *old, grad_fn=tree.zeros_like)
+    old_storages = [tree.storage(leaf) for leaf in tree.leaves(old)]
+    is_kept = [
+        tree.storage(leaf) in old_storages and tree.storage(leaf) != own
+        for leaf, own in zip(tree.leaves(new), old_storages, strict=False)
+    ]
+    if not any(is_kept):
+        return transform
+
+    def update(
+        updates: Updates, state: OptState, params: Params, *, grad_fn: GradFn | None = None
+    ) -> tuple[Updates, OptState]:
+        updates, state = inner_update(updates, state, params, grad_fn=grad_fn)
+        leaves = [_copy(leaf) if kept else leaf for leaf, kept in zip(tree.leaves(state), is_kept, strict=True)]
+        return updates, tree.unflatten(state, leaves)
+
+    return GradientTransformation(transform.init, update)
+
+
+@torch.library.custom_op("backbones::copy", mutates_args=())
+def _copy(leaf: Tensor) -> Tensor:
+    """A copy that the compiler makes when it is asked to: it takes `clone` for the tensor itself, and reads it late."""
+    return leaf.clone()
+
+
+@_copy.register_fake
+def _(leaf: Tensor) -> Tensor:
+    return torch.empty_like(leaf)
