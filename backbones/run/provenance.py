@@ -26,7 +26,7 @@ PROVENANCE = "provenance.json"
 def record_start(
     run_dir: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
 ) -> None:
-    """Add an entry to `provenance.json`; `step` steps were done before, and `changes` are from `prepare_run_dir`."""
+    """Add an entry to `provenance.json`; `step` steps were done before, and `changes` are from `check_run_dir`."""
     commit = _git("rev-parse", "HEAD")
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

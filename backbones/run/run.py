@@ -16,12 +16,13 @@ from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
+from backbones.run.lock import locked
 from backbones.run.loop import RunningMeans, train
 from backbones.run.metric_writer import MetricWriter, plot_curves
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
-from backbones.run.run_dir import CONFIG, latest_run_dir, new_run_dir, prepare_run_dir
+from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir
 
 RESULT = "result.json"
 
@@ -40,22 +41,32 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
         Preempted: a signal asked to stop, and the state is saved.
     """
     device = experiment.init_device()
+    folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
+    with locked(folder):
+        return _run(experiment, device, folder, resume)
+
+
+def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Path:
+    if run_dir is not None:
+        return run_dir
+    return new_run_dir(name) if resume is None or isinstance(resume, Path) else latest_run_dir(name)
+
+
+def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Which | None) -> dict[str, Any]:
+    changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
     dataset = experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
     distributed.print0(describe(experiment, dataset, overhead, device))
-    if run_dir is None and resume is not None and not isinstance(resume, Path):
-        run_dir = distributed.on_main(lambda: latest_run_dir(experiment.name))
-    steps = distributed.on_main(lambda: list_steps(run_dir / "checkpoints") if run_dir else [])
+    steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
     is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
         model = _start_from_weights(model, experiment.init_from)
     program, num_steps = experiment.make(dataset, model), experiment.num_steps(dataset)
 
-    folder = distributed.on_main(lambda: run_dir or new_run_dir(experiment.name))
-    changes = distributed.on_main(partial(prepare_run_dir, folder, experiment, resume=resume))
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
+    distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
     with closing(Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)) as checkpoints:
         since_log: dict[str, Any] = {}
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ provenance.json    what the run was made with, one entry for each start
 metrics.jsonl      metrics, one JSON object a line
 tensorboard/       the same metrics as event files
 checkpoints/       one folder a checkpoint, named by its step
+lock               which process writes here, while it does
 result.json        how the run ended
 curves.png         loss and accuracy over the steps
 """
@@ -116,14 +117,14 @@ def _flatten(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(flat))  # tuples become lists, as in the stored one
 
 
-def prepare_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None) -> dict[str, str]:
-    """Make the folder of a new run, or check that it holds the run to resume.
+def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None) -> dict[str, str]:
+    """Check that a folder is free for a new run, or holds the run to resume. Other files may be in it.
 
     Returns:
         What has changed since the run that is resumed; see `list_changes`.
 
     Raises:
-        InputError: the folder holds another run, or no run to resume, or it cannot be made.
+        InputError: the folder holds another run, or no run to resume.
     """
     changes = {}
     if resume is not None:
@@ -133,13 +134,9 @@ def prepare_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | No
             _refuse_changes_of_the_state(changes, run_dir)
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
-    is_taken = any(path.is_file() for path in run_dir.rglob("*"))
+    is_taken = any((run_dir / name).exists() for name in (CONFIG, "checkpoints", "metrics.jsonl"))
     if is_taken and (resume is None or isinstance(resume, Path)):
         raise InputError(f"{run_dir} holds a run already; continue it with --resume, or name another --run-dir")
-    try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {run_dir}: {error.strerror}; name another --run-dir") from error
     return changes
 
 

@@ -136,7 +136,7 @@ def test_states_that_keep_what_they_were_given(compile: str, stop: int, wanted: 
     run(dataclasses.replace(experiment, steps=stop), run_dir=tmp_path / "run")
     if stop < 8:
         run(experiment, run_dir=tmp_path / "run", resume="latest")
-    got, _ = weights_of(read_checkpoint(tmp_path / "run" / "checkpoints" / "8"))
+    got, _ = weights_of(read_checkpoint(tmp_path / "run" / "checkpoints" / "8").arrays)
     moved = tree.map(torch.sub, wanted, OURS.make().state.params)
     for name, leaf in got.items():
         assert relative_error(leaf, wanted[name]) < 1e-3 * moved[name].norm() / wanted[name].norm()

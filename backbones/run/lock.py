@@ -1,0 +1,59 @@
+"""The lock of a run folder: one run at a time writes into it, from any machine that shares the disk."""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import backbones.distributed as distributed
+from backbones.errors import InputError
+
+LOCK = "lock"
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which is made if it does not exist; rank 0 holds it for all.
+
+    The operating system releases the lock when the process ends, also by `kill -9`.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written.
+    """
+    descriptor = distributed.on_main(lambda: _lock(run_dir))
+    try:
+        yield
+    finally:
+        if distributed.is_main():
+            if os.listdir(run_dir) == [LOCK]:  # nothing was started
+                (run_dir / LOCK).unlink()
+                with suppress(OSError):  # as where it is the working directory
+                    run_dir.rmdir()
+            os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+
+
+def _lock(run_dir: Path) -> int:
+    path = run_dir / LOCK
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write into {run_dir}: {error.strerror}; name another --run-dir") from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by forked processes
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            holder = path.read_text().strip() or "another process"
+            raise InputError(
+                f"{run_dir} is in use by {holder}; wait until it ends, stop it, or name another --run-dir"
+            ) from error
+        print(f"warning: {run_dir} cannot be locked ({error.strerror}); start no second run in it", file=sys.stderr)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
