@@ -18,13 +18,7 @@ from tqdm import tqdm
 
 
 def start(run_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *f"{SMALL} --steps 200 --run-dir".split(),
-        str(run_dir),
-        *options,
-    ]
+    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "200", "--run-dir", run_dir, *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -41,10 +35,9 @@ def main(*, pairs: int = 20) -> None:
             run_dir = Path(folder) / str(i)
             runs = [start(run_dir, *options) for _ in range(2)]
             outputs = [run.communicate(timeout=600) for run in runs]
-            (winner, _), (loser, (_, error)) = sorted(
-                zip(runs, outputs, strict=True), key=lambda each: each[0].returncode
-            )
-            assert (winner.returncode, loser.returncode) == (0, 1), outputs
+            assert sorted(run.returncode for run in runs) == [0, 1], outputs
+            winner = runs[0] if runs[0].returncode == 0 else runs[1]
+            error = outputs[1 - runs.index(winner)][1]
             assert error.startswith(f"error: {run_dir} is in use by process {winner.pid} on "), outputs
             assert error.count("\n") == 1, outputs
             results = [json.loads((path / "result.json").read_text()) for path in (alone, run_dir)]

@@ -19,17 +19,13 @@ HOLD = (
 
 
 def test_the_second_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    command = [sys.executable, "-c", HOLD, tmp_path / "run"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "locked\n"
         wanted = f"run is in use by process {holder.pid} on {socket.gethostname()}; wait until it ends, stop it, or "
         with pytest.raises(InputError, match=wanted), locked(tmp_path / "run"):
             pass
-    finally:
         os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
     with locked(tmp_path / "run"):
         (tmp_path / "run" / "log.txt").write_text("kept")
     assert (tmp_path / "run" / "lock").read_text() == ""
@@ -43,9 +39,9 @@ def test_a_folder_in_which_nothing_was_started_is_removed(tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write into .*run: Not a directory; name another --run-dir"):
-        with locked(tmp_path / "file" / "run"):
-            pass
+    wanted = r"cannot write into .*run: Not a directory; name another --run-dir"
+    with pytest.raises(InputError, match=wanted), locked(tmp_path / "file" / "run"):
+        pass
 
 
 @pytest.mark.slow
