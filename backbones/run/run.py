@@ -1,5 +1,6 @@
 """A run: an experiment, a folder, and the training in between."""
 
+import json
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ RESULT = "result.json"
 def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | None = None) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
+    A finished run that is resumed stays as it is, unless it gets more steps or other settings.
+
     Args:
         experiment: what to run.
         run_dir: folder of the run; None for the newest of that name if it is resumed, else for a new one.
@@ -58,12 +61,17 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
     distributed.print0(describe(experiment, dataset, overhead, device))
+    num_steps = experiment.num_steps(dataset)
     steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
+    if resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes:
+        result = distributed.on_main(lambda: _read_result(folder))
+        if result is not None:
+            distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
+            return result
     is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
         model = _start_from_weights(model, experiment.init_from)
-    program, num_steps = experiment.make(dataset, model), experiment.num_steps(dataset)
-
+    program = experiment.make(dataset, model)
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
@@ -71,10 +79,11 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
         since_log: dict[str, Any] = {}
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         if resume is not None and not is_new:
-            states[0], since_log = checkpoints.restore(like=states[0], which=resume)
+            states[0], since_log = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
         if distributed.is_main():
+            (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
             atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
             record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
         with (
@@ -109,6 +118,14 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
         plot_curves(folder)
         print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder / RESULT} and curves.png")
     return result
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    path = folder / RESULT
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:  # it is written again
+        return None
 
 
 def _start_from_weights(model: Model, source: str) -> Model:

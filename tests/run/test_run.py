@@ -318,6 +318,42 @@ def test_experiments_compose_in_python(experiment: Experiment, tmp_path: Path) -
     assert os.environ.get("JAX_PLATFORMS") == "cpu"
 
 
+def test_a_finished_run_stays_as_it_is(experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = run(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for which in ("auto", "latest"):
+        assert run(experiment, run_dir=tmp_path, resume=which) == result
+        assert f"the run in {tmp_path} is finished: 12 steps; --steps N continues it\n" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_fewer_steps_than_were_done(experiment: Experiment, tmp_path: Path) -> None:
+    run(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    shorter = dataclasses.replace(experiment, steps=6)
+    with pytest.raises(InputError, match="is of step 12, and the run has 6 steps; give more --steps, or go back with"):
+        run(shorter, run_dir=tmp_path, resume="latest")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    run(shorter, run_dir=tmp_path, resume=6)
+    config, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
+    assert (
+        config["steps"]
+        == result["steps"]
+        == 6
+        == max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl"))
+    )
+
+
+def test_a_longer_run_has_no_result_until_it_ends(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    run(experiment, run_dir=tmp_path)
+    monkeypatch.setattr("backbones.run.run.train", lambda *args, **options: 1 / 0)  # it dies at once
+    with pytest.raises(ZeroDivisionError):
+        run(dataclasses.replace(experiment, steps=20), run_dir=tmp_path, resume="latest")
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     experiment = dataclasses.replace(experiment, steps=1)

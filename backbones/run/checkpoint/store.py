@@ -1,6 +1,7 @@
 """The checkpoints of one run: saving in the background, deleting old ones, and restoring."""
 
 import importlib
+import math
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -114,7 +115,9 @@ class Checkpoints:
                 "--on-save-error continue"
             ) from error
 
-    def restore(self, like: TrainState, which: Which = "latest") -> tuple[TrainState, dict[str, Any]]:
+    def restore(
+        self, like: TrainState, which: Which = "latest", *, num_steps: float = math.inf
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Copy a checkpoint into the memory of `like`, which has its structure.
 
         `auto` is the newest intact one, with a warning for each corrupt one; a path may be that of a checkpoint or of
@@ -124,7 +127,8 @@ class Checkpoints:
             The state, and the `since_log` that was saved with it.
 
         Raises:
-            InputError: there is no such checkpoint, or it is corrupt, or of another model or optimizer.
+            InputError: there is no such checkpoint, or it is corrupt, or of another model or optimizer, or of a step
+                after `num_steps`.
         """
         self.wait()
         found: Checkpoint | None = None
@@ -132,6 +136,12 @@ class Checkpoints:
         def find() -> Path:
             nonlocal found
             found = self._read_newest_intact() if which == "auto" else self._read(which)
+            step = found.manifest.step
+            if step > num_steps:
+                raise InputError(
+                    f"{found.path} is of step {step}, and the run has {num_steps} steps; give more --steps, or go back "
+                    "with --resume STEP"
+                )
             return found.path
 
         path = distributed.on_main(find)
