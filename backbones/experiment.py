@@ -34,7 +34,7 @@ from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
-from backbones.types import Batch, Metrics, Roles
+from backbones.types import Batch, Metrics, Params, Roles
 
 VERSION = "0.2"
 """Of the format of `config.json` and of checkpoints."""
@@ -176,12 +176,14 @@ class Experiment:
         Raises:
             InputError: the experiment cannot be run as it is.
         """
-        self._check_batch_size()
         if self.init_from is not None and model is None:
             raise InputError(f"this experiment starts from {self.init_from}: give `make` a model with these weights")
         device = self.init_device()
+        self._check_batch_size()
         dataset = dataset or self.data.make(device=device)
-        model = with_autocast(model or self.make_model(dataset.info), getattr(torch, self.precision))
+        model = model or self.make_model(dataset.info)
+        self._check_batch_norm(model, dataset.info)
+        model = with_autocast(model, getattr(torch, self.precision))
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         state = init_train_state(model, optimizer, seed=self.seed, device=device)
 
@@ -233,6 +235,23 @@ class Experiment:
                 f"a batch of {self.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
                 f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}"
             )
+
+    def _check_batch_norm(self, model: Model, info: DataInfo) -> None:
+        """Raise InputError if one image makes a micro-batch, and leaves a BatchNorm one value per channel."""
+        if self.batch_size > distributed.world_size() * self.accumulate:
+            return
+        params: Params = dict(model.skeleton.named_parameters())
+        model_state = dict(model.skeleton.named_buffers())
+        try:  # on the meta device: nothing is computed
+            model.apply(params, model_state, torch.empty(1, *info.image_shape, device="meta"), train=True)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise InputError(
+                    f"BatchNorm gets one value per channel, of which it cannot take a variance: a batch of "
+                    f"{self.batch_size} is one image for each process and micro-batch; raise --batch-size"
+                ) from error
+        except NotImplementedError:  # a user's module that cannot run there
+            pass
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`."""

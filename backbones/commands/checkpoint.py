@@ -114,6 +114,7 @@ def export(run: Run, /, *, format: Format = "safetensors", checkpoint: Which = "
     content = read_checkpoint(path)
     params, model_state = weights_of(content.arrays)
     weights = {**params, **model_state}
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         write_state_dict(temporary, weights, content.manifest.info._asdict())
     print(f"wrote {len(weights)} tensors of {path} to {out}")

@@ -64,7 +64,8 @@ def evaluate(
     experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
     predict = load_predictor(content, experiment, torch_device)
     if images:
-        _classify(predict, info, images, resize=resize)
+        for i in range(0, len(images), batch_size):
+            _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
     dataset = _read_dataset(data, experiment, info, torch_device)
     source = dataset.train if split == "train" else dataset.test

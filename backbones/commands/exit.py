@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import backbones.distributed as distributed
@@ -21,6 +22,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 def run_command(main: Callable[[], bool | None]) -> NoReturn:
     """Call `main` and exit; where it returns False, the exit code is 1."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
+        devnull = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull
     try:
         try:
             code = _exit_code(main)

@@ -1,6 +1,7 @@
 """`backbones reproduce RUN`: run a finished run again, and compare the parameters to the last bit."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from backbones.commands.train import parse, train
 from backbones.errors import InputError
 from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.provenance import read_starts
-from backbones.run.run import RESULT
+from backbones.run.run import RESULT, torch_settings_kept
 from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
 
 
@@ -31,9 +32,10 @@ def main(args: list[str]) -> bool:
     args = ["--config", str(before / CONFIG), "--run-dir", str(new), *args[1:]]
     command = parse(args, {}, prog="backbones reproduce RUN")
     starts = distributed.on_main(lambda: read_starts(before))
-    if starts:
-        torch.set_num_threads(starts[-1]["num_threads"])  # their number decides how sums are rounded
-    train(command)
+    with torch_settings_kept():
+        if starts:
+            torch.set_num_threads(starts[-1]["num_threads"])  # their number decides how sums are rounded
+        train(command)
     return distributed.on_main(lambda: compare_runs(before, command.run_dir or new))
 
 
@@ -42,7 +44,8 @@ def check_finished(run_dir: Path) -> None:
     if not (run_dir / CONFIG).exists():
         raise InputError(f"there is no run in {run_dir}")
     if not (run_dir / RESULT).exists():
-        raise InputError(f"the run in {run_dir} is not finished; --run-dir {run_dir} --resume auto continues it")
+        hint = f"--run-dir {shlex.quote(str(run_dir))} --resume auto continues it"
+        raise InputError(f"the run in {run_dir} is not finished; {hint}")
 
 
 def compare_runs(before: Path, now: Path) -> bool:

@@ -35,8 +35,9 @@ def fashion_mnist(device: torch.device = CPU, *, root: str = "data", download: b
     dataset_class = torchvision_class("FashionMNIST")
     if download:
         download_into(root, dataset_class)
-    raw = Path(root) / "FashionMNIST" / "raw"
-    folder = next((folder for folder in (raw, Path(root), DEBIAN_FOLDER) if _idx_path(folder, "train-labels")), None)
+    raw = Path(root).expanduser() / "FashionMNIST" / "raw"
+    folders = (raw, raw.parent.parent, DEBIAN_FOLDER)
+    folder = next((folder for folder in folders if _idx_path(folder, "train-labels")), None)
     if folder is None:
         raise InputError(
             f"Fashion-MNIST is neither in {raw} nor in {DEBIAN_FOLDER}; fetch it with --data.download, "

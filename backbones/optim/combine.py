@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.errors import InputError
 from backbones.optim.base import GradFn, GradientTransformation, UpdateWithGradFn, identity, with_grad_fn
 from backbones.optim.label import Mask
 from backbones.types import OptState, Params, Updates
@@ -69,7 +70,10 @@ def partition(
     def names_by_label(params: Params) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {key: [] for key in transforms}
         for name, leaf in params.items():
-            names[label(name, leaf)].append(name)
+            key = label(name, leaf)
+            if key not in transforms:
+                raise InputError(f"the label {key!r} of {name} has no transform; there are: {', '.join(transforms)}")
+            names[key].append(name)
         return {key: selected for key, selected in names.items() if selected}
 
     def init(params: Params) -> OptState:

@@ -1,7 +1,8 @@
 """A run: an experiment, a folder, and the training in between."""
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,30 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
         Diverged: the loss or a gradient is not finite.
         Preempted: a signal asked to stop, and the state is saved.
     """
-    device = experiment.init_device()
-    folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
-    with locked(folder):
-        return _run(experiment, device, folder, resume)
+    with torch_settings_kept():
+        device = experiment.init_device()
+        folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
+        with locked(folder):
+            return _run(experiment, device, folder, resume)
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Within the block torch's global settings and generators may be changed; after it they are as before."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    num_threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != num_threads:
+                torch.set_num_threads(num_threads)
+            torch.backends.cudnn.allow_tf32 = tf32
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Path:
