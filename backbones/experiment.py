@@ -238,7 +238,8 @@ class Experiment:
 
     def _check_batch_norm(self, model: Model, info: DataInfo) -> None:
         """Raise InputError if one image makes a micro-batch, and leaves a BatchNorm one value per channel."""
-        if self.batch_size > distributed.world_size() * self.accumulate:
+        norms = [each for each in model.skeleton.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        if not norms or self.batch_size > distributed.world_size() * self.accumulate:
             return
         params: Params = dict(model.skeleton.named_parameters())
         model_state = dict(model.skeleton.named_buffers())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import backbones.distributed as distributed
 from backbones.errors import InputError
+from backbones.run.run_dir import RUNS
 
 LOCK = "lock"
 
@@ -29,12 +30,12 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         if distributed.is_main():
-            if os.listdir(run_dir) == [LOCK]:  # nothing was started
+            with suppress(OSError):  # as on a disk that has become read-only
                 (run_dir / LOCK).unlink()
-                with suppress(OSError):  # as where it is the working directory
-                    run_dir.rmdir()
-            os.ftruncate(descriptor, 0)
             os.close(descriptor)
+            with suppress(OSError):  # it is not empty: something was started
+                run_dir.rmdir()
+                RUNS.rmdir()
 
 
 def _lock(run_dir: Path) -> int:
@@ -54,6 +55,9 @@ def _lock(run_dir: Path) -> int:
                 f"{run_dir} is in use by {holder}; wait until it ends, stop it, or name another --run-dir"
             ) from error
         print(f"warning: {run_dir} cannot be locked ({error.strerror}); start no second run in it", file=sys.stderr)
+    if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # the one before has just ended
+        os.close(descriptor)
+        return _lock(run_dir)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor

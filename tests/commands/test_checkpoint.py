@@ -84,6 +84,7 @@ def test_export(format: str, finished: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], leaf) for name, leaf in averaged.items())
     assert not torch.equal(weights["head.weight"], state.params["head.weight"])
     assert tree.sha256(read_state_dict(out)) == tree.sha256({**averaged, **weights_of(checkpoint.arrays)[1]})
+    run("export", finished, "--format", format, "--out", tmp_path / "new" / "folder" / out.name)
     with pytest.raises(InputError, match="exists already; choose another --out"):
         run("export", finished, "--format", format, "--out", out)
 

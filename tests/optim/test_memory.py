@@ -153,3 +153,9 @@ def test_a_number_in_the_state_is_refused() -> None:
     model = OURS.make_model(digits().info)
     with pytest.raises(InputError, match=r"opt_state/count of the optimizer is a int \(0\); .* may hold tensors only"):
         init_train_state(model, counting, seed=0, device=torch.device("cpu"))
+
+
+def test_a_label_of_no_transform_is_refused() -> None:
+    params = {"head.weight": torch.zeros(2, 2)}
+    with pytest.raises(InputError, match=r"the label 'b' of head\.weight has no transform; there are: a"):
+        optim.partition({"a": optim.sgd()}, lambda name, leaf: "b").init(params)

@@ -318,6 +318,36 @@ def test_experiments_compose_in_python(experiment: Experiment, tmp_path: Path) -
     assert os.environ.get("JAX_PLATFORMS") == "cpu"
 
 
+def test_a_log_in_the_folder_is_no_run(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("> RUN/log.txt")
+    assert run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path)["steps"] == 1
+    with pytest.raises(InputError, match="holds a run already"):
+        run(experiment, run_dir=tmp_path)
+
+
+def test_torch_is_left_as_it_was(experiment: Experiment, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before[0]) and torch.utils.deterministic.fill_uninitialized_memory
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before[1:]
+
+
+def tiny_maps(image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+    """BatchNorm after the maps have shrunk to 1x1."""
+    layers = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3, 10)]
+    return torch.nn.Sequential(*layers)
+
+
+def test_one_value_per_channel(experiment: Experiment) -> None:
+    shrinking = dataclasses.replace(experiment, model=use(tiny_maps), batch_size=4, accumulate=4)
+    with pytest.raises(InputError, match="BatchNorm gets one value per channel.*raise --batch-size"):
+        shrinking.make()
+    dataclasses.replace(shrinking, accumulate=2).make()
+    dataclasses.replace(experiment, batch_size=1).make()  # no BatchNorm
+
+
 def test_a_finished_run_stays_as_it_is(experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     result = run(experiment, run_dir=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
