@@ -342,7 +342,7 @@ def tiny_maps(image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.M
 
 def test_one_value_per_channel(experiment: Experiment) -> None:
     shrinking = dataclasses.replace(experiment, model=use(tiny_maps), batch_size=4, accumulate=4)
-    with pytest.raises(InputError, match="BatchNorm gets one value per channel.*raise --batch-size"):
+    with pytest.raises(InputError, match=r"BatchNorm gets one value per channel.*raise --batch-size"):
         shrinking.make()
     dataclasses.replace(shrinking, accumulate=2).make()
     dataclasses.replace(experiment, batch_size=1).make()  # no BatchNorm
