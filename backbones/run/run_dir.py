@@ -17,7 +17,7 @@ from typing import Any
 
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.run.checkpoint import Which, find_checkpoint, read_manifest
+from backbones.run.checkpoint import Which, find_checkpoint, list_steps, read_manifest
 
 RUNS = Path("runs")
 
@@ -134,7 +134,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
             _refuse_changes_of_the_state(changes, run_dir)
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
-    is_taken = any((run_dir / name).exists() for name in (CONFIG, "checkpoints", "metrics.jsonl"))
+    is_taken = (run_dir / CONFIG).exists() or bool(list_steps(run_dir / "checkpoints"))
     if is_taken and (resume is None or isinstance(resume, Path)):
         raise InputError(f"{run_dir} holds a run already; continue it with --resume, or name another --run-dir")
     return changes

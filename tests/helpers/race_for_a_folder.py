@@ -30,7 +30,8 @@ def main(*, pairs: int = 20) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "alone"
-        assert start(alone).wait(600) == 0
+        first = start(alone)
+        assert first.communicate(timeout=600) and first.returncode == 0
         for i, options in zip(tqdm(range(pairs)), cycle([(), ("--resume", "auto")]), strict=False):
             run_dir = Path(folder) / str(i)
             runs = [start(run_dir, *options) for _ in range(2)]
