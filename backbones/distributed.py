@@ -49,7 +49,7 @@ def join() -> None:
             if os.environ.get(name, "1") != "1":
                 raise InputError(
                     f"{name} is {os.environ[name]}: each of these processes would train alone; let srun or mpirun "
-                    "start one torchrun a machine, which starts the processes (docs/scale.md)"
+                    "start one torchrun a machine, which starts the processes"
                 )
         return
     rank, size = found.get("RANK", ""), found.get("WORLD_SIZE", "")

@@ -147,7 +147,7 @@ def keep_old_values(transform: GradientTransformation, params: Params) -> Gradie
 
 @torch.library.custom_op("backbones::copy", mutates_args=())
 def _copy(leaf: Tensor) -> Tensor:
-    """A copy that the compiler makes when it is asked to: it takes `clone` for the tensor itself, and reads it late."""
+    """`clone` as an operator that inductor keeps: it drops a plain one, and then reads the overwritten tensor."""
     return leaf.clone()
 
 

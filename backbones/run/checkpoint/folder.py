@@ -95,7 +95,7 @@ def _check_space(folder: Path, arrays: Arrays) -> None:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a folder if it exists. It is renamed first, so that a half deleted one is never taken for a checkpoint."""
+    """Delete a folder if it exists. It is renamed first: a partly deleted folder is no checkpoint."""
     if path.exists():
         temporary = path.with_name(path.name + "-deleted" + TEMPORARY)
         path.rename(temporary)
