@@ -135,7 +135,7 @@ def make_constructor(
             skeleton = network(*args, **kwargs).eval()
 
         def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-            module = copy.deepcopy(skeleton).to_empty(device="cpu")
+            module = with_memory(skeleton)
             for submodule in module.modules():
                 if any(True for _ in chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))):
                     init_module(submodule, generator)
@@ -148,6 +148,12 @@ def make_constructor(
         return Model(init, make_apply(skeleton), features, skeleton, roles)
 
     return construct
+
+
+def with_memory(skeleton: nn.Module) -> nn.Module:
+    """A copy of a module on the meta device, with leaves on the CPU that are not initialised."""
+    # `to_empty` would import sympy, half a second: by `empty_like` of a meta tensor
+    return copy.deepcopy(skeleton)._apply(lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu"))
 
 
 def split_leaves(module: nn.Module) -> tuple[Params, ModelState]:

@@ -1,6 +1,5 @@
 """What a model costs: parameters, multiply-accumulates, activations and time. The only importer of fvcore."""
 
-import copy
 import math
 import warnings
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import torch
 import backbones.random as random
 import backbones.tree as tree
 from backbones.models import Model
+from backbones.models.base import with_memory
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated")  # what importing fvcore calls
@@ -60,7 +60,7 @@ def measure_latency(
 
 def _analyze(model: Model, image_shape: tuple[int, int, int]) -> tuple[FlopCountAnalysis, ActivationCountAnalysis]:
     # fvcore traces a module; the counts are the same with any weights.
-    module = copy.deepcopy(model.skeleton).to_empty(device="cpu")
+    module = with_memory(model.skeleton)
     for leaf in (*module.parameters(), *module.buffers()):
         leaf.data.zero_()
     images = torch.zeros(1, *image_shape)

@@ -18,6 +18,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError, range_of
 from backbones.models import FAMILIES, MODELS, Model
+from backbones.models.base import with_memory
 from backbones.models.convnext import DropPath
 from backbones.types import ModelState, Params
 
@@ -58,15 +59,13 @@ def test_init_is_a_function_of_the_generator(built: Built) -> None:
 
 
 def test_init_initialises_every_leaf(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = torch.nn.Module.to_empty
-
-    def to_nan(module: torch.nn.Module, **kwargs: object) -> torch.nn.Module:
-        module = empty(module, **kwargs)
+    def with_nan(skeleton: torch.nn.Module) -> torch.nn.Module:
+        module = with_memory(skeleton)
         for leaf in (*module.parameters(), *module.buffers()):
             leaf.data.fill_(torch.nan if leaf.is_floating_point() else 77)
         return module
 
-    monkeypatch.setattr(torch.nn.Module, "to_empty", to_nan)
+    monkeypatch.setattr("backbones.models.base.with_memory", with_nan)
     trees = built[0].init(random.generator(0))
     assert all(leaf.isfinite().all() and (leaf != 77).all() for leaf in tree.leaves(trees))
 
