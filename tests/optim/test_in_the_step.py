@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 import backbones.distributed as distributed
@@ -15,7 +16,7 @@ from backbones.component import use
 from backbones.data import digits, make_batches
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
-from backbones.models.resnet import BasicBlock, resnet
+from backbones.models import from_module
 from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
 from backbones.run.run import run as run_experiment
@@ -29,9 +30,17 @@ WELL_CONDITIONED = {"muon": {"bfloat16": False}, "soap": {"eps": 1e-3, "max_size
 """Options with which rounding errors stay small: bfloat16 has three digits; large covariances are singular at first."""
 
 
+class Net(nn.Sequential):
+    """A leaf of each kind, with two hidden matrices, so that it compiles fast."""
+
+    def __init__(self) -> None:
+        stem = [nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        super().__init__(*stem, nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))
+
+
 def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]:
-    """A small ResNet in float64, and its step."""
-    model = resnet(BasicBlock, (1,), (3, 16, 16), 10)
+    """A small network in float64, and its step."""
+    model = from_module(Net)
     state = init_train_state(model, optimizer, seed=0, device=CPU)
     state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     loss_fn = make_loss_fn(model, label_smoothing=0.1)
