@@ -2,8 +2,12 @@
 
 import gc
 import os
+import socket
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -34,6 +38,9 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 OTHER_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Environment variables in which srun and mpirun tell how many processes they have started."""
 
+TIMEOUT = 600.0
+"""Seconds that a process waits for the others before it ends with an error, unless `set_timeout` says otherwise."""
+
 
 def join() -> None:
     """Join the other processes that torchrun started, if there are any.
@@ -63,7 +70,9 @@ def join() -> None:
     if int(size) > 1:
         # what lies on the host is sent over gloo, so that no rank waits for its GPU
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=_store(), rank=int(rank), world_size=int(size))
+        timeout = timedelta(seconds=TIMEOUT)
+        store = _store(int(rank), int(size))
+        dist.init_process_group(backend, store=store, rank=int(rank), world_size=int(size), timeout=timeout)
 
 
 def init(device: str) -> torch.device:
@@ -88,13 +97,58 @@ def init(device: str) -> torch.device:
     return local_device
 
 
-def _store() -> dist.Store:
+def _store(rank: int, size: int) -> dist.Store:
     """The store in which the processes find one another, new after each restart.
 
-    torchrun keeps one store over all restarts, which still holds the addresses of the processes that died.
+    torchrun keeps one store over all restarts, with the addresses of processes that died in it. The number of restarts
+    does not tell them apart, since each torchrun counts its own. So rank 0 draws a name for this start, and gives it to
+    whoever asks with a name that was drawn for this start too.
     """
-    store, _, _ = next(dist.rendezvous("env://"))
-    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"asks {rank}", own)
+        start = store.get(f"start for {own}").decode()
+        store.set(f"{start} {rank}", "joined")
+        return dist.PrefixStore(start, store)
+    for other in range(1, size):
+        while not store.check([f"{own} {other}"]):
+            asks = store.get(f"asks {other}").decode()  # perhaps still that of a process that died
+            store.set(f"start for {asks}", own)
+            time.sleep(0.001)
+    return dist.PrefixStore(own, store)
+
+
+def set_timeout(seconds: float) -> None:
+    """How long a process waits for the others before it ends with an error."""
+    group = dist.group.WORLD
+    if group is not None:
+        for device in group._device_types:
+            group._get_backend(device)._set_default_timeout(timedelta(seconds=seconds))
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether an error says that another process has ended, or has not answered in time."""
+    return isinstance(error, dist.DistError) or (dist.is_initialized() and "gloo" in str(error))
+
+
+def all_failed(*, wait: float = 5.0) -> bool:
+    """Whether every rank says so within `wait` seconds: called by a rank that ends with an error."""
+    if not dist.is_initialized():
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    deadline = time.monotonic() + wait
+    store.add("failed", 1)
+    while store.add("failed", 0) < world_size():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def this_process() -> str:
+    """This process, for a message of several: `rank 3 on node-1`."""
+    return f"rank {rank()} on {socket.gethostname()}"
 
 
 def shut_down() -> None:
@@ -128,11 +182,6 @@ def print0(line: str) -> None:
         print(line, flush=True)
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    any_rank(False)
-
-
 def on_main(function: Callable[[], T]) -> T:
     """Call `function` on rank 0 while the other ranks wait, and give all of them its result.
 
@@ -151,13 +200,38 @@ def on_main(function: Callable[[], T]) -> T:
     return answer[0]
 
 
+def once_a_node(function: Callable[[], None]) -> None:
+    """Call `function` on rank 0, then on one rank of each other machine, while all wait: it prepares what is on disk.
+
+    Where the machines share a disk, the others find what rank 0 has prepared.
+    """
+    on_main(function)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not is_main():
+        function()
+    any_rank(False)
+
+
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank."""
+    return ask_ranks(lambda: flag)()
+
+
+def ask_ranks(flag: Callable[[], bool]) -> Callable[[], bool]:
+    """Start to ask all ranks; the function that is returned waits for whether `flag()` is true on any of them.
+
+    In between the message travels while this process computes. `flag` is called at once if there are other ranks, else
+    at the end.
+    """
     if not dist.is_initialized():
         return flag
-    count = torch.tensor(int(flag))
-    dist.all_reduce(count)
-    return count.item() > 0
+    count = torch.tensor(int(flag()))
+    work = dist.all_reduce(count, async_op=True)
+
+    def answer() -> bool:
+        work.wait()
+        return count.item() > 0
+
+    return answer
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from backbones.data import Batches, DataInfo, Dataset, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_ranges
 from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.jit import Mode, jit
-from backbones.models import Model, from_module, with_autocast
+from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
 from backbones.optim.average import ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
@@ -110,6 +110,10 @@ class Experiment:
     """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, off runs Python line by line."""
     deterministic: bool = True
     """Whether CUDA may only use deterministic algorithms, as CPUs do anyway."""
+    sync_batch_norm: bool = False
+    """Whether BatchNorm takes its statistics over the images of all processes, at the cost of a message a layer."""
+    timeout: Positive = distributed.TIMEOUT
+    """Seconds that a process waits for the others before the run ends with an error."""
 
     log_every: Count = 10
     """Steps between lines of training metrics, each the mean over these steps."""
@@ -142,9 +146,10 @@ class Experiment:
     def init_device(self) -> torch.device:
         """Join the processes, set torch's arithmetic, and return this process's device."""
         device = distributed.init(self.device)
+        distributed.set_timeout(self.timeout)
         torch.backends.cudnn.allow_tf32 = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.use_deterministic_algorithms(self.deterministic and device.type == "cuda")
+        set_deterministic(self.deterministic and device.type == "cuda")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory
         return device
 
@@ -183,6 +188,8 @@ class Experiment:
         dataset = dataset or self.data.make(device=device)
         model = model or self.make_model(dataset.info)
         self._check_batch_norm(model, dataset.info)
+        if self.sync_batch_norm:
+            model = with_sync_batch_norm(model)
         model = with_autocast(model, getattr(torch, self.precision))
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         state = init_train_state(model, optimizer, seed=self.seed, device=device)
@@ -239,7 +246,8 @@ class Experiment:
     def _check_batch_norm(self, model: Model, info: DataInfo) -> None:
         """Raise InputError if one image makes a micro-batch, and leaves a BatchNorm one value per channel."""
         norms = [each for each in model.skeleton.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-        if not norms or self.batch_size > distributed.world_size() * self.accumulate:
+        ranks = 1 if self.sync_batch_norm else distributed.world_size()
+        if not norms or self.batch_size > ranks * self.accumulate:
             return
         params: Params = dict(model.skeleton.named_parameters())
         model_state = dict(model.skeleton.named_buffers())
@@ -271,6 +279,13 @@ class Experiment:
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
+
+
+def set_deterministic(mode: bool, *, warn_only: bool = False) -> None:
+    """`torch.use_deterministic_algorithms`, which imports the compiler, where it changes anything."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def _seeded(train_step: TrainStep, seed: int) -> TrainStep:

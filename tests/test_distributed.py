@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.runs import torchrun
+from helpers import kill_agents
+from helpers.resumed import small_resnet
+from helpers.runs import SMALL, torchrun
 
 import backbones.distributed as distributed
 from backbones.component import use
@@ -33,6 +36,7 @@ OPTIONS = [
     {"accumulate": 2},
     {"compile": "on", "steps": 5},
     {"optim": use(sam_sgd, lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
+    {"model": use(small_resnet), "sync_batch_norm": True, "optim": use(sam_sgd, lr=0.01)},
 ]
 
 
@@ -40,7 +44,7 @@ OPTIONS = [
 def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
     without_dropout = experiment.model.replace(dropout=0.0, depth=1)
     experiments = [
-        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 25, "eval_every": 25, **options})
+        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 12, "eval_every": 12, **options})
         for options in OPTIONS
     ]
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
@@ -78,6 +82,41 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
     assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 46))
     for one, other in zip(lines, parts, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def in_two_directories(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = f"{SMALL} --steps 4 --save-every 2 --data mine:data".split()
+    return torchrun(2, RANKS, "elsewhere", *command, *options, cwd=folder)
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
+    """Rank 0 alone looks at the run folder; what another rank misses it says in one line, and nobody waits for it."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        (tmp_path / rank / "mine.py").write_text("from backbones.data import digits as data\n")
+    for options in (["run"], ["run", "--steps=6", "--resume"], ["other", "--init-from=run"]):
+        done = in_two_directories(tmp_path, "--run-dir", *options)
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "1").iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+    (tmp_path / "1" / "mine.py").unlink()
+    errors = in_two_directories(tmp_path).stderr
+    assert re.search(r"^error: rank 1 on \S+: cannot import mine:data: there is no module 'mine'", errors, re.MULTILINE)
+    assert errors.count("Traceback") == 1  # of torchrun itself
+
+    (tmp_path / "1" / "mine.py").write_text("import time\n\ndef data():\n    time.sleep(600)\n")
+    errors = in_two_directories(tmp_path, "--timeout=3").stderr
+    assert re.search(r"^error: rank 0 on \S+ has lost another process: .*3000ms", errors, re.MULTILINE | re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_torchruns_on_several_machines_go_on_after_one_of_their_processes_is_killed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """tests/helpers/kill_agents.py does it 20 times."""
+    kill_agents.main(kills=2, steps=20)
+    assert "killed 2 processes (worker at " in capsys.readouterr().out
 
 
 TORCHRUN = dict.fromkeys(distributed.TORCHRUN, "1") | {"RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -41,12 +41,18 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
     try:
         return 1 if main() is False else 0
     except (InputError, Diverged) as error:
-        distributed.barrier()  # exit together: when one rank exits, torchrun ends the others
-        return f"error: {error}" if distributed.is_main() else 1
+        if distributed.all_failed():  # together: when one rank exits, torchrun ends the others
+            return f"error: {error}" if distributed.is_main() else 1
+        return f"error: {distributed.this_process()}: {error}"
     except OSError as error:
         if error.errno not in DISK_ERRORS and error.filename is None:
             raise
         return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
+    except RuntimeError as error:
+        if not distributed.is_lost_connection(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        return f"error: {distributed.this_process()} has lost another process: {reason}"
     except Preempted as error:
         if distributed.is_main():
             print(error, file=sys.stderr)

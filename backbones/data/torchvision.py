@@ -14,7 +14,7 @@ def torchvision_class(name: str) -> Any:
 
 
 def download_into(root: str, dataset_class: Any) -> None:
-    """Download a data set of torchvision, on rank 0 while the others wait.
+    """Download a data set of torchvision, once on each machine.
 
     Raises:
         InputError: it cannot be had.
@@ -26,4 +26,4 @@ def download_into(root: str, dataset_class: Any) -> None:
         except (OSError, RuntimeError) as error:
             raise InputError(f"could not download {dataset_class.__name__} into {root}: {error}") from error
 
-    distributed.on_main(download)
+    distributed.once_a_node(download)

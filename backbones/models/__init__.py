@@ -8,6 +8,7 @@ from importlib import import_module
 
 from backbones.models.base import Model, with_autocast, with_pretrained
 from backbones.models.foreign import from_module
+from backbones.models.sync_batch_norm import with_sync_batch_norm
 
 FAMILIES = {
     "vgg": ["vgg11", "vgg13", "vgg16", "vgg19", "vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn"],

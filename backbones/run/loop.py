@@ -66,13 +66,14 @@ def train(
     flags: list[Tensor] = []  # of the steps since the device was last waited for
     test_metrics: dict[str, float] = {}
     for step in range(int(state.step) + 1, num_steps + 1):
+        interrupted = distributed.ask_ranks(lambda: preempted() or checkpoints.failed)
         state, metrics = program.train_step(state, program.batches(step - 1))
         writer.step_done()
         means.add(metrics)
         flags.append(metrics["nonfinite"])
         is_last = step == num_steps
         stop_due = False
-        if distributed.any_rank(preempted() or checkpoints.failed):
+        if interrupted():
             finish_save()
             stop_due = distributed.any_rank(preempted())
         log_due = step % experiment.log_every == 0

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: it finishes its step, saves its state and exits with code 75."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,8 +26,11 @@ def handle_signals() -> Iterator[Callable[[], bool]]:
     Under torchrun, which forwards signals that its processes may have received from the terminal already, the second
     one is ignored as well. A signal that the process was started to ignore, as by `nohup`, stays ignored. Outside of
     the main thread, where Python handles no signals, nothing is handled.
+
+    A torchrun that is gone asks to stop as well: its processes would go on beside those that another one starts.
     """
     received = []
+    parent = os.getppid() if dist.is_torchelastic_launched() else None
     main_thread = threading.current_thread() is threading.main_thread()
     handled = [number for number in SIGNALS if main_thread and signal.getsignal(number) != signal.SIG_IGN]
 
@@ -42,6 +46,6 @@ def handle_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, receive) for number in handled}
     try:
-        yield lambda: bool(received)
+        yield lambda: bool(received) or parent not in (None, os.getppid())
     finally:
         restore()

@@ -13,7 +13,7 @@ from torch import Tensor
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.data import Dataset
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, set_deterministic
 from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
@@ -66,7 +66,7 @@ def torch_settings_kept() -> Iterator[None]:
             if torch.get_num_threads() != num_threads:
                 torch.set_num_threads(num_threads)
             torch.backends.cudnn.allow_tf32 = tf32
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            set_deterministic(deterministic, warn_only=warn_only)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
@@ -163,11 +163,13 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such thing, or it is damaged.
     """
-    path = Path(source).expanduser()
-    checkpoint = distributed.on_main(lambda: None if path.is_file() else find_checkpoint(path))
-    if checkpoint is None:
+    return distributed.on_main(lambda: _read_weights(Path(source).expanduser()))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.is_file():
         return read_state_dict(path)
-    params, model_state = weights_of(read_checkpoint(checkpoint).arrays)
+    params, model_state = weights_of(read_checkpoint(find_checkpoint(path)).arrays)
     return {**params, **model_state}
 
 

@@ -1,6 +1,7 @@
 """What each rank runs under torchrun, in test_distributed.py and test_resume.py."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,11 +12,15 @@ from helpers.resumed import CASES, check_resumed
 import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
+from backbones.commands import train
+from backbones.commands.exit import run_command
 from backbones.experiment import Experiment
+from backbones.models import with_sync_batch_norm
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run as run_experiment
 from backbones.train_step import make_loss_fn
 from backbones.types import Batch
+from experiments import EXPERIMENTS
 
 
 def seam() -> None:
@@ -29,16 +34,7 @@ def seam() -> None:
 
     for call in range(3):  # the later calls bring other leaves in other memory
         generator = random.generator(1, call, distributed.rank())
-        micro_batches = [
-            Batch(
-                images=torch.randn(4, 3, 8, 8, generator=generator),
-                labels=torch.randint(10, (4,), generator=generator),
-                targets=None,
-                weight=torch.ones(4),
-                index=torch.arange(4),
-            )
-            for _ in range(call + 1)
-        ]
+        micro_batches = [random_batch(4, generator) for _ in range(call + 1)]
         own, expected_state = [], model_state
         for batch in micro_batches:
             grads, (loss, (expected_state, metrics)) = by_hand(params, expected_state, batch)
@@ -66,7 +62,34 @@ def seam() -> None:
         model_state = new_state
 
     assert distributed.sum_over_ranks(torch.tensor([1.0, distributed.rank()])).tolist() == [2.0, 1.0]
+    sync_batch_norm()
     print("all equal")
+
+
+def random_batch(size: int, generator: torch.Generator) -> Batch:
+    images = torch.randn(size, 3, 8, 8, generator=generator)
+    labels = torch.randint(10, (size,), generator=generator)
+    return Batch(images, labels, targets=None, weight=torch.ones(size), index=torch.arange(size))
+
+
+def sync_batch_norm() -> None:
+    """Half a batch on each rank against the whole batch in one process, at a mean that is large for BatchNorm."""
+    model = resnet(BasicBlock, (1, 1), (3, 8, 8), 10)
+    params, model_state = model.init(random.generator(0))
+    whole = random_batch(8, random.generator(1))
+    whole = whole._replace(images=whole.images + 3 * (torch.arange(8)[:, None, None, None] > 3))
+    half = Batch(*(leaf if leaf is None else leaf.chunk(2)[distributed.rank()] for leaf in whole))
+    loss_fn, synced = (make_loss_fn(each, label_smoothing=0.0) for each in (model, with_sync_batch_norm(model)))
+    expected = torch.func.grad_and_value(loss_fn, has_aux=True)(params, model_state, whole)
+    got = distributed.grad_and_value(synced, params)(params, model_state, [half])
+    for one, other in zip(tree.leaves(got), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def elsewhere(*args: str) -> None:
+    """train.py, each rank in a working directory of its own, named by its number."""
+    os.chdir(os.environ["RANK"])
+    run_command(lambda: train.main([*args], EXPERIMENTS))
 
 
 def run(folder: str, resume: str, *configs: str) -> None:
@@ -86,7 +109,7 @@ def resume(folder: str, steps: str, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    {"seam": seam, "train": run, "resume": resume}[sys.argv[1]](*sys.argv[2:])
+    {"seam": seam, "train": run, "resume": resume, "elsewhere": elsewhere}[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
     assert not any("gloo" in name for name in names), names

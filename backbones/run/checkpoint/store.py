@@ -35,7 +35,7 @@ class SaveError(InputError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, each in a sub-folder of `folder`: rank 0 writes them, all ranks read them.
+    """The checkpoints of one run, each in a sub-folder of `folder`: rank 0 alone reads and writes them.
 
     The experiment, which says how many are kept, and the `info` of its data set are stored in each of them.
     """
@@ -131,10 +131,8 @@ class Checkpoints:
                 after `num_steps`.
         """
         self.wait()
-        found: Checkpoint | None = None
 
-        def find() -> Path:
-            nonlocal found
+        def find() -> Checkpoint:
             found = self._read_newest_intact() if which == "auto" else self._read(which)
             step = found.manifest.step
             if step > num_steps:
@@ -142,12 +140,10 @@ class Checkpoints:
                     f"{found.path} is of step {step}, and the run has {num_steps} steps; give more --steps, or go back "
                     "with --resume STEP"
                 )
-            return found.path
+            return found
 
-        path = distributed.on_main(find)
-        checkpoint = found or read_checkpoint(path)
+        checkpoint = distributed.on_main(find)
         state = load_arrays(like, checkpoint.arrays)
-        distributed.barrier()  # all ranks have read
         if distributed.is_main():
             self._supersede_after(checkpoint.manifest.step)
         return state, checkpoint.manifest.since_log
