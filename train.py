@@ -1,10 +1,8 @@
 """Train an image backbone: `torchrun train.py --model vit-tiny --optim adam`."""
 
-import sys
-
 from backbones.commands.exit import run_command
 from backbones.commands.train import main
 from experiments import EXPERIMENTS
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:], EXPERIMENTS))
+    run_command(lambda args: main(args, EXPERIMENTS))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args
 import docstring_parser
 from typing_extensions import Doc
 
-from backbones.errors import InputError, check_known, check_ranges, range_of
+from backbones.errors import InputError, check_known, check_values, range_of
 
 GIVEN = ("image_shape", "num_classes", "schedule", "num_steps", "decays", "hidden", "device")
 """Parameters that the experiment gives, by name, to the functions that have them; all others are options."""
@@ -47,7 +47,7 @@ class Use:
         known = options_of(function)
         for name in options:
             check_known(f"option of {self.name}", name, known)
-        check_ranges({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
+        check_values({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
 
     @property
     def path(self) -> str:

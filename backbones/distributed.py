@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -180,6 +181,12 @@ def print0(line: str) -> None:
     """Print a line, on rank 0."""
     if is_main():
         print(line, flush=True)
+
+
+def warn0(line: str) -> None:
+    """Print a warning to stderr, on rank 0."""
+    if is_main():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def on_main(function: Callable[[], T]) -> T:

@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ParamSpec, TypeVar, get_args
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,35 +72,56 @@ def range_of(annotation: Any) -> Range | None:
     return next((found for found in map(range_of, parts) if found is not None), None)
 
 
-def check_ranges(annotations: Mapping[str, Any], values: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Check numbers against the ranges of their annotations.
+def _choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The values of a `Literal` in an annotation, also in a member of a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((found for found in map(_choices_of, get_args(annotation)) if found), ())
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
+
+
+def _wanted_instead(annotation: Any, value: Any) -> str | None:
+    """What must stand in the place of a value, or None if it is right."""
+    interval, choices = range_of(annotation), _choices_of(annotation)
+    if value is not None and interval is not None and isinstance(value, int | float | str):
+        integer = _mentions(annotation, int) and not _mentions(annotation, float)
+        if isinstance(value, bool | str) or (integer and isinstance(value, float)):
+            return f"an integer, {interval}" if integer else f"a number, {interval}"
+        return None if value in interval else str(interval)
+    return f"one of {', '.join(map(str, choices))}" if value is not None and choices and value not in choices else None
+
+
+def check_values(annotations: Mapping[str, Any], values: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Check values against the `Range` or the `Literal` of their annotations.
 
     Args:
-        annotations: name -> annotation; names without a `Range` may have any value.
-        values: name -> number, tuple of numbers, or None.
+        annotations: name -> annotation; names without a `Range` or `Literal` may have any value.
+        values: name -> value, tuple of values, or None.
         prefix: stands before the name in the message, such as `--optim.`.
 
     Raises:
-        InputError: a number is outside its range, or is NaN.
+        InputError: a number is outside its range, NaN, or no integer where one is wanted; or it is another value than
+            the `Literal` has.
     """
-    for name, value in values.items():
-        wanted = range_of(annotations.get(name))
-        if wanted is None or value is None:
-            continue
-        for number in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(number, int | float) and number not in wanted:
+    for name, each in values.items():
+        for value in each if isinstance(each, tuple | list) else (each,):
+            wanted = _wanted_instead(annotations.get(name), value)
+            if wanted is not None:
                 shown = f"{prefix}{name.replace('_', '-') if prefix else name}"
-                raise InputError(f"{shown} is {number}; it must be {wanted}")
+                raise InputError(f"{shown} is {value!r}; it must be {wanted}")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: each call of `function` checks its arguments against the ranges of their annotations."""
+    """Decorator: each call of `function` checks its arguments as `check_values` does."""
     signature = inspect.signature(function)
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_ranges(annotations, signature.bind_partial(*args, **kwargs).arguments)
+        check_values(annotations, signature.bind_partial(*args, **kwargs).arguments)
         return function(*args, **kwargs)
 
     return call

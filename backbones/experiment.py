@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, make_batches
-from backbones.errors import Count, InputError, Positive, Probability, Range, check_ranges
+from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.jit import Mode, jit
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
@@ -135,7 +136,14 @@ class Experiment:
     def __post_init__(self) -> None:
         annotations = {field.name: field.type for field in dataclasses.fields(self)}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        check_ranges(annotations, values, prefix="--")
+        check_values(annotations, values, prefix="--")
+        if not re.fullmatch(r"[\w][\w.+ -]*", self.name):
+            raise InputError(f"--name is {self.name!r}; it must be a name for a folder, of letters, digits and _.+-")
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise InputError(
+                f"--keep-every is {self.keep_every}; it must be a multiple of --save-every, which is "
+                f"{self.save_every}: other steps are not saved"
+            )
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"steps is {self.steps} and epochs is {self.epochs}; give one of them")
 

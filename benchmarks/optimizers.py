@@ -162,4 +162,4 @@ def median_seconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main, prog="python -m benchmarks.optimizers"))
+    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.optimizers"))

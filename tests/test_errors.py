@@ -1,9 +1,9 @@
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 
-from backbones.errors import Count, InputError, Probability, Range, check_known, check_ranges, checked, range_of
+from backbones.errors import Count, InputError, Probability, Range, check_known, check_values, checked, range_of
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,24 @@ def test_ranges_are_found_in_annotations() -> None:
 
 def test_values_are_checked_one_by_one() -> None:
     annotations = {"a": Count | None, "b": tuple[Probability, ...], "c": str}
-    check_ranges(annotations, {"a": None, "b": (0.0, 0.5), "c": "x"})
+    check_values(annotations, {"a": None, "b": (0.0, 0.5), "c": "x"})
     with pytest.raises(InputError, match=r"b is 1\.0; it must be at least 0 and below 1"):
-        check_ranges(annotations, {"b": (0.0, 1.0)})
+        check_values(annotations, {"b": (0.0, 1.0)})
+    for wrong in (1.0, "1", True):
+        with pytest.raises(InputError, match=f"a is {wrong!r}; it must be an integer, 1 or more"):
+            check_values(annotations, {"a": wrong})
+    with pytest.raises(InputError, match="b is 'x'; it must be a number, at least 0 and below 1"):
+        check_values(annotations, {"b": "x"})
     with pytest.raises(InputError, match="--batch-size is 0; it must be 1 or more"):
-        check_ranges({"batch_size": Count}, {"batch_size": 0}, prefix="--")
+        check_values({"batch_size": Count}, {"batch_size": 0}, prefix="--")
+
+
+def test_values_of_a_literal() -> None:
+    annotations = {"device": Literal["cpu", "cuda"] | None}
+    check_values(annotations, {"device": "cpu"})
+    check_values(annotations, {"device": None})
+    with pytest.raises(InputError, match="--device is 'tpu'; it must be one of cpu, cuda"):
+        check_values(annotations, {"device": "tpu"}, prefix="--")
 
 
 def test_checked_functions_refuse_each_bad_call() -> None:

@@ -131,6 +131,26 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
     assert capsys.readouterr().out.count("norm ") == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "--precision is 'float16'; it must be one of float32, bfloat16"),
+        ({"compile": "yes"}, "--compile is 'yes'; it must be one of auto, on, off, cudagraph"),
+        ({"steps": 1.5}, r"--steps is 1\.5; it must be an integer, 1 or more"),
+        ({"batch_size": "32"}, "--batch-size is '32'; it must be an integer, 1 or more"),
+        ({"ema": 1.0}, r"--ema is 1\.0; it must be at least 0 and below 1"),
+        ({"seed": -1}, "--seed is -1; it must be at least 0 and below 9223372036854775808"),
+        ({"keep_every": 7}, "--keep-every is 7; it must be a multiple of --save-every, which is 6"),
+        ({"name": "a/b"}, "--name is 'a/b'; it must be a name for a folder"),
+        ({"name": ""}, "--name is ''; it must be a name for a folder"),
+    ],
+    ids=str,
+)
+def test_values_that_an_experiment_cannot_have(experiment: Experiment, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(experiment, **options)
+
+
 def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:
     experiment = dataclasses.replace(experiment, init_from="runs/x", steps=1)
     with pytest.raises(InputError, match=r"starts from runs/x: give `make` a model with these weights"):

@@ -31,12 +31,9 @@ COMMANDS = {
     "vit-bfloat16-adamw": f"{SMALL_VIT} --precision bfloat16 --optim adamw",
     "vit-muon": f"{SMALL_VIT} --optim muon",
     "resnet-sgd": "digits-resnet18 --optim.lr 0.005",
-    "vgg-bn-bfloat16-accumulate-ema": "digits-resnet18 --model vgg11-bn --optim.lr 0.005 --precision bfloat16 "
-    "--accumulate 2 --ema 0.99",
-    "vgg-lion": "digits-resnet18 --model vgg11 --optim lion --optim.lr 1e-5",
+    "vgg-bn-accumulate-ema": "digits-resnet18 --model vgg11-bn --optim.lr 0.005 --accumulate 2 --ema 0.99",
     "preactresnet-sam": "digits-resnet18 --model preactresnet18 --optim sam-sgd --optim.lr 0.005",
     "wrn-dropout-nesterov": "digits-resnet18 --model wrn-16-8 --model.dropout 0.3 --optim.nesterov --optim.lr 0.005",
-    "se-resnet-adabelief": "digits-resnet18 --model se-resnet18 --optim adabelief --optim.lr 1e-4",
     "cbam-resnet-lamb": "digits-resnet18 --model cbam-resnet18 --optim lamb --optim.lr 1e-3",
     "resnext-rmsprop-clip": "digits-resnet18 --model resnext29-32x4d --optim rmsprop --optim.lr 1e-4 --clip 1",
     "mobilenet-nadam": "digits-resnet18 --model mobilenet --optim nadam --optim.lr 1e-4",

@@ -1,7 +1,6 @@
 """`python -m backbones COMMAND`, or `backbones COMMAND` where the package is installed."""
 
 import importlib
-import sys
 
 from backbones.commands.exit import run_command
 from backbones.errors import check_known
@@ -19,7 +18,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that is named first on the command line."""
-    run_command(lambda: _run(*sys.argv[1:]))
+    run_command(lambda args: _run(*args))
 
 
 def _run(name: str = "--help", *args: str) -> bool | None:

@@ -14,7 +14,7 @@ from backbones.commands.options import find_object
 from backbones.component import use
 from backbones.data import DATASETS, DataInfo, Dataset
 from backbones.data.images import read_images
-from backbones.errors import Count, InputError, check_ranges
+from backbones.errors import Count, InputError, check_values
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
@@ -58,7 +58,7 @@ def evaluate(
     Raises:
         InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
     """
-    check_ranges({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
+    check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     path = find_checkpoint(run, parse_which(checkpoint))
     content, torch_device = read_checkpoint(path), distributed.init(device)
     experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info

@@ -6,6 +6,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """A disk that is full, cannot be written, or fails."""
 
 
-def run_command(main: Callable[[], bool | None]) -> NoReturn:
-    """Call `main` and exit; where it returns False, the exit code is 1."""
+def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
+    """Call `main` with the arguments of the command line and exit; where it returns False, the exit code is 1."""
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
         devnull = Path(os.devnull).open("w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull
     try:
         try:
-            code = _exit_code(main)
+            code = _exit_code(lambda: main([_expand_home(arg) for arg in sys.argv[1:]]))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads stdout, such as `head`, has closed the pipe
@@ -35,6 +36,13 @@ def run_command(main: Callable[[], bool | None]) -> NoReturn:
         code = 1
     distributed.shut_down()
     sys.exit(code)
+
+
+def _expand_home(arg: str) -> str:
+    """`--run-dir=~/runs` with the home folder, which the shell puts in only where an argument begins with it."""
+    option = re.match(r"--[^=]+=", arg)
+    before = option[0] if option else ""
+    return before + os.path.expanduser(arg.removeprefix(before))
 
 
 def _exit_code(main: Callable[[], bool | None]) -> int | str:

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 import backbones.distributed as distributed
+import backbones.tree as tree
 from backbones.commands.train import parse, train
 from backbones.errors import InputError
+from backbones.run.checkpoint import read_checkpoint
+from backbones.run.checkpoint.arrays import subtree
 from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.provenance import read_starts
 from backbones.run.run import RESULT, torch_settings_kept
@@ -34,7 +37,8 @@ def main(args: list[str]) -> bool:
     starts = distributed.on_main(lambda: read_starts(before))
     with torch_settings_kept():
         if starts:
-            torch.set_num_threads(starts[-1]["num_threads"])  # their number decides how sums are rounded
+            num_threads = starts[-1].get("num_threads", torch.get_num_threads())
+            torch.set_num_threads(num_threads)  # their number decides how sums are rounded
         train(command)
     return distributed.on_main(lambda: compare_runs(before, command.run_dir or new))
 
@@ -42,10 +46,15 @@ def main(args: list[str]) -> bool:
 def check_finished(run_dir: Path) -> None:
     """Raise InputError unless there is a run in a folder, and it is finished."""
     if not (run_dir / CONFIG).exists():
-        raise InputError(f"there is no run in {run_dir}")
+        raise InputError(f"there is no run in {run_dir}: no {run_dir / CONFIG}")
     if not (run_dir / RESULT).exists():
         hint = f"--run-dir {shlex.quote(str(run_dir))} --resume auto continues it"
-        raise InputError(f"the run in {run_dir} is not finished; {hint}")
+        raise InputError(f"the run in {run_dir} is not finished, as {run_dir / RESULT} is not there; {hint}")
+    result = read_config(run_dir / RESULT)
+    path = run_dir / "checkpoints" / str(result.get("steps"))
+    known = tree.sha256(subtree(read_checkpoint(path).arrays, "params")) if path.exists() else None
+    if "params_sha256" not in result or known not in (None, result["params_sha256"]):
+        raise InputError(f"{run_dir / RESULT} is damaged: its params_sha256 is not that of {path}")
 
 
 def compare_runs(before: Path, now: Path) -> bool:
@@ -63,8 +72,8 @@ def compare_runs(before: Path, now: Path) -> bool:
         print(f"other settings: {name}: {change}")
     starts = [read_starts(run_dir) for run_dir in runs]
     for start in starts[0]:
-        for name, change in start["changes"].items():
-            print(f"{before} was resumed from step {start['step']} with other settings: {name}: {change}")
+        for name, change in start.get("changes", {}).items():
+            print(f"{before} was resumed from step {start.get('step')} with other settings: {name}: {change}")
     if all(starts):
         _print_other_circumstances(starts[0][-1], starts[1][-1])
     return equal
@@ -72,7 +81,7 @@ def compare_runs(before: Path, now: Path) -> bool:
 
 def _first_difference(before: Path, now: Path) -> str:
     for one, other in zip(read_metrics(before / METRICS), read_metrics(now / METRICS), strict=False):
-        for name in one.keys() - {"images_per_second"}:
+        for name in sorted(one.keys() - {"images_per_second"}):
             if one[name] != other.get(name):
                 where = f"step {one['step']}, {one['split']}"
                 return f"the first metric that differs: {where}: {name} {one[name]} -> {other.get(name)}"
@@ -80,7 +89,7 @@ def _first_difference(before: Path, now: Path) -> str:
 
 
 def _print_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> None:
-    one, other = ({**start.pop("packages"), **start} for start in (before, now))
-    for name in sorted({*one, *other} - {"time", "command", "step", "changes"}):
+    one, other = ({**start.get("packages", {}), **start} for start in (before, now))
+    for name in sorted({*one, *other} - {"time", "command", "step", "changes", "packages"}):
         if one.get(name) != other.get(name):
             print(f"other circumstances: {name} {one.get(name)} -> {other.get(name)}")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure  # not pyplot: no window system, no global 
 
 from backbones.commands.options import FUNCTIONS, find_components, read_options
 from backbones.component import Use
-from backbones.errors import Count, InputError, check_ranges
+from backbones.errors import Count, InputError, check_values
 from backbones.optim import Schedule
 from backbones.optim.schedule import cosine
 
@@ -24,7 +24,7 @@ class Command:
     """Image file to write."""
 
     def __post_init__(self) -> None:
-        check_ranges({"steps": Count}, {"steps": self.steps}, prefix="--")
+        check_values({"steps": Count}, {"steps": self.steps}, prefix="--")
 
 
 def main(args: list[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
+import backbones.distributed as distributed
 from backbones.errors import Count, NonNegative, Positive, Range, checked
 
 Schedule = Callable[[Tensor], Tensor]
@@ -28,7 +29,7 @@ Floor = Annotated[NonNegative, Doc("factor at the end")]
 @checked
 def constant(num_steps: int = 0, *, warmup_steps: WarmupSteps = 0) -> Schedule:
     """1, after the warm-up, whatever `num_steps` is."""
-    return warm_up(warmup_steps, then=lambda step: torch.ones_like(step, dtype=torch.float64))
+    return warm_up(warmup_steps, then=lambda step: torch.ones_like(step, dtype=torch.float64), before=num_steps)
 
 
 @checked
@@ -78,7 +79,7 @@ def multi_step(
         num_drops = sum((step >= boundary for boundary in boundaries), start=torch.zeros_like(step))
         return factor ** num_drops.to(torch.float64)
 
-    return warm_up(warmup_steps, then=decay)
+    return warm_up(warmup_steps, then=decay, before=round(min(milestones, default=1) * num_steps))
 
 
 @checked
@@ -92,7 +93,8 @@ def wsd(
     """Warm-up, stable, decay: 1, then a straight line to `floor` (Hägele et al., arXiv 2405.18392)."""
     decay_steps = round(decay_fraction * num_steps)
     stable_steps = max(num_steps - warmup_steps - decay_steps, 0)
-    return warm_up(warmup_steps, then=join_schedules([constant(), linear(decay_steps, floor=floor)], [stable_steps]))
+    then = join_schedules([constant(), linear(decay_steps, floor=floor)], [stable_steps])
+    return warm_up(warmup_steps, then=then, before=num_steps)
 
 
 @checked
@@ -122,13 +124,21 @@ def restarts(
     lengths = [growth**cycle for cycle in range(cycles)]
     ends = [round((num_steps - warmup_steps) * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     cosines = [cosine(end - start, floor=floor) for start, end in pairwise([0, *ends])]
-    return warm_up(warmup_steps, then=join_schedules(cosines, boundaries=ends[:-1]))
+    return warm_up(warmup_steps, then=join_schedules(cosines, boundaries=ends[:-1]), before=num_steps)
 
 
-def warm_up(warmup_steps: int, *, then: Schedule) -> Schedule:
-    """A straight line from 0 to 1, then the schedule `then`, which counts its steps from 0."""
+def warm_up(warmup_steps: int, *, then: Schedule, before: int = 0) -> Schedule:
+    """A straight line from 0 to 1, then the schedule `then`, which counts its steps from 0.
+
+    It warns if the line does not end before the step `before`, unless that is 0.
+    """
     if warmup_steps == 0:
         return then
+    if 0 < before <= warmup_steps:
+        distributed.warn0(
+            f"the learning rate never reaches its full value: a warm-up of {warmup_steps} steps does not end before "
+            f"step {before}, from which it falls, or which is the last"
+        )
     return join_schedules([lambda step: _fraction(step, warmup_steps), then], boundaries=[warmup_steps])
 
 
@@ -146,7 +156,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
 def _decay(num_steps: int, warmup_steps: int, factor: Callable[[Tensor], Tensor]) -> Schedule:
     """A warm-up, then `factor(x)`, where x goes from 0 to 1 in the rest of the run."""
-    return warm_up(warmup_steps, then=lambda step: factor(_fraction(step, num_steps - warmup_steps)))
+    return warm_up(warmup_steps, then=lambda step: factor(_fraction(step, num_steps - warmup_steps)), before=num_steps)
 
 
 def _fraction(step: Tensor, num_steps: int) -> Tensor:

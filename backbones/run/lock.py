@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,7 +53,7 @@ def _lock(run_dir: Path) -> int:
             raise InputError(
                 f"{run_dir} is in use by {holder}; wait until it ends, stop it, or name another --run-dir"
             ) from error
-        print(f"warning: {run_dir} cannot be locked ({error.strerror}); start no second run in it", file=sys.stderr)
+        distributed.warn0(f"{run_dir} cannot be locked ({error.strerror}); start no second run in it")
     if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # the one before has just ended
         os.close(descriptor)
         return _lock(run_dir)

@@ -37,12 +37,15 @@ class MetricWriter:
     Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int) -> None:
+    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int, log_every: int) -> None:
         self._is_main = distributed.is_main()
         if not self._is_main:
             return
         path = run_dir / METRICS
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
+        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+        last = max((line["step"] for line in kept), default=0)
+        if last + log_every <= start_step:
+            distributed.warn0(f"{path} has no lines of steps {last + 1} to {start_step}; go on without them")
         atomic_write(path, "".join(to_json(line) + "\n" for line in kept))
         self._lines = Appender(path)
         (run_dir / "tensorboard").mkdir(exist_ok=True)
@@ -110,10 +113,27 @@ class MetricWriter:
             self._warn()
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; a last line that a killed process left unfinished is dropped."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; none where there is no such file.
+
+    A last line that a killed process left unfinished is dropped, and others that are damaged with a warning.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    complete = [line for line in lines if line.endswith(b"\n")]
+    metrics = [values for line in complete if (values := _read_line(line)) is not None]
+    if len(metrics) < len(complete):
+        distributed.warn0(f"{path}: {len(complete) - len(metrics)} damaged lines are left out")
+    return metrics
+
+
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+        numbers = {name: value for name, value in values.items() if name != "split"}
+    except (ValueError, AttributeError):
+        return None
+    good = isinstance(values.get("step"), int) and values.get("split") in ("train", "test")
+    return values if good and all(isinstance(value, int | float | None) for value in numbers.values()) else None
 
 
 def plot_curves(run_dir: Path) -> None:
@@ -127,7 +147,7 @@ def plot_curves(run_dir: Path) -> None:
         of_split = [line for line in lines if line["split"] == split]
         steps = [line["step"] for line in of_split]
         for axes, name in ((loss_axes, "loss"), (accuracy_axes, accuracy)):
-            values = [math.nan if line[name] is None else line[name] for line in of_split]
+            values = [math.nan if line.get(name) is None else line[name] for line in of_split]
             axes.plot(steps, values, label=split, **style)
     loss_axes.set(xlabel="step", ylabel="loss (nats)", yscale="log")
     accuracy_axes.set(xlabel="step", ylabel="top-1 accuracy", ylim=(0, 1))

@@ -108,7 +108,9 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
             atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
             record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
         with (
-            closing(MetricWriter(folder, start_step=start_step, num_steps=num_steps)) as writer,
+            closing(
+                MetricWriter(folder, start_step=start_step, num_steps=num_steps, log_every=experiment.log_every)
+            ) as writer,
             handle_signals() as preempted,
         ):
             state, metrics = train(

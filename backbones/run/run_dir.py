@@ -12,12 +12,13 @@ curves.png         loss and accuracy over the steps
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.run.checkpoint import Which, find_checkpoint, list_steps, read_manifest
+from backbones.run.checkpoint import CorruptCheckpoint, Which, find_checkpoint, list_steps, read_manifest
 
 RUNS = Path("runs")
 
@@ -53,17 +54,20 @@ def latest_run_dir(name: str) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values in a `config.json`.
+    """The values in a `config.json` or `result.json`.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; restore it from a copy, or start a new run") from error
+        raise InputError(f"{path} is damaged: {error}; restore it from a copy, or delete it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: it holds no object; restore it from a copy, or delete it")
+    return values
 
 
 def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
@@ -76,7 +80,7 @@ def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
         return Experiment.from_json(values)
     except InputError as error:
         raise InputError(f"cannot continue {source}: {error}; start a new run, or use that version") from error
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{source} is not an experiment of this program: {error!r}; start a new run") from error
 
 
@@ -88,11 +92,26 @@ def stored_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] |
     Raises:
         InputError: it cannot be read, or there is no such checkpoint.
     """
-    if isinstance(resume, Path):
-        path = find_checkpoint(resume)
-        return path, read_manifest(path).experiment
     path = run_dir / CONFIG
-    return (path, read_config(path)) if path.exists() else None
+    if isinstance(resume, Path) or not path.exists():
+        return _saved_config(run_dir, resume)
+    return path, read_config(path)
+
+
+def _saved_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
+    """Path and values of the configuration in the checkpoint to resume; None if there is none that can be read."""
+    if isinstance(resume, Path):
+        paths = [find_checkpoint(resume)]
+    else:
+        steps = list_steps(run_dir / "checkpoints")
+        if steps and resume not in ("auto", "latest"):
+            paths = [find_checkpoint(run_dir, resume)]
+        else:
+            paths = [run_dir / "checkpoints" / str(step) for step in reversed(steps)]
+    for path in paths:
+        with suppress(CorruptCheckpoint):  # reported when it is restored
+            return path, read_manifest(path).experiment
+    return None
 
 
 def list_changes(before: Experiment, now: Experiment) -> dict[str, str]:
@@ -121,14 +140,15 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     """Check that a folder is free for a new run, or holds the run to resume. Other files may be in it.
 
     Returns:
-        What has changed since the run that is resumed; see `list_changes`.
+        What has changed since the checkpoint that is resumed; see `list_changes`.
 
     Raises:
         InputError: the folder holds another run, or no run to resume.
     """
     changes = {}
     if resume is not None:
-        stored = stored_config(run_dir, resume)
+        # of the checkpoint, whose hashes are checked: a `config.json` may have been edited or damaged
+        stored = _saved_config(run_dir, resume) or stored_config(run_dir, resume)
         if stored is not None:
             changes = list_changes(read_experiment(*stored), experiment)
             _refuse_changes_of_the_state(changes, run_dir)

@@ -10,7 +10,7 @@ from backbones.run.preemption import Preempted
 
 
 def exit_of(error: BaseException | None = None, value: bool | None = None) -> int | str:
-    def main() -> bool | None:
+    def main(args: list[str]) -> bool | None:
         if error is not None:
             raise error
         return value
@@ -37,7 +37,7 @@ def test_a_bug_is_a_traceback() -> None:
 
 
 def exit_of_bug(error: Exception) -> None:
-    def main() -> None:
+    def main(args: list[str]) -> None:
         raise error
 
     run_command(main)
@@ -45,7 +45,7 @@ def exit_of_bug(error: Exception) -> None:
 
 PROGRAM = """
 from backbones.commands.exit import run_command
-def main():
+def main(args):
     for line in range(9):
         print(line, flush={flush})
     {end}
@@ -75,3 +75,14 @@ def test_the_commands_are_listed_and_found(tmp_path) -> None:
         [*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0 and "| airbench | 1,971,640 |" in done.stdout
+
+
+def test_a_home_folder_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--run-dir=~/a b", "--init-from", "~/c", "--data.root=d~", "~", "x=~"]
+    )
+    seen = []
+    with pytest.raises(SystemExit):
+        run_command(lambda args: seen.extend(args))
+    assert seen == ["--run-dir=/home/me/a b", "--init-from", "/home/me/c", "--data.root=d~", "/home/me", "x=~"]

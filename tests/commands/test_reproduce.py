@@ -44,7 +44,9 @@ def test_only_a_finished_run_is_reproduced(short: Experiment, tmp_path: Path) ->
         main([str(path)])
     run(short, run_dir=path)
     (path / "result.json").unlink()
-    with pytest.raises(InputError, match=r"is not finished; --run-dir .* --resume auto continues"):
+    with pytest.raises(
+        InputError, match=r"is not finished, as .*result\.json is not there; --run-dir .* --resume auto"
+    ):
         main([str(path)])
 
 

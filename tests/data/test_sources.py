@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.datasets
+from sklearn.datasets import load_digits
 
 from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
 from backbones.data.source import CPU, channel_statistics
@@ -31,6 +33,16 @@ def test_digits_are_split_as_written_down() -> None:
     assert torch.bincount(labels).tolist() == [36, 37, 36, 37, 37, 37, 37, 36, 35, 36]
     assert digits.info.class_names == tuple("0123456789") and digits.info.image_shape == (3, 16, 16)
     assert DataInfo.from_json(json.loads(json.dumps(digits.info._asdict()))) == digits.info
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    theirs = load_digits()
+    images = torch.from_numpy(theirs.images * (255 / 16)).float()[:, None]
+    images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)
+    wanted = [(bytes(image.flatten()), label) for image, label in zip(images, theirs.target, strict=True)]
+    ours = [read_all(source) for source in DATASETS["digits"]()]
+    got = [(bytes(image[0].flatten()), label) for split in ours for image, label in zip(*split, strict=True)]
+    assert sorted(got) == sorted(wanted)
 
 
 def test_equal_data_have_equal_digests() -> None:

@@ -89,7 +89,7 @@ def sync_batch_norm() -> None:
 def elsewhere(*args: str) -> None:
     """train.py, each rank in a working directory of its own, named by its number."""
     os.chdir(os.environ["RANK"])
-    run_command(lambda: train.main([*args], EXPERIMENTS))
+    run_command(lambda _: train.main([*args], EXPERIMENTS))
 
 
 def run(folder: str, resume: str, *configs: str) -> None:

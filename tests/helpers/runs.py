@@ -12,7 +12,10 @@ from backbones.run.metric_writer import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 
-SMALL = "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu"
+SMALL = (
+    "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu "
+    "--schedule.warmup-steps 2"
+)
 """Options of a ViT that trains in seconds."""
 
 

@@ -113,3 +113,17 @@ def test_multi_step_without_milestones_is_constant() -> None:
 def test_options_out_of_range_are_errors(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "last_good"),
+    [(cosine, N - 1), (constant, N - 1), (restarts, N - 1), (multi_step, N // 2 - 1), (wsd, N - 1)],
+)
+def test_a_warm_up_that_never_ends_is_warned_of(
+    make: Callable[..., Schedule], last_good: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for warmup_steps, reached in ((last_good, True), (last_good + 1, False)):
+        schedule = make(N, warmup_steps=warmup_steps)
+        assert (max(schedule(step).item() for step in torch.arange(N)) == 1) == reached
+        warned = capsys.readouterr().err.startswith("warning: the learning rate never reaches its full value")
+        assert warned != reached

@@ -13,7 +13,7 @@ TEST = {"loss": 1.5, "top1": 0.5, "top5": 0.9}
 
 
 def write_some(run_dir: Path, *, start_step: int = 0, num_steps: int = 6, offset: float = 0.0) -> None:
-    writer = MetricWriter(run_dir, start_step=start_step, num_steps=num_steps)
+    writer = MetricWriter(run_dir, start_step=start_step, num_steps=num_steps, log_every=1)
     for step in range(start_step + 1, num_steps + 1):
         writer.step_done()
         writer.write("train", step, {**TRAIN, "loss": step + offset})
@@ -49,7 +49,7 @@ def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
 
 
 def test_not_a_number_is_null_and_still_drawn(tmp_path: Path) -> None:
-    writer = MetricWriter(tmp_path, start_step=0, num_steps=2)
+    writer = MetricWriter(tmp_path, start_step=0, num_steps=2, log_every=1)
     writer.write("train", 1, {**TRAIN, "loss": math.nan})
     writer.write("train", 2, TRAIN)
     writer.write("test", 2, TEST)
@@ -73,3 +73,25 @@ def test_other_ranks_are_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     write_some(tmp_path)
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
+
+
+def test_lines_that_are_damaged_or_missing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_some(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    bad = [
+        b"\xff\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"step": 2, "split": "trajn"}\n',
+        b'{"step": 2, "split": "test", "loss": "x"}\n',
+    ]
+    path.write_bytes(b"".join([*bad, *lines]))
+    assert len(read_metrics(path)) == len(lines)
+    assert capsys.readouterr().err == f"warning: {path}: 5 damaged lines are left out\n"
+    path.write_bytes(b"".join(lines[:2]))
+    write_some(tmp_path, start_step=4)
+    assert f"warning: {path} has no lines of steps 3 to 4; go on without them\n" in capsys.readouterr().err
+    path.unlink()
+    write_some(tmp_path, start_step=4)
+    assert "has no lines of steps 1 to 4" in capsys.readouterr().err

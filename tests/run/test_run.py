@@ -147,7 +147,7 @@ def test_a_users_mistake_is_one_message(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules[fashion_mnist.__module__], "DEBIAN_FOLDER", tmp_path / "debian")
     with pytest.raises(SystemExit) as exit:
-        run_command(lambda: main(arguments.split(), EXPERIMENTS))
+        run_command(lambda _: main(arguments.split(), EXPERIMENTS))
     assert str(exit.value).startswith("error: ") and message in str(exit.value)
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
@@ -156,7 +156,7 @@ def test_an_option_out_of_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for arguments in ("--optim.b1 1", "--schedule.floor -1", "--model.dropout -1", "--augment.padding -1"):
         with pytest.raises(SystemExit) as exit:
-            run_command(lambda arguments=arguments: main([*arguments.split(), "--steps", "1"], EXPERIMENTS))
+            run_command(lambda _, arguments=arguments: main([*arguments.split(), "--steps", "1"], EXPERIMENTS))
         assert exit.value.code == 2 and "it must be" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -405,7 +405,7 @@ def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Pa
     old = {"name": "digits-vit-tiny", "data": {"name": "digits", "flip": False}, "model": {"name": "vit-tiny"}}
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(SystemExit) as exit:
-        run_command(lambda: main(["--resume", "--run-dir", str(tmp_path)], EXPERIMENTS))
+        run_command(lambda _: main(["--resume", "--run-dir", str(tmp_path)], EXPERIMENTS))
     message = str(exit.value)
     assert message.startswith(f"error: cannot continue {tmp_path}/config.json: it is of version 0.1 of this program")
     assert "start a new run" in message and "\n" not in message

@@ -55,16 +55,19 @@ def to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
+def subtree(arrays: Arrays, path: str) -> dict[str, Tensor]:
+    """Name -> tensor of the leaves under a path, such as `params`."""
+    return {
+        name.removeprefix(f"{path}/"): to_tensor(array) for name, array in arrays.items() if name.startswith(f"{path}/")
+    }
+
+
 def weights_of(arrays: Arrays) -> Weights:
     """The weights that are evaluated: the average if the run keeps one, and the model state that belongs to it."""
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): to_tensor(array) for name, array in arrays.items() if name.startswith(prefix)
-        }
-
-    average = under(f"{EVALUATED}/0/")
-    return (average, under(f"{EVALUATED}/1/")) if average else (under("params/"), under("model_state/"))
+    average = subtree(arrays, f"{EVALUATED}/0")
+    if average:
+        return average, subtree(arrays, f"{EVALUATED}/1")
+    return subtree(arrays, "params"), subtree(arrays, "model_state")
 
 
 def describe(array: np.ndarray) -> Leaf:

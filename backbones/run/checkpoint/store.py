@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -162,7 +161,7 @@ class Checkpoints:
             try:
                 return read_checkpoint(self.folder / str(step))
             except CorruptCheckpoint as error:
-                print(f"warning: {error}; trying the one before it", file=sys.stderr)
+                distributed.warn0(f"{error}; trying the one before it")
         raise InputError(f"there is no intact checkpoint in {self.folder}; start again with another --run-dir")
 
     def _supersede_after(self, step: int) -> None:

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def save_all(folder: Path, steps: range | list[int], **options: object) -> TrainState:
     """Save states that differ, and return the last."""
-    checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, **options), info=INFO)
+    checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, save_every=1, **options), info=INFO)
     for step in steps:
         state = make_state(step, step=step)
         checkpoints.save(state, {})
@@ -72,7 +72,9 @@ def test_keeps_the_latest_every_nth_and_the_best_also_after_a_restart(
 ) -> None:
     values = [(0.1, 3.0), (0.9, 4.0), (0.2, 2.0), (0.3, 1.0), (0.3, 3.0), (0.4, 2.0), None]
     for step, metrics in enumerate(values, start=1):
-        checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, **options), info=INFO)
+        checkpoints = Checkpoints(
+            folder, experiment=dataclasses.replace(EXPERIMENT, save_every=1, **options), info=INFO
+        )
         metrics = {} if metrics is None else {"top1": metrics[0], "loss": metrics[1]}
         checkpoints.save(make_state(step=step), metrics)
         checkpoints.close()

@@ -1,0 +1,75 @@
+"""Each file of a run folder is damaged in turn; those of its checkpoints are in checkpoint/test_folder.py."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.runs import without_times
+from helpers.states import flip_a_bit
+
+from backbones.commands import checkpoint, evaluate, reproduce, train
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.run import run
+from experiments import EXPERIMENTS
+
+pytestmark = pytest.mark.slow
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def resume(folder: Path) -> list[dict]:
+    train.main(["--resume", "--steps", "6", "--run-dir", str(folder)], EXPERIMENTS)
+    return without_times(folder)[-2:]
+
+
+def inspect(folder: Path) -> list[bool | None]:
+    args = str(folder)
+    return [checkpoint.main(["show", args]), checkpoint.main(["verify", args]), evaluate.main([args])]
+
+
+COMMANDS: dict[str, Callable[[Path], object]] = {
+    "resume": resume,
+    "reproduce": lambda folder: reproduce.main([str(folder)]),
+    "inspect": inspect,
+}
+
+
+@pytest.fixture
+def undamaged(experiment: Experiment, tmp_path: Path) -> Path:
+    experiment = dataclasses.replace(experiment, steps=4, eval_every=2, save_every=2)
+    run(experiment, run_dir=tmp_path / "undamaged")
+    return tmp_path / "undamaged"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_damage_is_named_or_does_not_matter(
+    command: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(str(path.relative_to(undamaged)) for path in undamaged.glob("*") if path.is_file())
+    assert names == ["config.json", "curves.png", "metrics.jsonl", "provenance.json", "result.json"]
+    shutil.copytree(undamaged, tmp_path / "copy")
+    wanted = COMMANDS[command](tmp_path / "copy")
+    for name in (*names, "tensorboard"):
+        for damage in (flip_a_bit, halve, empty, Path.unlink) if ".json" in name else (halve,):
+            shutil.rmtree(tmp_path / "copy")
+            shutil.rmtree(tmp_path / "copy-again", ignore_errors=True)
+            shutil.copytree(undamaged, tmp_path / "copy")
+            file = tmp_path / "copy" / name
+            damage(next(file.iterdir()) if file.is_dir() else file)
+            capsys.readouterr()
+            try:
+                got = COMMANDS[command](tmp_path / "copy")
+            except InputError as error:
+                assert str(file) in str(error), (name, damage)
+            else:
+                printed = capsys.readouterr()
+                assert got == wanted or str(file) in printed.err or "changed since" in printed.out, (name, damage)
