@@ -99,6 +99,10 @@ class Use:
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
         return cls(import_object(values["function"]), **options)
 
+    def __reduce__(self) -> tuple[Callable[..., "Use"], tuple[dict[str, Any]]]:
+        """Pickled by its import path too: a copy of a `functools.partial` would be in no module."""
+        return Use.from_json, ({"function": self.path, "options": self.options},)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Use) and _canonical(self) == _canonical(other)
 

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -321,6 +322,8 @@ class _Carrier(nn.Module):
 
 
 def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
+    # a 1x1 kernel has two equally good memory layouts, and its gradient may come in the other one
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     carrier = _Carrier(loss_fn, params)
     ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 import sys
 from functools import partial
 from pathlib import Path
@@ -108,3 +109,9 @@ def test_every_option_has_a_default_and_help(kind: str) -> None:
 
 def test_all_tables_are_on_the_command_line() -> None:
     assert list(FUNCTIONS.values()) == [DATASETS, AUGMENTS, MODELS, OPTIMIZERS, SCHEDULES]
+
+
+def test_pickled_in_another_process_it_is_the_same() -> None:
+    component = use(vit_tiny, width=32)
+    copied = pickle.loads(pickle.dumps(component))
+    assert copied == component and copied.name == "vit-tiny" and copied.function is component.function

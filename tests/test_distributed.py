@@ -95,7 +95,7 @@ def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
         (tmp_path / rank / "mine.py").write_text("from backbones.data import digits as data\n")
-    for options in (["run"], ["run", "--steps=6", "--resume"], ["other", "--init-from=run"]):
+    for options in (["run"], ["run", "--steps=6", "--resume"]):
         done = in_two_directories(tmp_path, "--run-dir", *options)
         assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "1").iterdir() if path.name != "__pycache__"] == ["mine.py"]

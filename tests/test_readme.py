@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models
-from helpers.runs import ROOT, newest
+from helpers.runs import ROOT, SMALL, newest
 from PIL import Image
 
 from backbones.commands.checkpoint import main as checkpoint_main
@@ -122,6 +124,60 @@ def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
     capsys.readouterr()
     exec(code.replace("checkpoints/1000", "checkpoints/2"), {})
     assert capsys.readouterr().out == "True\n"
+
+
+SRUN = """#!/bin/bash
+shift
+"$@" & one=$!
+"$@" & other=$!
+trap 'kill -TERM $one $other' TERM
+echo $$ > srun.pid
+wait $one || wait $one
+wait $other
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else touch requeued; kill -TERM $(cat srun.pid); fi
+"""
+
+
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins that run the command of two machines here."""
+    (script,) = code_after("docs/scale.md", "Slurm", "sh")
+    (tmp_path / "train.sh").write_text(script.replace("train.py", str(ROOT / "train.py")))
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"PORT": port, "SLURM_JOB_ID": 7, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1}
+    for name, value in {**job, "SLURM_STEP_NUM_TASKS": 2, "OMP_NUM_THREADS": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    command, run_dir = f"bash train.sh {SMALL} --steps=60 --save-every=5".split(), tmp_path / "runs" / "7"
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while newest(run_dir) < 5 and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    _, errors = job.communicate(timeout=200)
+    step = newest(run_dir)
+    assert (tmp_path / "requeued").exists() and f"stopped after step {step} of 60, saved in" in errors, errors
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and f"resumed from step {step}\n" in done.stdout, done.stderr
+    assert json.loads((run_dir / "result.json").read_text())["num_processes"] == 2
+
+
+def test_submitit(tmp_path: Path) -> None:
+    """Its executor of this machine, with two short runs."""
+    (text,) = code_after("docs/scale.md", "A sweep with submitit", "python")
+    text = text.replace('name="sweep",', 'name="sweep", steps=2, batch_size=8,').replace(
+        "(3e-4, 1e-3, 3e-3)", "(3e-4,)"
+    )
+    (tmp_path / "sweep.py").write_text(text)
+    done = shell("python sweep.py", tmp_path)
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["0.0003", "0"], ["0.0003", "1"]]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"lr-0.0003-seed-0", "lr-0.0003-seed-1"}
 
 
 def test_the_picture_of_the_imports_is_current() -> None:

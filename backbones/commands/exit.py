@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 import backbones.distributed as distributed
 from backbones.errors import InputError
 from backbones.run.loop import Diverged
@@ -57,10 +59,12 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
             raise
         return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
     except RuntimeError as error:
-        if not distributed.is_lost_connection(error):
-            raise
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
-        return f"error: {distributed.this_process()} has lost another process: {reason}"
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+            return f"error: {distributed.this_process()}: {reason} Lower --batch-size, or raise --accumulate"
+        if distributed.is_lost_connection(error):
+            return f"error: {distributed.this_process()} has lost another process: {reason}"
+        raise
     except Preempted as error:
         if distributed.is_main():
             print(error, file=sys.stderr)

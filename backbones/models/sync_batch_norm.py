@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -56,7 +55,7 @@ def _batch_norm(
     of_ranks = x32.new_zeros(size, 2, x.shape[1])
     of_ranks[distributed.rank()] = torch.stack([x32.mean(dims), x32.var(dims, correction=0)])
     # the sum places every rank's row, and sends gradients back to it
-    means, variances = torch.distributed.nn.functional.all_reduce(of_ranks).unbind(dim=1)
+    means, variances = _SumOverRanks.apply(of_ranks).unbind(dim=1)
     mean = means.mean(dim=0)
     var = (variances + (means - mean) ** 2).mean(dim=0)
     if running_mean is not None and running_var is not None:
@@ -68,3 +67,15 @@ def _batch_norm(
     shape = [1, -1, *[1] * (x.ndim - 2)]
     normalized = (x32 - mean.view(shape)) * scale.view(shape)
     return (normalized if bias is None else normalized + bias.view(shape)).to(x.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum on all ranks, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return distributed.sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return distributed.sum_over_ranks(grad)

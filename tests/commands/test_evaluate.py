@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,20 @@ def test_image_files_are_classified_without_the_data_set(finished: Path, tmp_pat
     Image.new("L", (16, 16), 200).save(tmp_path / "grey.png")
     evaluate(finished, (tmp_path / "grey.png",))
     assert capsys.readouterr().out.startswith(f"{tmp_path}/grey.png")
+
+
+def test_files_are_read_and_classified_batch_by_batch(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """So that thousands of them need no more memory than a few."""
+    Image.new("L", (16, 16), 200).save(tmp_path / "x.png")
+    sizes = []
+
+    def read(paths: Sequence[Path], *args: object, **kwargs: object) -> torch.Tensor:
+        sizes.append(len(paths))
+        return read_images(paths, *args, **kwargs)
+
+    monkeypatch.setattr("backbones.commands.evaluate.read_images", read)
+    evaluate(finished, (tmp_path / "x.png",) * 5, batch_size=2)
+    assert sizes == [2, 2, 1] and len(set(capsys.readouterr().out.splitlines())) == 1
 
 
 @pytest.mark.slow

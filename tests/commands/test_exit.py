@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from backbones.commands.exit import run_command
 from backbones.errors import InputError
@@ -28,6 +29,16 @@ def test_exit_codes() -> None:
     )
     assert exit_of(FileNotFoundError(2, "No such file", "x.png")) == "error: x.png: No such file"
     assert exit_of(Preempted("saved")) == 75 and exit_of(KeyboardInterrupt()) == 130
+
+
+def test_memory_that_is_not_there() -> None:
+    def allocate(args: list[str]) -> None:
+        torch.empty(2**55, dtype=torch.uint8)
+
+    with pytest.raises(SystemExit) as exit:
+        run_command(allocate)
+    assert "can't allocate memory" in str(exit.value.code)
+    assert "Lower --batch-size, or raise --accumulate" in str(exit_of(torch.OutOfMemoryError("CUDA out of memory.")))
 
 
 def test_a_bug_is_a_traceback() -> None:
@@ -68,6 +79,8 @@ def test_the_commands_are_listed_and_found(tmp_path) -> None:
     command = [sys.executable, "-m", "backbones"]
     done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "evaluate" in done.stdout and "reproduce" in done.stdout
+    closed = f"exec {sys.executable} -m backbones --help >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], cwd=tmp_path).returncode == 0
     done = subprocess.run([*command, "evalute", "x"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: unknown command 'evalute'; did you mean evaluate?")
     assert done.stderr.count("\n") == 1

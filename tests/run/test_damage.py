@@ -9,7 +9,7 @@ import pytest
 from helpers.runs import without_times
 from helpers.states import flip_a_bit
 
-from backbones.commands import checkpoint, evaluate, reproduce, train
+from backbones.commands import reproduce, train
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.run import run
@@ -31,15 +31,9 @@ def resume(folder: Path) -> list[dict]:
     return without_times(folder)[-2:]
 
 
-def inspect(folder: Path) -> list[bool | None]:
-    args = str(folder)
-    return [checkpoint.main(["show", args]), checkpoint.main(["verify", args]), evaluate.main([args])]
-
-
 COMMANDS: dict[str, Callable[[Path], object]] = {
     "resume": resume,
     "reproduce": lambda folder: reproduce.main([str(folder)]),
-    "inspect": inspect,
 }
 
 
