@@ -149,8 +149,8 @@ def all_failed(*, wait: float = 5.0) -> bool:
 
 
 def this_process() -> str:
-    """This process, for a message of several: `rank 3 on node-1`."""
-    return f"rank {rank()} on {socket.gethostname()}"
+    """This process, for a message of several: `rank 3 on node-1`. Also before it has joined the others."""
+    return f"rank {os.environ.get('RANK', rank())} on {socket.gethostname()}"
 
 
 def shut_down() -> None:

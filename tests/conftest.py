@@ -67,5 +67,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", params=["small", pytest.param("vit", marks=pytest.mark.slow)])
 def descent(request: pytest.FixtureRequest) -> Descent:
-    """50 gradients of a few convolutions, or of a model with embeddings, norms and attention."""
+    """30 gradients of a few convolutions, or of a model with embeddings, norms and attention."""
     return record(request.param)

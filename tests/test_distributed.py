@@ -159,3 +159,14 @@ def test_processes_of_another_launcher_do_not_train_alone(name: str, monkeypatch
     for each, value in TORCHRUN.items():
         monkeypatch.setenv(each, value)
     distributed.join()  # torchrun in a task of Slurm
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "calls"), [(0, 0, 1), (1, 1, 0), (8, 0, 1)])
+def test_each_machine_prepares_its_disk_once(
+    rank: int, local_rank: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    called: list[int] = []
+    distributed.once_a_node(lambda: called.append(rank))
+    assert len(called) == calls

@@ -141,7 +141,8 @@ def plot_curves(run_dir: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     lines = read_metrics(run_dir / METRICS)
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.12, top=0.9)  # a layout engine takes as long as drawing
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for split, accuracy, style in (("train", "accuracy", {"alpha": 0.6, "lw": 1}), ("test", "top1", {"marker": "."})):
         of_split = [line for line in lines if line["split"] == split]

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def record_start(
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "data_sha256": {"train": dataset.train.digest(), "test": dataset.test.digest()},
-        "packages": dict(sorted((each.name, each.version) for each in importlib.metadata.distributions())),
+        "packages": _packages(),
     }
     atomic_write(run_dir / PROVENANCE, json.dumps([*read_starts(run_dir), entry], indent=2) + "\n")
 
@@ -60,6 +61,12 @@ def read_starts(run_dir: Path) -> list[dict[str, Any]]:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); rename it to go on without its history") from error
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Installed package -> version."""
+    return dict(sorted((each.name, each.version) for each in importlib.metadata.distributions()))
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from backbones.data import digits, make_batches
 from backbones.models import MODELS, Model, from_module
 from backbones.types import Params
 
-NUM_STEPS = 50
+NUM_STEPS = 30
 
 
 class Descent(NamedTuple):
@@ -41,7 +41,7 @@ def make_model(name: str) -> Model:
 
 
 def record(name: str) -> Descent:
-    """Train a model for 50 steps with AdamW, in float64."""
+    """Train a model for 30 steps with AdamW, in float64."""
     model, source, cpu = make_model(name), digits().train, torch.device("cpu")
     mean, std = (torch.tensor(each).double()[:, None, None] for each in (source.info.mean, source.info.std))
     batches = make_batches(source, seed=0, batch_size=16, device=cpu)

@@ -1,4 +1,4 @@
-"""Every optimizer equals torch.optim or optax, SOAP and Muon their definitions, over 50 real gradients in float64."""
+"""Every optimizer equals torch.optim or optax, SOAP and Muon their definitions, over 30 real gradients in float64."""
 
 import functools
 import math
