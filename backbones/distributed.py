@@ -8,7 +8,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -113,8 +113,11 @@ def _store(rank: int, size: int) -> dist.Store:
         start = store.get(f"start for {own}").decode()
         store.set(f"{start} {rank}", "joined")
         return dist.PrefixStore(start, store)
+    deadline = time.monotonic() + TIMEOUT
     for other in range(1, size):
         while not store.check([f"{own} {other}"]):
+            if time.monotonic() > deadline:
+                raise InputError(f"rank {other} has not joined in {TIMEOUT:.0f} seconds; see what it printed")
             asks = store.get(f"asks {other}").decode()  # perhaps still that of a process that died
             store.set(f"start for {asks}", own)
             time.sleep(0.001)
@@ -140,12 +143,13 @@ def all_failed(*, wait: float = 5.0) -> bool:
         return True
     store = dist.distributed_c10d._get_default_store()
     deadline = time.monotonic() + wait
-    store.add("failed", 1)
-    while store.add("failed", 0) < world_size():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+    with suppress(dist.DistError):  # the process that holds the store has ended
+        store.add("failed", 1)
+        while time.monotonic() < deadline:
+            if store.add("failed", 0) == world_size():
+                return True
+            time.sleep(0.01)
+    return False
 
 
 def this_process() -> str:

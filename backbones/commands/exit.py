@@ -59,7 +59,7 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
             raise
         return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
             return f"error: {distributed.this_process()}: {reason} Lower --batch-size, or raise --accumulate"
         if distributed.is_lost_connection(error):
