@@ -24,6 +24,7 @@ from backbones.component import Use, use as use  # `use` is for those who write 
 from backbones.data import Batches, DataInfo, Dataset, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
+from backbones.gradient import grad_and_value
 from backbones.jit import Mode, jit
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
 from backbones.optim.average import ema_params
@@ -212,7 +213,7 @@ class Experiment:
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing)
         train_step = make_train_step(
-            distributed.grad_and_value(
+            grad_and_value(
                 loss_fn if one_process else jit(loss_fn, mode=mode),
                 state.params,
                 transform="autograd" if mode == "eager" else "func",

@@ -10,8 +10,8 @@ import backbones.optim as optim
 import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import Augment, Normalize
-from backbones.distributed import GradAndValue, LossFn
 from backbones.errors import InputError
+from backbones.gradient import GradAndValue, LossFn
 from backbones.losses import cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model

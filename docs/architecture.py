@@ -14,7 +14,7 @@ not see each other; `tests/test_floors.py` holds both. What happens to a batch, 
 1. `commands/train.py` reads the command line and finds the `Experiment` (`experiments/`, or a file of your own).
 2. `run/run.py` gives it a folder; `run/loop.py` asks for the batch of each step.
 3. `data/batches.py` says which samples make the batch of a step; a `Source` of `data/` reads them.
-4. `train_step.py` augments it (`augment/`), normalizes it, takes the gradient of the loss (`distributed.py`, `models/`,
+4. `train_step.py` augments it (`augment/`), normalizes it, takes the gradient of the loss (`gradient.py`, `models/`,
    `losses.py`), turns it into updates (`optim/`) and adds them; `jit.py` compiles all of that, or does not.
 5. `run/loop.py` logs the metrics (`run/metric_writer.py`), evaluates (`evaluation.py`) and saves (`run/checkpoint/`).
 """

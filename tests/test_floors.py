@@ -15,7 +15,7 @@ FLOORS = [
     [{"backbones.experiment", "backbones.component", "backbones.train_step", "backbones.evaluation", "backbones.jit"}],
     [{"backbones.models"}, {"backbones.optim"}, {"backbones.augment", "backbones.losses", "backbones.metrics"},
      {"backbones.data"}],
-    [{"backbones.distributed"}],
+    [{"backbones.distributed", "backbones.gradient"}],
     [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors"}],
 ]  # fmt: skip
 """From the top, each a list of columns, which do not see each other."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers.steps import losses, make_program, num_graphs, train
 
-import backbones.distributed as distributed
 import backbones.experiment
 import backbones.random as random
 import backbones.tree as tree
 from backbones.component import use
 from backbones.data import digits
 from backbones.experiment import Experiment
+from backbones.gradient import grad_and_value
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim import sgd
 from backbones.optim.schedule import cosine
@@ -86,7 +86,7 @@ def test_autograd_and_torch_func_give_the_same_bits(experiment: Experiment) -> N
         return loss_fn({name: leaf for name, leaf in params.items() if name != "unused"}, model_state, batch)
 
     results = [
-        distributed.grad_and_value(loss_of_known, params, transform=transform)(params, model_state, halves)
+        grad_and_value(loss_of_known, params, transform=transform)(params, model_state, halves)
         for transform in ("autograd", "func")
     ]
     assert tree.sha256(results[0]) == tree.sha256(results[1])

@@ -15,6 +15,7 @@ import backbones.tree as tree
 from backbones.commands import train
 from backbones.commands.exit import run_command
 from backbones.experiment import Experiment
+from backbones.gradient import grad_and_value
 from backbones.models import with_sync_batch_norm
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run as run_experiment
@@ -29,7 +30,7 @@ def seam() -> None:
     model = resnet(BasicBlock, (1, 1), (3, 8, 8), 10)
     params, model_state = model.init(random.generator(0))
     loss_fn = make_loss_fn(model, label_smoothing=0.0)
-    by_ddp = distributed.grad_and_value(loss_fn, params)
+    by_ddp = grad_and_value(loss_fn, params)
     by_hand = torch.func.grad_and_value(loss_fn, has_aux=True)
 
     for call in range(3):  # the later calls bring other leaves in other memory
@@ -81,7 +82,7 @@ def sync_batch_norm() -> None:
     half = Batch(*(leaf if leaf is None else leaf.chunk(2)[distributed.rank()] for leaf in whole))
     loss_fn, synced = (make_loss_fn(each, label_smoothing=0.0) for each in (model, with_sync_batch_norm(model)))
     expected = torch.func.grad_and_value(loss_fn, has_aux=True)(params, model_state, whole)
-    got = distributed.grad_and_value(synced, params)(params, model_state, [half])
+    got = grad_and_value(synced, params)(params, model_state, [half])
     for one, other in zip(tree.leaves(got), tree.leaves(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones import optim
 from backbones.augment import identity
@@ -16,6 +15,7 @@ from backbones.component import use
 from backbones.data import digits, make_batches
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
+from backbones.gradient import grad_and_value
 from backbones.models import from_module
 from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
@@ -44,12 +44,12 @@ def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]
     state = init_train_state(model, optimizer, seed=0, device=CPU)
     state = tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     loss_fn = make_loss_fn(model, label_smoothing=0.1)
-    grad_and_value = distributed.grad_and_value(loss_fn, state.params, transform="func")
+    gradient = grad_and_value(loss_fn, state.params, transform="func")
 
     def normalize(images: torch.Tensor) -> torch.Tensor:
         return (images.double() - 80) / 100
 
-    return state, make_train_step(grad_and_value, optimizer, augment=identity(), normalize=normalize)
+    return state, make_train_step(gradient, optimizer, augment=identity(), normalize=normalize)
 
 
 def run(state: TrainState, train_step: TrainStep) -> tuple[TrainState, list[torch.Tensor]]:

@@ -1,0 +1,113 @@
+"""The gradient of a loss, averaged over micro-batches and ranks: by autograd, torch.func or DistributedDataParallel."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import backbones.distributed as distributed
+import backbones.tree as tree
+from backbones.types import Batch, Metrics, ModelState, Params
+
+LossFn = Callable[[Params, ModelState, Batch], tuple[Tensor, tuple[ModelState, Metrics]]]
+"""(params, model_state, batch) -> (loss, (model_state, metrics))."""
+
+GradAndValueResult = tuple[Params, tuple[Tensor, tuple[ModelState, Metrics]]]
+"""(grads, (loss, (model_state, metrics)))."""
+
+GradAndValue = Callable[[Params, ModelState, Sequence[Batch]], GradAndValueResult]
+"""(params, model_state, micro_batches) -> (grads, (loss, (model_state, metrics)))."""
+
+
+def grad_and_value(
+    loss_fn: LossFn, params: Params, *, transform: Literal["autograd", "func"] = "autograd"
+) -> GradAndValue:
+    """The gradient of the loss, averaged over micro-batches and ranks.
+
+    What is returned takes `(params, model_state, micro_batches)` and gives `(grads, (loss, (model_state, metrics)))`,
+    each the mean over the micro-batches and over the ranks; `model_state` passes through the micro-batches in turn.
+
+    In several processes it is a `DistributedDataParallel`, which sends gradients while the backward pass still
+    computes; a compiled graph breaks there.
+
+    Args:
+        loss_fn: pure; `(params, model_state, batch) -> (loss, (model_state, metrics))` with a 0-D loss.
+        params: leaves of the shapes and memory formats of those to come.
+        transform: in one process, `autograd` for a step that runs eagerly, where it frees activations as it goes
+            (torch.func keeps them all, as for a second derivative); `func` for one that is compiled or vmapped.
+    """
+    if distributed.world_size() > 1:
+        return _with_ddp(loss_fn, params)
+    func = torch.func.grad_and_value(loss_fn, has_aux=True) if transform == "func" else _autograd(loss_fn)
+
+    def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
+        grads: Params = {}
+        values = []
+        for batch in micro_batches:
+            micro_grads, (loss, (model_state, metrics)) = func(params, model_state, batch)
+            if len(micro_batches) > 1:
+                micro_grads = tree.map(lambda g: g / len(micro_batches), micro_grads)
+            grads = tree.map(torch.add, grads, micro_grads) if grads else micro_grads
+            values.append((loss, metrics))
+        loss, metrics = _mean(values)
+        return grads, (loss, (model_state, metrics))
+
+    return compute
+
+
+def _autograd(loss_fn: LossFn) -> Callable[[Params, ModelState, Batch], GradAndValueResult]:
+    """`torch.func.grad_and_value(loss_fn, has_aux=True)` by `torch.autograd.grad`."""
+
+    def compute(params: Params, model_state: ModelState, batch: Batch) -> GradAndValueResult:
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+        loss, (model_state, metrics) = loss_fn(leaves, model_state, batch)
+        grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, grads, strict=True)), tree.map(Tensor.detach, (loss, (model_state, metrics)))
+
+    return compute
+
+
+class _Carrier(nn.Module):
+    """Holds the leaves of `params` as parameters of a module, the only ones that `DistributedDataParallel` knows."""
+
+    def __init__(self, loss_fn: LossFn, params: Params) -> None:
+        super().__init__()
+        self.loss_fn = loss_fn
+        self.names = list(params)
+        self.leaves = nn.ParameterList(params.values())
+
+    def forward(self, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
+        return self.loss_fn(dict(zip(self.names, self.leaves, strict=True)), model_state, batch)
+
+
+def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
+    # a 1x1 kernel has two equally good memory layouts, and its gradient may come in the other one
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    carrier = _Carrier(loss_fn, params)
+    ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
+
+    @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
+    def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
+        for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
+            leaf.data, leaf.grad = params[name], None
+        values = []
+        for batch in micro_batches:
+            is_last = batch is micro_batches[-1]
+            with nullcontext() if is_last else ddp.no_sync():
+                loss, (model_state, metrics) = ddp(model_state, batch)
+                (loss / len(micro_batches)).backward()
+            values.append((loss.detach(), metrics))
+        grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
+        loss, metrics = _mean(values)
+        loss, model_state, metrics = distributed.mean_over_ranks((loss, model_state, metrics))
+        return grads, (loss, (model_state, metrics))
+
+    return compute
+
+
+def _mean(values: Sequence[tree.Tree]) -> tree.Tree:
+    return tree.map(lambda *leaves: torch.stack(leaves).mean(dim=0), *values)
