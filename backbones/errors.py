@@ -72,11 +72,11 @@ def range_of(annotation: Any) -> Range | None:
     return next((found for found in map(range_of, parts) if found is not None), None)
 
 
-def _choices_of(annotation: Any) -> tuple[Any, ...]:
+def choices_of(annotation: Any) -> tuple[Any, ...]:
     """The values of a `Literal` in an annotation, also in a member of a union."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((found for found in map(_choices_of, get_args(annotation)) if found), ())
+    return next((found for found in map(choices_of, get_args(annotation)) if found), ())
 
 
 def _mentions(annotation: Any, kind: type) -> bool:
@@ -85,7 +85,7 @@ def _mentions(annotation: Any, kind: type) -> bool:
 
 def _wanted_instead(annotation: Any, value: Any) -> str | None:
     """What must stand in the place of a value, or None if it is right."""
-    interval, choices = range_of(annotation), _choices_of(annotation)
+    interval, choices = range_of(annotation), choices_of(annotation)
     if value is not None and interval is not None and isinstance(value, int | float | str):
         integer = _mentions(annotation, int) and not _mentions(annotation, float)
         if isinstance(value, bool | str) or (integer and isinstance(value, float)):

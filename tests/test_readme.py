@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models
-from helpers.runs import ROOT, SMALL, newest
+from helpers.runs import ROOT, SMALL, free_port, newest
 from PIL import Image
 
 from backbones.commands.checkpoint import main as checkpoint_main
@@ -148,10 +147,13 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"PORT": port, "SLURM_JOB_ID": 7, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1}
+    job = {
+        "PORT": free_port(),
+        "SLURM_JOB_ID": 7,
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_NNODES": 2,
+        "SLURM_GPUS_ON_NODE": 1,
+    }
     for name, value in {**job, "SLURM_STEP_NUM_TASKS": 2, "OMP_NUM_THREADS": 1}.items():
         monkeypatch.setenv(name, str(value))
     command, run_dir = f"bash train.sh {SMALL} --steps=60 --save-every=5".split(), tmp_path / "runs" / "7"

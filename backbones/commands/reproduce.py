@@ -1,6 +1,5 @@
 """`backbones reproduce RUN`: run a finished run again, and compare the parameters to the last bit."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def check_finished(run_dir: Path) -> None:
 def compare_runs(before: Path, now: Path) -> bool:
     """Print whether two finished runs ended in equal parameters, and what may explain a difference; True if equal."""
     runs = (before, now)
-    results = [json.loads((run_dir / RESULT).read_text()) for run_dir in runs]
+    results = [read_config(run_dir / RESULT) for run_dir in runs]
     equal = results[0]["params_sha256"] == results[1]["params_sha256"]
     print(f"the parameters are {'equal to the last bit' if equal else 'not equal'}")
     for result in results:

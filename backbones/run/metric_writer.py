@@ -82,7 +82,8 @@ class MetricWriter:
         failed = [(file.path, file.error) for file in (self._lines, self._events) if file.error is not None]
         if failed and not self._warned:
             path, error = failed[0]
-            self.print(f"warning: cannot write {path}: {error.strerror}; metrics wait in memory until there is room")
+            hint = "metrics are kept in memory and written when there is space again"
+            self.print(f"warning: cannot write {path}: {error.strerror}; {hint}")
         self._warned = bool(failed)
 
     def _print(self, split: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,8 +1,7 @@
 """A run: an experiment, a folder, and the training in between."""
 
-import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.data import Dataset
+from backbones.errors import InputError
 from backbones.experiment import Experiment, set_deterministic
 from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
@@ -24,7 +24,7 @@ from backbones.run.metric_writer import MetricWriter, plot_curves
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
-from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir
+from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir, read_config
 
 RESULT = "result.json"
 
@@ -144,11 +144,9 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    path = folder / RESULT
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:  # it is written again
-        return None
+    with suppress(InputError):  # where it is missing or damaged it is written again
+        return read_config(folder / RESULT)
+    return None
 
 
 def _start_from_weights(model: Model, source: str) -> Model:

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import tyro
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from backbones.commands.exit import run_command
 from backbones.commands.options import FUNCTIONS
 from backbones.commands.train import main as train
 from backbones.component import Option, options_of
-from backbones.errors import range_of
+from backbones.errors import choices_of, range_of
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.checkpoint.arrays import to_tensor
@@ -38,7 +38,7 @@ FIXED = ("name", "steps", "epochs", "init_from", "device", "compile", *FUNCTIONS
 def draw_value(option: Option, generator: random.Random) -> list[str]:
     """What stands after the name of an option: half of the time a value that it may have."""
     annotation, default = option.annotation, option.default
-    interval, choices = range_of(annotation), _literal(annotation)
+    interval, choices = range_of(annotation), choices_of(annotation)
     if isinstance(default, bool):
         return []
     values: list[Any] = ["x", "", "nan", "inf", "-1", "1e300", "0.5", "-0.1", "~", "None"]
@@ -54,12 +54,6 @@ def draw_value(option: Option, generator: random.Random) -> list[str]:
         good = [default]
     value = generator.choice(good if generator.random() < 0.5 else values)
     return [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
-
-
-def _literal(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return next((found for found in map(_literal, get_args(annotation)) if found), ())
 
 
 def draw(generator: random.Random) -> list[str]:

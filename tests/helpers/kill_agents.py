@@ -9,7 +9,6 @@ is this program. The result must be that of a run that was never killed, within 
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from helpers.runs import ROOT, SMALL, newest, without_times
+from helpers.runs import ROOT, SMALL, free_port, newest, without_times
 from tqdm import tqdm
 
 TIMEOUT = 200.0
@@ -29,11 +28,13 @@ class Job:
     """Two torchruns that find each other at a port of this machine."""
 
     def __init__(self, run_dir: Path, *, steps: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         torchrun = "-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d"
-        command = [sys.executable, *torchrun.split(), f"--rdzv_endpoint=127.0.0.1:{port}", str(ROOT / "train.py")]
+        command = [
+            sys.executable,
+            *torchrun.split(),
+            f"--rdzv_endpoint=127.0.0.1:{free_port()}",
+            str(ROOT / "train.py"),
+        ]
         command += f"{SMALL} --steps {steps} --save-every 2 --eval-every 50 --resume auto --run-dir {run_dir}".split()
         self.run_dir, self.output = run_dir, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.agents = [subprocess.Popen(command, stdout=self.output, stderr=self.output) for _ in range(2)]

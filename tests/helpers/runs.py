@@ -1,6 +1,7 @@
 """Runs and their folders, and real processes."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ def without_times(run_dir: Path) -> list[dict]:
     """The lines of `metrics.jsonl` without speeds: a reproduced run writes the same."""
     lines = read_metrics(run_dir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def newest(run_dir: Path) -> int:
