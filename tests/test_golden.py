@@ -77,10 +77,11 @@ def test_twelve_steps(name: str, tmp_path: Path) -> None:
     got, wanted = measure(COMMANDS[name], tmp_path), golden["runs"][name]
     if golden["machine"] == machine():
         assert got == wanted
-    else:  # other kernels round differently
-        tolerance = 0.05 if "bfloat16" in name else 0.01
-        assert got["losses"] == pytest.approx(wanted["losses"], rel=tolerance)
-        assert got["test_loss"] == pytest.approx(wanted["test_loss"], rel=tolerance)
+    else:  # other kernels round differently, and each step of a ResNet makes the difference about ten times as large
+        close = 5e-3 if "bfloat16" in name else 2e-4
+        assert got["losses"][:3] == pytest.approx(wanted["losses"][:3], rel=close)
+        assert got["losses"] == pytest.approx(wanted["losses"], rel=0.1)
+        assert got["test_loss"] == pytest.approx(wanted["test_loss"], rel=0.1)
 
 
 def main() -> None:
