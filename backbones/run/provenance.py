@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import backbones.distributed as distributed
+import backbones.machine as machine
 from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -40,6 +41,7 @@ def record_start(
         "device": device_name(device),
         "num_processes": distributed.world_size(),
         "num_threads": torch.get_num_threads(),
+        "malloc": machine.describe_malloc(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda if device.type == "cuda" else None,

@@ -8,6 +8,7 @@ import optree
 import pytest
 import torch
 
+import backbones.machine as machine
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -30,6 +31,7 @@ def test_what_a_run_was_made_with(short: Experiment, tmp_path: Path, monkeypatch
     assert first["command"] == "train.py --run-dir 'a folder'" and first["seed"] == short.seed
     assert first["packages"]["torch"] == version("torch") and first["packages"]["optree"] == optree.__version__
     assert first["num_threads"] == torch.get_num_threads() and first["num_processes"] == 1 and first["device"] == "cpu"
+    assert first["malloc"] == machine.describe_malloc()
     assert first["python"] == ".".join(map(str, sys.version_info[:3]))
     assert first["data_sha256"] == second["data_sha256"] and len(first["data_sha256"]["train"]) == 64
 

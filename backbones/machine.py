@@ -1,0 +1,84 @@
+"""What a process takes of its machine: threads of the CPU, and memory."""
+
+import ctypes
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import backbones.distributed as distributed
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
+CGROUP = Path("/sys/fs/cgroup")
+
+_keeps_memory = False
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use: those of its affinity mask, at most the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """CPU time that the container gets in a second, in cores (cgroup v2, then v1)."""
+    try:
+        if (CGROUP / "cpu.max").exists():
+            quota, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except (OSError, ValueError):  # no limit, which reads "max", or no cgroups
+        return math.inf
+
+
+def set_num_threads(wanted: int | None) -> None:
+    """Let this process compute in `wanted` threads of the CPU, or in its share of the cores.
+
+    torchrun gives each of several processes one thread, by `OMP_NUM_THREADS=1`, however many cores there are. Any other
+    number in that variable counts, up to the number of cores.
+    """
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = max(1, num_cores() // num_local)
+    by_torchrun = wanted is None and num_local > 1 and os.environ.get("OMP_NUM_THREADS") == "1"
+    threads = wanted or (share if by_torchrun else min(torch.get_num_threads(), num_cores()))
+    if threads == torch.get_num_threads():
+        return
+    torch.set_num_threads(threads)
+    if by_torchrun:
+        distributed.print0(f"CPU threads in each of the {num_local} processes: {threads}; torchrun's default is 1")
+
+
+def malloc() -> str:
+    """File name of the library whose `malloc` this process uses, such as `libc.so.6` or `libjemalloc.so.2`."""
+    if sys.platform != "linux":
+        return sys.platform
+    address = ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value or 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, path = line.split(maxsplit=5)
+        start, end = (int(each, 16) for each in span.split("-"))
+        if start <= address < end:
+            return Path(path).name
+    return "unknown"
+
+
+def keep_memory() -> None:
+    """Let glibc's malloc keep what is freed for the next step; another allocator, such as jemalloc, stays as it is.
+
+    By itself it gets a tensor of 32 MB or more from the kernel each time, which clears every page of it, and gives it
+    back at once: up to half of the time of a training step on a CPU.
+    """
+    global _keeps_memory
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version") or not malloc().startswith("libc"):
+        return
+    done = [libc.mallopt(*each) for each in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 << 20))]
+    _keeps_memory = all(done)
+
+
+def describe_malloc() -> str:
+    """The allocator of this process, for the record."""
+    return f"{malloc()}, which keeps what is freed" if _keeps_memory else malloc()

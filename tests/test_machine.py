@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import backbones.machine as machine
+
+CGROUPS = {
+    "cpu.max": [("150000 100000", 1), ("400000 100000", 4), ("max 100000", 8), ("10000 100000", 1)],
+    "cpu/cpu.cfs_quota_us": [("300000", 3), ("-1", 8)],
+}
+
+
+@pytest.fixture
+def eight_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "cores"), [(file, *case) for file, cases in CGROUPS.items() for case in cases]
+)
+def test_cores_of_a_container(eight_cores: Path, file: str, text: str, cores: int) -> None:
+    (eight_cores / "cpu").mkdir()
+    (eight_cores / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (eight_cores / file).write_text(f"{text}\n")
+    assert machine.num_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "threads"),
+    [
+        ({}, None, 2),
+        ({}, 3, 3),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, None, 2),
+        ({"LOCAL_WORLD_SIZE": "16", "OMP_NUM_THREADS": "1"}, None, 1),
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "2"}, None, 2),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "2"}, None, 2),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 5, 5),
+    ],
+)
+def test_threads(
+    eight_cores: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    environment: dict[str, str],
+    wanted: int | None,
+    threads: int,
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        machine.set_num_threads(wanted)
+        assert torch.get_num_threads() == threads
+        by_torchrun = environment.get("OMP_NUM_THREADS") == "1" and threads == 1
+        assert ("torchrun's default is 1" in capsys.readouterr().out) == by_torchrun
+        (eight_cores / "cpu.max").write_text("100000 100000\n")
+        machine.set_num_threads(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+COUNT_PAGE_FAULTS = """
+import resource, torch
+import backbones.machine as machine
+if {keep}: machine.keep_memory()
+def step():
+    x = torch.ones(20_000_000)  # 80 MB
+    return x + 1
+for _ in range(20): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, machine.describe_malloc())
+"""
+
+
+@pytest.mark.skipif(not machine.malloc().startswith("libc"), reason="glibc only")
+def test_memory_is_kept() -> None:
+    def page_faults(keep: bool) -> tuple[int, str]:
+        command = [sys.executable, "-c", COUNT_PAGE_FAULTS.format(keep=keep)]
+        faults, malloc = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+        return int(faults), malloc.strip()
+
+    system, kept = page_faults(keep=False), page_faults(keep=True)
+    assert 10 * kept[0] < system[0]
+    assert (system[1], kept[1]) == (machine.malloc(), f"{machine.malloc()}, which keeps what is freed")
