@@ -52,13 +52,17 @@ def scale_by_adam(
             mu = torch.lerp(mu, g, one_minus_b1)
             nu = torch.lerp(nu, g * g, one_minus_b2)
             mu_hat = b1 * mu / next_correction1 + one_minus_b1 * g / correction1 if nesterov else mu / correction1
-            nu_hat = nu / correction2
-            return mu_hat / (nu_hat.sqrt() + eps), mu, nu
+            return _ratio(mu_hat, nu / correction2, eps), mu, nu
 
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
 
     return GradientTransformation(lambda params: _init_adam(b1, b2, eps, params), update)
+
+
+def _ratio(mu_hat: Tensor, nu_hat: Tensor, eps: Tensor) -> Tensor:
+    """mu_hat / (sqrt(nu_hat) + eps), computed in the memory of the two, which nobody else may need."""
+    return mu_hat.div_(nu_hat.sqrt_().add_(eps))
 
 
 def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> GradientTransformation:
@@ -76,8 +80,7 @@ def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> G
         def leaf(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mu = torch.lerp(mu, g, one_minus_b1)
             nu = torch.lerp(nu, (g - mu).square(), one_minus_b2) + eps
-            mu_hat, nu_hat = mu / correction1, nu / correction2
-            return mu_hat / (nu_hat.sqrt() + eps), mu, nu
+            return _ratio(mu / correction1, nu / correction2, eps), mu, nu
 
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
@@ -105,7 +108,7 @@ def scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Gra
             mu = torch.lerp(mu, g, one_minus_b1)
             nu = torch.lerp(nu, g * g, one_minus_b2)
             mu_hat, nu_hat = mu / correction1, nu / correction2
-            return torch.where(is_tractable, r * mu_hat / (nu_hat.sqrt() + eps), mu_hat), mu, nu
+            return torch.where(is_tractable, _ratio(r * mu_hat, nu_hat, eps), mu_hat), mu, nu
 
         updates, mu, nu = tree.map_to_several(leaf, updates, state.mu, state.nu)
         return updates, state._replace(step=step, mu=mu, nu=nu)
