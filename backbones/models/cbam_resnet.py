@@ -27,7 +27,7 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, 1, 1]
-        mean, maximum = (self.fc2(torch.relu(self.fc1(pooled))) for pooled in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3))))
+        mean, maximum = (self.fc2(torch.relu_(self.fc1(pooled))) for pooled in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3))))
         return torch.sigmoid(mean + maximum)[:, :, None, None]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
-from backbones.models.layers import check_image_size
+from backbones.models.layers import DepthwiseConv, check_image_size
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -47,7 +47,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, channels: int, drop_path: float) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.depthwise = DepthwiseConv(channels, 7, bias=True)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.fc1 = nn.Linear(channels, 4 * channels)
         self.fc2 = nn.Linear(4 * channels, channels)

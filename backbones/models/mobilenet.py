@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import conv1x1, conv3x3, init_conv_net
+from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
 
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
 """(channels, stride) of each block (table 1)."""
@@ -19,14 +19,14 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = conv3x3(in_channels, in_channels, stride=stride, groups=in_channels)
+        self.depthwise = DepthwiseConv(in_channels, 3, stride=stride)
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.pointwise = conv1x1(in_channels, out_channels)
         self.norm2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
-        x = torch.relu(self.norm1(self.depthwise(x)))
-        return torch.relu(self.norm2(self.pointwise(x)))
+        x = torch.relu_(self.norm1(self.depthwise(x)))
+        return torch.relu_(self.norm2(self.pointwise(x)))
 
 
 class MobileNet(Backbone):
@@ -41,7 +41,7 @@ class MobileNet(Backbone):
     def __init__(self, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(image_shape[0], 32, stride=stride), nn.BatchNorm2d(32), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(image_shape[0], 32, stride=stride), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential()
         channels = 32
         for out_channels, stride in BLOCKS:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import conv1x1, conv3x3, init_conv_net
+from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
 
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 """(expansion t, channels c, blocks n, stride s of the first block) of each stage (table 2)."""
@@ -27,15 +27,15 @@ class InvertedResidual(nn.Module):
         inner = expansion * in_channels
         self.expand = nn.Sequential()
         if expansion > 1:
-            self.expand.extend([conv1x1(in_channels, inner), nn.BatchNorm2d(inner), nn.ReLU6()])
-        self.depthwise = conv3x3(inner, inner, stride=stride, groups=inner)
+            self.expand.extend([conv1x1(in_channels, inner), nn.BatchNorm2d(inner), nn.ReLU6(inplace=True)])
+        self.depthwise = DepthwiseConv(inner, 3, stride=stride)
         self.norm1 = nn.BatchNorm2d(inner)
         self.project = conv1x1(inner, out_channels)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.keeps_shape = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
-        y = F.relu6(self.norm1(self.depthwise(self.expand(x))))
+        y = F.relu6(self.norm1(self.depthwise(self.expand(x))), inplace=True)
         y = self.norm2(self.project(y))
         return x + y if self.keeps_shape else y
 
@@ -46,7 +46,9 @@ class MobileNetV2(Backbone):
     def __init__(self, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stem_stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(image_shape[0], 32, stride=stem_stride), nn.BatchNorm2d(32), nn.ReLU6())
+        self.stem = nn.Sequential(
+            conv3x3(image_shape[0], 32, stride=stem_stride), nn.BatchNorm2d(32), nn.ReLU6(inplace=True)
+        )
         self.blocks = nn.Sequential()
         channels = 32
         for stage, (expansion, out_channels, depth, first_stride) in enumerate(STAGES):
@@ -56,7 +58,7 @@ class MobileNetV2(Backbone):
                 stride = first_stride if i == 0 else 1
                 self.blocks.append(InvertedResidual(channels, out_channels, stride, expansion))
                 channels = out_channels
-        self.last = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU6())
+        self.last = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU6(inplace=True))
         self.head = nn.Linear(1280, num_classes)
 
     def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:

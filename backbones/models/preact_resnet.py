@@ -30,8 +30,8 @@ class PreActBasicBlock(ResidualBlock):
         self.shortcut = make_shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
-        y = self.conv1(torch.relu(self.norm1(x)))
-        y = self.conv2(torch.relu(self.norm2(y)))
+        y = self.conv1(torch.relu_(self.norm1(x)))
+        y = self.conv2(torch.relu_(self.norm2(y)))
         return y + self.shortcut(x)
 
 
@@ -50,9 +50,9 @@ class PreActBottleneck(ResidualBlock):
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
-        y = self.conv1(torch.relu(self.norm1(x)))
-        y = self.conv2(torch.relu(self.norm2(y)))
-        y = self.conv3(torch.relu(self.norm3(y)))
+        y = self.conv1(torch.relu_(self.norm1(x)))
+        y = self.conv2(torch.relu_(self.norm2(y)))
+        y = self.conv3(torch.relu_(self.norm3(y)))
         return y + self.shortcut(x)
 
 
@@ -60,7 +60,9 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
     """The identity where the shape stays, else a projection after an activation."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(), conv1x1(in_channels, out_channels, stride=stride))
+    return nn.Sequential(
+        nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv1x1(in_channels, out_channels, stride=stride)
+    )
 
 
 class PreActResNet(Backbone):
@@ -82,7 +84,7 @@ class PreActResNet(Backbone):
         self.head = nn.Linear(channels, num_classes)
 
     def pool(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(x)).mean(dim=(2, 3))
+        return torch.relu_(self.norm(x)).mean(dim=(2, 3))
 
 
 preact_resnet = make_constructor(PreActResNet, init_conv_net)

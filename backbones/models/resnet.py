@@ -40,9 +40,9 @@ class BasicBlock(ResidualBlock):
         self.shortcut = make_shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
-        y = torch.relu(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return torch.relu(self.attention(y) + self.shortcut(x))
+        return torch.relu_(self.attention(y) + self.shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
@@ -61,10 +61,10 @@ class Bottleneck(ResidualBlock):
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
-        y = torch.relu(self.norm1(self.conv1(x)))
-        y = torch.relu(self.norm2(self.conv2(y)))
+        y = torch.relu_(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return torch.relu(self.attention(y) + self.shortcut(x))
+        return torch.relu_(self.attention(y) + self.shortcut(x))
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

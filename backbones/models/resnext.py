@@ -44,10 +44,10 @@ class ResNeXtBlock(ResidualBlock):
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
-        y = torch.relu(self.norm1(self.conv1(x)))
-        y = torch.relu(self.norm2(self.conv2(y)))
+        y = torch.relu_(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu_(y + self.shortcut(x))
 
 
 @checked

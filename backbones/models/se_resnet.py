@@ -27,7 +27,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
-        squeezed = torch.relu(self.fc1(x.mean(dim=(2, 3))))
+        squeezed = torch.relu_(self.fc1(x.mean(dim=(2, 3))))
         return x * torch.sigmoid(self.fc2(squeezed))[:, :, None, None]
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import conv1x1, conv3x3, init_conv_net
+from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
 
 STAGE_DEPTHS = (4, 8, 4)
 STAGE_WIDTHS = {2: 200, 3: 240, 4: 272, 8: 384}
@@ -22,7 +22,8 @@ STAGE_WIDTHS = {2: 200, 3: 240, 4: 272, 8: 384}
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     """Spread the channels of each group over all groups: channel g C/G + i goes to i G + g (figure 1, c)."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    x = x.permute(0, 2, 3, 1)  # as channels_last memory has them; else the result would not be channels_last
+    return x.unflatten(3, (groups, -1)).transpose(3, 4).flatten(3, 4).permute(0, 3, 1, 2)
 
 
 class ShuffleBlock(nn.Module):
@@ -37,18 +38,19 @@ class ShuffleBlock(nn.Module):
         # The stem's 24 channels are too few to be split (section 3.3).
         self.conv1 = conv1x1(in_channels, inner, groups=1 if first else groups)
         self.norm1 = nn.BatchNorm2d(inner)
-        self.conv2 = conv3x3(inner, inner, stride=stride, groups=inner)
+        self.conv2 = DepthwiseConv(inner, 3, stride=stride)
         self.norm2 = nn.BatchNorm2d(inner)
         self.conv3 = conv1x1(inner, out_channels, groups=groups)
         self.norm3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
-        y = torch.relu(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(shuffle_channels(y, self.groups)))
         y = self.norm3(self.conv3(y))
         if self.stride == 1:
-            return torch.relu(x + y)
-        return torch.relu(torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), y], dim=1))
+            return torch.relu_(x + y)
+        # The ReLU that follows the paper's concatenation would leave the pooled input, which is not negative, as it is.
+        return torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), torch.relu_(y)], dim=1)
 
 
 class ShuffleNet(Backbone):
@@ -61,7 +63,7 @@ class ShuffleNet(Backbone):
     def __init__(self, groups: int, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
         stride = 2 if stem == "imagenet" else 1
-        self.stem = nn.Sequential(conv3x3(image_shape[0], 24, stride=stride), nn.BatchNorm2d(24), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(image_shape[0], 24, stride=stride), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
         if stem == "imagenet":
             self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         self.stages = nn.Sequential()

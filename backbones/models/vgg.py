@@ -29,9 +29,9 @@ def make_features(stage_depths: Sequence[int], in_channels: int, batch_norm: boo
     for depth, width in zip(stage_depths, (64, 128, 256, 512, 512), strict=True):
         for _ in range(depth):
             if batch_norm:
-                layers.extend([conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU()])
+                layers.extend([conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
             else:
-                layers.extend([nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU()])
+                layers.extend([nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(inplace=True)])
             in_channels = width
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     return layers
@@ -42,8 +42,8 @@ def make_head(head: Head, num_classes: int, dropout: float) -> nn.Sequential:
     if head == "linear":
         layers: list[nn.Module] = [nn.Linear(512, num_classes)]
     else:
-        layers = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(dropout)]
-        layers += [nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4096, num_classes)]
+        layers = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        layers += [nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(4096, num_classes)]
     # Leaves are named `head.2.weight` and so on: 0 and 1 were the pool and the flattening, which are before the head.
     return nn.Sequential(OrderedDict((str(i), layer) for i, layer in enumerate(layers, start=2)))
 

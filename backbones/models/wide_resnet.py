@@ -31,9 +31,9 @@ class WideBlock(ResidualBlock):
         self.projection = conv1x1(in_channels, width, stride=stride) if changes_shape else None
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
-        activated = torch.relu(self.norm1(x))
+        activated = torch.relu_(self.norm1(x))
         y = self.conv1(activated)
-        y = self.conv2(self.dropout(torch.relu(self.norm2(y))))
+        y = self.conv2(self.dropout(torch.relu_(self.norm2(y))))
         return y + (x if self.projection is None else self.projection(activated))
 
 
@@ -65,7 +65,7 @@ class WideResNet(Backbone):
         self.head = nn.Linear(channels, num_classes)
 
     def pool(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(x)).mean(dim=(2, 3))
+        return torch.relu_(self.norm(x)).mean(dim=(2, 3))
 
 
 wide_resnet = make_constructor(WideResNet, init_conv_net)
