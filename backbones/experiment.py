@@ -107,8 +107,9 @@ class Experiment:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast. Parameters are float32 in both."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast; auto is bfloat16 where the device is
+    faster in it. Parameters are float32 in each."""
     compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
     """Whether torch.compile turns the step into one graph; auto compiles on CUDA only, off runs Python line by line."""
     deterministic: bool = True
@@ -208,7 +209,7 @@ class Experiment:
         self._check_batch_norm(model, dataset.info)
         if self.sync_batch_norm:
             model = with_sync_batch_norm(model)
-        model = with_autocast(model, getattr(torch, self.precision))
+        model = with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         state = init_train_state(model, optimizer, seed=self.seed, device=device)
 

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 import backbones.distributed as distributed
 import backbones.tree as tree
@@ -21,6 +22,11 @@ GradAndValueResult = tuple[Params, tuple[Tensor, tuple[ModelState, Metrics]]]
 
 GradAndValue = Callable[[Params, ModelState, Sequence[Batch]], GradAndValueResult]
 """(params, model_state, micro_batches) -> (grads, (loss, (model_state, metrics)))."""
+
+
+def phase(name: str) -> AbstractContextManager[object]:
+    """Mark a part of an eager step, for a profiler."""
+    return nullcontext() if torch.compiler.is_compiling() else record_function(name)
 
 
 def grad_and_value(
@@ -64,8 +70,10 @@ def _autograd(loss_fn: LossFn) -> Callable[[Params, ModelState, Batch], GradAndV
 
     def compute(params: Params, model_state: ModelState, batch: Batch) -> GradAndValueResult:
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
-        loss, (model_state, metrics) = loss_fn(leaves, model_state, batch)
-        grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        with phase("forward"):
+            loss, (model_state, metrics) = loss_fn(leaves, model_state, batch)
+        with phase("backward"):
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, grads, strict=True)), tree.map(Tensor.detach, (loss, (model_state, metrics)))
 
     return compute
@@ -98,8 +106,10 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
         for batch in micro_batches:
             is_last = batch is micro_batches[-1]
             with nullcontext() if is_last else ddp.no_sync():
-                loss, (model_state, metrics) = ddp(model_state, batch)
-                (loss / len(micro_batches)).backward()
+                with phase("forward"):
+                    loss, (model_state, metrics) = ddp(model_state, batch)
+                with phase("backward"):
+                    (loss / len(micro_batches)).backward()
             values.append((loss.detach(), metrics))
         grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
         loss, metrics = _mean(values)

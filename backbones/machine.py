@@ -52,6 +52,17 @@ def set_num_threads(wanted: int | None) -> None:
         distributed.print0(f"CPU threads in each of the {num_local} processes: {threads}; torchrun's default is 1")
 
 
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What `auto` stands for: bfloat16 where the device multiplies matrices faster in it, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if is_fast else "float32"
+
+
 def malloc() -> str:
     """File name of the library whose `malloc` this process uses, such as `libc.so.6` or `libjemalloc.so.2`."""
     if sys.platform != "linux":

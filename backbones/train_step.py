@@ -11,7 +11,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import Augment, Normalize
 from backbones.errors import InputError
-from backbones.gradient import GradAndValue, LossFn
+from backbones.gradient import GradAndValue, LossFn, phase
 from backbones.losses import cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
@@ -96,8 +96,9 @@ def make_train_step(
     update = optim.with_grad_fn(optimizer.update)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = augment(random.sample_keys(state.key, state.step, batch.index), batch)
-        batch = batch._replace(images=normalize(batch.images))
+        with phase("augment"):
+            batch = augment(random.sample_keys(state.key, state.step, batch.index), batch)
+            batch = batch._replace(images=normalize(batch.images))
         size = len(batch.images) // accumulate
         micro_batches = [tree.map(lambda leaf, i=i: leaf[i * size : (i + 1) * size], batch) for i in range(accumulate)]
 
@@ -105,8 +106,9 @@ def make_train_step(
             return grad_and_value(params, state.model_state, micro_batches)[0]
 
         grads, (loss, (model_state, metrics)) = grad_and_value(state.params, state.model_state, micro_batches)
-        updates, opt_state = update(grads, state.opt_state, state.params, grad_fn=grad_fn)
-        params, update_norms, param_norms = tree.map_to_several(_apply, state.params, updates)
+        with phase("update"):
+            updates, opt_state = update(grads, state.opt_state, state.params, grad_fn=grad_fn)
+            params, update_norms, param_norms = tree.map_to_several(_apply, state.params, updates)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
         grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(update_norms)

@@ -93,3 +93,11 @@ def test_memory_is_kept() -> None:
     system, kept = page_faults(keep=False), page_faults(keep=True)
     assert 10 * kept[0] < system[0]
     assert (system[1], kept[1]) == (machine.malloc(), f"{machine.malloc()}, which keeps what is freed")
+
+
+@pytest.mark.parametrize(("avx512", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16")])
+def test_precision(monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, chosen: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert machine.choose_precision("auto", torch.device("cpu")) == chosen
+    assert machine.choose_precision("float32", torch.device("cpu")) == "float32"

@@ -18,6 +18,7 @@ from backbones.models import FAMILIES
 from backbones.run.checkpoint import parse_which
 from backbones.run.run import run
 from backbones.run.run_dir import latest_run_dir, read_config, read_experiment, stored_config
+from backbones.run.step_profile import parse_steps
 
 RESUME_HELP = (
     "Resume the run in the run folder (without --run-dir, the newest of that name), whose configuration is then the "
@@ -37,6 +38,8 @@ class Command:
     resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH", help=RESUME_HELP)] = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Start a new run of the experiment in this config.json."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Trace the steps A to B - 1 by torch.profiler, into the run folder, and print where time and memory went."""
 
 
 def main(args: list[str], experiments: Mapping[str, Experiment] | None = None) -> None:
@@ -48,7 +51,8 @@ def main(args: list[str], experiments: Mapping[str, Experiment] | None = None) -
 def train(command: Command) -> None:
     """Run what a command line asks for."""
     resume = None if command.resume is None else parse_which(command.resume)
-    run(command.experiment, run_dir=command.run_dir, resume=resume)
+    profile = None if command.profile is None else parse_steps(command.profile)
+    run(command.experiment, run_dir=command.run_dir, resume=resume, profile=profile)
 
 
 def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: str = "train.py") -> Command:

@@ -41,6 +41,7 @@ def record_start(
         "device": device_name(device),
         "num_processes": distributed.world_size(),
         "num_threads": torch.get_num_threads(),
+        "precision": machine.choose_precision(experiment.precision, device),
         "malloc": machine.describe_malloc(),
         "platform": platform.platform(),
         "python": platform.python_version(),

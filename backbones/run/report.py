@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import backbones.machine as machine
 import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import Source, eval_batches
@@ -44,7 +45,8 @@ class Report(NamedTuple):
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
     """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
     info = checkpoint.manifest.info
-    model = with_autocast(experiment.make_model(info), getattr(torch, experiment.precision))
+    precision = machine.choose_precision(experiment.precision, device)
+    model = with_autocast(experiment.make_model(info), getattr(torch, precision))
     params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
     normalize = make_normalize(info.mean, info.std, device)
 

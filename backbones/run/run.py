@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import backbones.distributed as distributed
+import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
@@ -25,11 +26,14 @@ from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir, read_config
+from backbones.run.step_profile import with_profile
 
 RESULT = "result.json"
 
 
-def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | None = None) -> dict[str, Any]:
+def run(
+    experiment: Experiment, *, run_dir: Path | None = None, resume: Which | None = None, profile: range | None = None
+) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
     A finished run that is resumed stays as it is, unless it gets more steps or other settings.
@@ -38,6 +42,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
         experiment: what to run.
         run_dir: folder of the run; None for the newest of that name if it is resumed, else for a new one.
         resume: the checkpoint to resume: `auto`, `latest`, `best`, a step, or a path; None for a new run.
+        profile: the steps to profile, counted from 1.
 
     Raises:
         InputError: the experiment cannot be run as it is, or the folder is not free.
@@ -48,7 +53,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, resume: Which | 
         device = experiment.init_device()
         folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
         with locked(folder):
-            return _run(experiment, device, folder, resume)
+            return _run(experiment, device, folder, resume, profile)
 
 
 @contextmanager
@@ -76,7 +81,9 @@ def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Pat
     return new_run_dir(name) if resume is None or isinstance(resume, Path) else latest_run_dir(name)
 
 
-def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Which | None) -> dict[str, Any]:
+def _run(
+    experiment: Experiment, device: torch.device, folder: Path, resume: Which | None, profile: range | None
+) -> dict[str, Any]:
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
     dataset = experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
@@ -103,6 +110,16 @@ def _run(experiment: Experiment, device: torch.device, folder: Path, resume: Whi
             states[0], since_log = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
+        if profile is not None and not start_step < profile.start < profile.stop <= num_steps + 1:
+            raise InputError(
+                f"--profile {profile.start}:{profile.stop} is outside of what is left of the run: "
+                f"steps {start_step + 1} to {num_steps}"
+            )
+        if profile is not None and distributed.is_main():
+            path = folder / f"profile-{profile.start}-{profile.stop}.json"
+            program = program._replace(
+                train_step=with_profile(program.train_step, profile, start_step=start_step, path=path)
+            )
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
             atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
@@ -180,5 +197,6 @@ def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, devic
         f"{experiment.name}: {experiment.model.name} ({overhead.num_params / 1e6:.2f} M parameters, "
         f"{overhead.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
-        f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type}"
+        f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "
+        f"{machine.choose_precision(experiment.precision, device)}"
     )

@@ -1,0 +1,165 @@
+"""Where the time and the memory of some steps went: a trace of torch.profiler, and two tables of it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.nn.modules import module as nn_module
+from torch.profiler import profile, record_function
+
+from backbones.errors import InputError
+from backbones.train_step import TrainState, TrainStep
+from backbones.types import Batch, Metrics
+
+PHASES = ("augment", "forward", "backward", "update")
+"""What a train step marks; the rest of it, and what lies between two steps, are named by what they are not."""
+
+DEPTH = 2
+"""How far down the tree of modules the second table goes."""
+
+
+def parse_steps(text: str) -> range:
+    """The steps `A:B`, from A to B - 1, counted from 1.
+
+    Raises:
+        InputError: it is something else.
+    """
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal() and 1 <= int(first) < int(end)):
+        raise InputError(f"--profile is {text!r}; it must be A:B, for the steps A to B - 1 with 1 <= A < B: 5:8")
+    return range(int(first), int(end))
+
+
+def with_profile(train_step: TrainStep, steps: range, *, start_step: int, path: Path) -> TrainStep:
+    """The train step, which profiles those `steps`, writes the trace to `path` and prints the tables.
+
+    Args:
+        train_step: eager, for the phases and the modules; of a compiled one the operators are seen.
+        steps: from 1; what happens between them, such as reading data and logging, is profiled too.
+        start_step: steps that are done already.
+        path: file for chrome://tracing or ui.perfetto.dev.
+    """
+    step = start_step
+    stack = ExitStack()
+    profiler: profile | None = None
+    since = 0.0
+
+    def profiled(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal step, profiler, since
+        step += 1
+        if step == steps.start:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints what it is doing
+            stack.enter_context(_named_modules())
+            profiler = stack.enter_context(profile(profile_memory=True))
+            since = time.perf_counter()
+        with record_function("train_step"):
+            state, metrics = train_step(state, batch)
+        if profiler is not None and step == steps.stop - 1:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - since
+            stack.close()
+            profiler.export_chrome_trace(str(path))
+            print(tables(list(profiler.events() or ()), seconds=seconds, num_steps=len(steps)), flush=True)
+            print(f"the trace of steps {steps.start} to {steps.stop - 1} is in {path}; open it in ui.perfetto.dev")
+            profiler = None
+        return state, metrics
+
+    return profiled
+
+
+@contextmanager
+def _named_modules() -> Iterator[None]:
+    """Within the block, the forward pass of each module is marked with its dotted name, `model.stages.0`."""
+    names: list[tuple[nn.Module, str]] = []
+    marks: list[record_function] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        parent, path = names[-1] if names else (None, "")
+        found = next((name for name, each in parent.named_modules() if each is module), "?") if parent else "model"
+        names.append((module, f"{path}.{found}" if path else found))
+        marks.append(record_function(names[-1][1]))
+        marks[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        names.pop()
+        marks.pop().__exit__(None, None, None)
+
+    handles = [
+        nn_module.register_module_forward_pre_hook(enter),
+        nn_module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+    """Time and memory by phase and by module, each a mean over the steps.
+
+    A module's backward pass is what autograd computes for the operators of its forward pass. Memory is what stays
+    allocated when a phase, or the forward pass of a module, is over.
+    """
+    marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES)}
+    total = 1e6 * seconds / num_steps
+    times = {name: _mean(found, _time, num_steps) for name, found in marked.items()}
+    in_step = times.pop("train_step")
+    times["rest of the step"] = in_step - sum(times.values())
+    times["between steps"] = total - in_step
+    lines = ["| phase | ms a step | share | memory kept, MB |", "|---|--:|--:|--:|"]
+    for name, microseconds in times.items():
+        kept = f"{_mean(marked[name], _memory, num_steps) / 1e6:.0f}" if name in marked else ""
+        lines.append(f"| {name} | {microseconds / 1e3:.1f} | {microseconds / total:.0%} | {kept} |")
+
+    modules = [each for each in events if each.name == "model" or each.name.startswith("model.")]
+    lines += ["", "| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
+    backward = _backward_times(events)
+    rows: dict[str, list[FunctionEvent]] = {}
+    for each in modules:
+        if each.name.count(".") <= DEPTH:
+            rows.setdefault(each.name, []).append(each)
+    for name, found in rows.items():
+        forward = _mean(found, _time, num_steps)
+        behind = sum(value for owner, value in backward.items() if f"{owner}.".startswith(f"{name}.")) / num_steps
+        share, memory = (forward + behind) / total, _mean(found, _memory, num_steps) / 1e6
+        lines.append(f"| {name} | {forward / 1e3:.1f} | {behind / 1e3:.1f} | {share:.0%} | {memory:.0f} |")
+    return "\n".join(lines if rows else lines[:-3])
+
+
+def _backward_times(events: list[FunctionEvent]) -> dict[str, float]:
+    """Name of a module -> microseconds of the backward pass of its own operators."""
+    owners: dict[int, str] = {}  # by the number that autograd gives to an operator and to its backward
+    for event in events:
+        owner = event.cpu_parent
+        while owner is not None and not (owner.name == "model" or owner.name.startswith("model.")):
+            owner = owner.cpu_parent
+        if owner is not None and event.sequence_nr >= 0:
+            owners[event.sequence_nr] = owner.name
+    times: dict[str, float] = {}
+    for event in events:
+        if event.name.startswith("autograd::engine::evaluate_function") and event.sequence_nr in owners:
+            owner_name = owners[event.sequence_nr]
+            times[owner_name] = times.get(owner_name, 0.0) + _time(event)
+    return times
+
+
+def _mean(events: list[FunctionEvent], measure: Callable[[FunctionEvent], float], num_steps: int) -> float:
+    return sum(map(measure, events)) / num_steps
+
+
+def _time(event: FunctionEvent) -> float:
+    """Microseconds, on the GPU if it computed there."""
+    return max(event.cpu_time_total, event.device_time_total)
+
+
+def _memory(event: FunctionEvent) -> float:
+    """Bytes that were allocated and not freed."""
+    return event.cpu_memory_usage + event.device_memory_usage
