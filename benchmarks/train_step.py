@@ -1,0 +1,362 @@
+"""Speed and memory of a training step, beside hand-written loops: `python -m benchmarks.train_step --help`."""
+
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tyro.conf import Positional, arg
+
+import backbones.random as random
+from backbones.augment import identity, make_normalize
+from backbones.commands.exit import run_command
+from backbones.component import use
+from backbones.data import Dataset, in_memory, make_batches
+from backbones.errors import check_known
+from backbones.experiment import Experiment
+from backbones.models import MODELS
+from backbones.models.base import with_memory
+from backbones.run.overhead import measure_overhead
+from benchmarks import interleaved
+from benchmarks.optimizers import COUNTERPARTS, FUSED
+from experiments.digits import digits_resnet18, digits_vit_tiny
+
+Precision = Literal["float32", "bfloat16"]
+Step = Callable[[int], Tensor]
+"""Trains on the batch of that number, and returns the loss."""
+
+TABLE = (
+    "vgg11", "vgg19-bn", "resnet18", "preactresnet18", "resnext29-32x4d", "se-resnet18", "cbam-resnet18", "mobilenet",
+    "shufflenet-g8", "vit-tiny",
+)  # fmt: skip
+"""The ten models of the reference."""
+
+TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-small": "vit_small_patch16_224"}
+"""Models of timm that are the same for images of 32x32: its ConvNets begin with the strides for ImageNet."""
+
+CONTENDERS = ("ours", "ours, compiled", "by hand", "by hand, compiled", "timm", "plain")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained."""
+
+    model: str
+    precision: Precision
+    batch_size: int
+    image_size: int
+    device: Literal["cpu", "cuda"]
+    keep_memory: bool
+
+    def experiment(self) -> Experiment:
+        """A ConvNet with SGD or a transformer with Adam, as in the recipes, on 1,280 random images in 10 classes."""
+        recipe = digits_vit_tiny if self.model.startswith(("vit", "mixer")) else digits_resnet18
+        patch_size = {"patch_size": 4} if recipe is digits_vit_tiny else {}
+        recipe = replace(recipe, data=use(random_images, size=self.image_size), augment=use(identity))
+        recipe = replace(recipe, model=use(MODELS[self.model], **patch_size), batch_size=self.batch_size)
+        return replace(
+            recipe, device=self.device, precision=self.precision, compile="off", keep_memory=self.keep_memory
+        )
+
+
+def random_images(device: torch.device, *, size: int) -> Dataset:
+    """1,280 random images in 10 classes."""
+    images = torch.randint(256, (1280, 3, size, size), dtype=torch.uint8, generator=random.generator(0))
+    labels = torch.arange(1280) % 10
+    return in_memory((images, labels), (images[:10], labels[:10]), tuple("0123456789"), device)
+
+
+def make_step(contender: str, setting: Setting) -> Step:
+    """A contender's training step, ready to run."""
+    experiment = setting.experiment()
+    if contender.startswith("ours"):
+        return ours(replace(experiment, compile="on" if "compiled" in contender else "off"))
+    if contender == "timm":
+        import timm
+
+        module = timm.create_model(TIMM[setting.model], num_classes=10, img_size=setting.image_size, patch_size=4)
+    else:
+        module = our_module(experiment)
+    if contender == "plain":
+        return by_hand(experiment, module, torch.contiguous_format, fused=False)
+    return by_hand(experiment, module, torch.channels_last, fused=True, compile="compiled" in contender)
+
+
+def ours(experiment: Experiment) -> Step:
+    """The step of the library."""
+    state, train_step, batches, *_ = experiment.make()
+
+    def step(i: int) -> Tensor:
+        nonlocal state
+        state, metrics = train_step(state, batches(i))
+        return metrics["loss"]
+
+    return step
+
+
+def our_module(experiment: Experiment) -> nn.Module:
+    """The model of an experiment as the `nn.Module` that a plain loop would train."""
+    model = experiment.make_model(experiment.data.make(device=torch.device("cpu")).info)
+    params, model_state = model.init(random.generator(0))
+    module = with_memory(model.skeleton).train()
+    module.load_state_dict({**params, **model_state})
+    return module
+
+
+def by_hand(
+    experiment: Experiment, module: nn.Module, memory_format: torch.memory_format, *, fused: bool, compile: bool = False
+) -> Step:
+    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that lies on the device."""
+    device = experiment.init_device()
+    dataset = experiment.data.make(device=device)
+    module = module.to(device).to(memory_format=memory_format)
+    options = {"fused": True} if fused and experiment.optim.name in FUSED else {"foreach": True} if fused else {}
+    optimizer = COUNTERPARTS[experiment.optim.name](module.parameters(), lr=experiment.optim.values["lr"], **options)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
+    batches = make_batches(dataset.train, seed=0, batch_size=experiment.batch_size, device=device)
+    precision = torch.bfloat16 if experiment.precision == "bfloat16" else None
+
+    def loss_fn(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            logits = module(normalize(images).contiguous(memory_format=memory_format))
+        return F.cross_entropy(logits.float(), labels)
+
+    loss_fn = torch.compile(loss_fn) if compile else loss_fn
+
+    def step(i: int) -> Tensor:
+        optimizer.zero_grad()
+        batch = batches(i)
+        loss = loss_fn(batch.images, batch.labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def matmul(precision: Precision, device: Literal["cpu", "cuda"]) -> Callable[[], Tensor]:
+    """A product of two matrices of 2048 x 2048, or 8192 x 8192 on a GPU."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, size, size, dtype=getattr(torch, precision), device=device)
+    return lambda: a @ b
+
+
+def status(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields[field].split()[0])
+
+
+def timed(call: Callable[[], Tensor]) -> float:
+    """Seconds until the result of a call is there."""
+    start = time.perf_counter()
+    call().sum().item()
+    return time.perf_counter() - start
+
+
+def serve(connection: Connection, contender: str, setting: Setting) -> None:
+    """A contender in a process of its own: it answers each number of steps with the seconds of each of them.
+
+    Its first answer is the seconds of the first step, its last one the peak of its memory, over that before.
+    """
+    on_gpu = setting.device == "cuda"
+    before = 0 if on_gpu else status("VmRSS")
+    step = make_step(contender, setting)
+    i = 0
+    connection.send(timed(partial(step, i)))
+    if not on_gpu:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    while steps := connection.recv():
+        seconds = []
+        for _ in range(steps):
+            i += 1
+            seconds.append(timed(partial(step, i)))
+        connection.send(seconds)
+    connection.send(torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM") - before)
+
+
+@contextmanager
+def contestant(contender: str, setting: Setting) -> Iterator[Connection]:
+    """The other end of `serve`."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, contender, setting), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        process.kill()
+        process.join()
+
+
+@dataclass
+class Row:
+    """What was measured of one contender."""
+
+    model: str
+    precision: Precision
+    contender: str
+    images_per_second: float
+    over_by_hand: float | None
+    """Ratio of the images a second to those of the hand-written loop; of compiled ones to the compiled loop."""
+    over_plain: float | None
+    peak_mb: float
+    """Highest memory of the step and its state."""
+    first_step_s: float
+    """The first step, which compiles."""
+    share_of_peak: float
+    """Multiply-accumulates a second, three times those of a forward pass, over those of a matrix product."""
+
+    def __str__(self) -> str:
+        ratios = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in (self.over_by_hand, self.over_plain))
+        return (
+            f"| {self.model} | {self.precision} | {self.contender} | {self.images_per_second:,.0f} | {ratios} "
+            f"| {self.peak_mb:,.0f} | {self.first_step_s:.1f} | {self.share_of_peak:.0%} |"
+        )
+
+
+HEAD = (
+    "| model | precision | contender | images/s | over by hand | over plain | peak, MB | first step, s | of peak |\n"
+    "|---|---|---|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int) -> list[Row]:
+    """A row for each contender that there is for the model."""
+    contenders = [each for each in contenders if each != "timm" or setting.model in TIMM]
+    plain = replace(setting, precision="float32", keep_memory=False)
+    multiply = matmul(setting.precision, setting.device)
+    with ExitStack() as stack:
+        ends = {
+            each: stack.enter_context(contestant(each, plain if each == "plain" else setting)) for each in contenders
+        }
+        first = {each: end.recv() for each, end in ends.items()}
+
+        def turn(end: Connection) -> list[float]:
+            end.send(steps)
+            return end.recv()
+
+        turns: dict[str, Callable[[], list[float]]] = {each: partial(turn, end) for each, end in ends.items()}
+        turns["matmul"] = lambda: [timed(multiply) for _ in range(5)]
+        found = interleaved(turns, rounds + 1)
+        seconds = {name: median(chain.from_iterable(each[1:])) for name, each in found.items()}  # the first warms up
+        peaks = {}
+        for each, end in ends.items():
+            end.send(0)
+            peaks[each] = end.recv()
+    experiment = setting.experiment()
+    info = experiment.data.make(device=torch.device("cpu")).info
+    macs = 3 * setting.batch_size * measure_overhead(experiment.make_model(info), info.image_shape).macs
+    peak_macs = multiply().shape[0] ** 3 / seconds["matmul"]
+
+    def ratio(each: str, other: str) -> float | None:
+        return seconds[other] / seconds[each] if other in seconds else None
+
+    return [
+        Row(
+            setting.model,
+            "float32" if each == "plain" else setting.precision,
+            each,
+            setting.batch_size / seconds[each],
+            ratio(each, "by hand, compiled" if "compiled" in each else "by hand"),
+            ratio(each, "plain"),
+            peaks[each] / 1e6,
+            first[each],
+            macs / seconds[each] / peak_macs,
+        )
+        for each in contenders
+    ]
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """A bar chart of the images a second over those of the plain loop, or by hand."""
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys((row.model, row.precision) for row in rows if row.contender != "plain"))
+    contenders = list(dict.fromkeys(row.contender for row in rows if row.contender != "plain"))
+    figure = Figure(figsize=(8, 1 + 0.25 * len(groups) * len(contenders)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, contender in enumerate(contenders):
+        found = {(row.model, row.precision): row for row in rows if row.contender == contender}
+        places = [j + (i + 0.5) / (len(contenders) + 1) for j, group in enumerate(groups) if group in found]
+        bars = axes.barh(
+            places,
+            [found[group].over_plain or math.nan for group in groups if group in found],
+            height=1 / (len(contenders) + 1),
+            label=contender,
+        )
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks([j + 0.4 for j in range(len(groups))], [f"{model}, {precision}" for model, precision in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("speed, over the plain float32 loop")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main(
+    models: Positional[tuple[str, ...]] = TABLE,
+    /,
+    *,
+    contenders: tuple[str, ...] = ("ours", "by hand", "plain", "timm"),
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16"),
+    batch_size: int = 128,
+    image_size: int = 32,
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu",
+    steps: int = 2,
+    rounds: int = 5,
+    json_file: Annotated[Path | None, arg(name="json")] = None,
+    plot: Path | None = None,
+) -> None:
+    """Time training steps, ours beside others that train the same model with the same optimizer, and print a table.
+
+    `ours` is the step of the library. `by hand` is the best plain loop that we could write: channels_last, autocast, a
+    fused optimizer, data on the device, and our settings of the allocator. `plain` is the loop that people write: NCHW,
+    float32, torch.optim with its defaults, the allocator as it is. `timm` trains timm's model as `by hand` does ours,
+    where it is the same. Each contender has a process of its own, for the sake of the memory and the allocator, and all
+    wait while one computes: a few steps each in turn. Medians over all steps. Linux only.
+
+    Args:
+        models: which; none for the ten of the reference.
+        contenders: of ours; ours, compiled; by hand; by hand, compiled; timm; plain.
+        precisions: of the model; plain is always float32.
+        batch_size: images a step.
+        image_size: pixels, height and width.
+        device: where to compute.
+        steps: of each contender in a round.
+        rounds: of all contenders.
+        json_file: file to write the rows to.
+        plot: file to draw a bar chart in.
+    """
+    rows: list[Row] = []
+    print(HEAD)
+    for model in models:
+        check_known("model", model, MODELS)
+        for precision in precisions:
+            setting = Setting(model, precision, batch_size, image_size, device, keep_memory=True)
+            found = measure(setting, [check_known("contender", each, CONTENDERS) for each in contenders], steps, rounds)
+            for row in found:
+                print(row, flush=True)
+            rows += found
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if plot is not None:
+        draw(rows, plot)
+
+
+if __name__ == "__main__":
+    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.train_step"))
