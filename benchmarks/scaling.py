@@ -1,18 +1,24 @@
-"""What several processes cost: `torchrun --nproc_per_node 2 -m benchmarks.scaling --help`."""
+"""What several processes cost: `python -m benchmarks.scaling --help`."""
 
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import tyro
+from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
+from backbones.commands.exit import run_command
 from backbones.experiment import Program
 from benchmarks import interleaved
-from experiments.digits import digits_resnet18
+from benchmarks.train_step import Precision, Setting
 
 GBITS = (0.1, 1, 10, 100)
 """Bandwidths of the model, Gbit/s in each direction."""
@@ -20,38 +26,77 @@ GBITS = (0.1, 1, 10, 100)
 MACHINES = (2, 8, 64)
 
 
-def main(*, steps: int = 5, rounds: int = 5, batch_size: int = 32) -> None:
-    """Time the steps of ResNet-18 on the digits in all processes, with and without messages between BatchNorms.
+def main(
+    models: Positional[tuple[str, ...]] = ("resnet18", "vit-tiny"),
+    /,
+    *,
+    processes: tuple[int, ...] = (1, 2),
+    batch_size: int = 256,
+    precision: Precision = "float32",
+    steps: int = 2,
+    rounds: int = 3,
+) -> None:
+    """Time training steps in one process and in several, which torchrun starts: on GPUs one each, else on CPU cores.
 
-    In one process, then, what would be left of its speed over slower networks: a ring all-reduce (Patarasuk and Yuan,
-    "Bandwidth optimal all-reduce algorithms", 2009) sends 2 (n - 1) / n of the gradient, 4 bytes a parameter, while the
-    backward pass, two thirds of the step, computes; the rest is waited for.
+    Waiting is the share of the step that is spared when the same processes train without messages. At last comes what
+    would be left of the speed of one process over slower networks: a ring all-reduce (Patarasuk and Yuan, "Bandwidth
+    optimal all-reduce algorithms", 2009) sends 2 (n - 1) / n of the gradient, 4 bytes a parameter, while the backward
+    pass, two thirds of the step, computes; the rest is waited for.
 
     Args:
+        models: which.
+        processes: how many, in turn.
+        batch_size: images a step, of all processes together.
+        precision: of the models.
         steps: of each measurement.
         rounds: measurements of each kind, interleaved; the median counts.
-        batch_size: images a step of each process.
     """
-    distributed.init("auto")
-    size = distributed.world_size()
-    experiment = replace(digits_resnet18, batch_size=batch_size * size)
-    programs = {"as it is": experiment.make(), "--sync-batch-norm": replace(experiment, sync_batch_norm=True).make()}
-    params = programs["as it is"].state.params
-    ways: dict[str, Callable[[], float]] = {
-        name: partial(_seconds_of_a_step, [program.state], program, steps) for name, program in programs.items()
-    }
-    times = {name: median(values) for name, values in interleaved(ways, rounds).items()}
-    if not distributed.is_main():
+    if "RANK" in os.environ:  # of torchrun, below
+        measure(Setting(models[0], precision, batch_size, 32, "auto", keep_memory=True), steps)
         return
-    print(f"{size} processes, {batch_size} images each\n\n| step | ms | ratio | images/s |\n|---|--:|--:|--:|")
-    for name, seconds in times.items():
-        ratio = seconds / times["as it is"]
-        print(f"| {name} | {1e3 * seconds:.0f} | {ratio:.2f} | {batch_size * size / seconds:.0f} |")
-    if size == 1:
-        _print_model(times["as it is"], 4 * tree.size(params), batch_size)
+    print("| model | processes | images/s | over one | waiting | --sync-batch-norm |\n|---|--:|--:|--:|--:|--:|")
+    options = ["--batch-size", str(batch_size), "--precision", precision, "--steps", str(steps)]
+    ones: dict[str, dict[str, float]] = {}
+    for model in models:
+        runs = {str(number): partial(torchrun, number, [model, *options]) for number in processes}
+        for number, results in interleaved(runs, rounds).items():
+            times = {kind: median(each[kind] for each in results) for kind in results[0]}
+            seconds = times["together"]
+            one = ones.setdefault(model, times)
+            print(
+                f"| {model} | {number} | {batch_size / seconds:.0f} | {one['together'] / seconds:.2f} "
+                f"| {max(0.0, 1 - times['alone'] / seconds):.0%} | {seconds / times['sync']:.2f} |",
+                flush=True,
+            )
+    for model, one in ones.items():
+        print_model(model, one["together"], int(one["bytes"]), batch_size)
 
 
-def _seconds_of_a_step(states: list, program: Program, steps: int) -> float:
+def torchrun(number: int, args: list[str]) -> dict[str, float]:
+    """What `measure` finds in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number), "-m", __spec__.name]
+    done = subprocess.run([*command, *args], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(setting: Setting, steps: int) -> None:
+    """Print as JSON the bytes of a gradient and the seconds of a step: alone, together, and with synchronous norms."""
+    together = setting.experiment()
+    alone = replace(together, batch_size=together.batch_size // int(os.environ["WORLD_SIZE"]))
+    with patch.dict(os.environ):
+        for name in distributed.TORCHRUN:
+            del os.environ[name]
+        programs = {"alone": alone.make()}
+    programs |= {"together": together.make(), "sync": replace(together, sync_batch_norm=True).make()}
+    states = {kind: [program.state] for kind, program in programs.items()}
+    ways = {kind: partial(seconds_of_a_step, states[kind], program, steps) for kind, program in programs.items()}
+    times = {kind: median(values[1:]) for kind, values in interleaved(ways, 4).items()}  # the first warms up
+    distributed.print0(json.dumps({**times, "bytes": 4 * tree.size(programs["alone"].state.params)}))
+
+
+def seconds_of_a_step(states: list, program: Program, steps: int) -> float:
+    """Mean over some steps, which all processes begin together."""
+    distributed.any_rank(False)
     start = time.perf_counter()
     for step in range(steps):
         states[0], metrics = program.train_step(states[0], program.batches(step))
@@ -59,8 +104,9 @@ def _seconds_of_a_step(states: list, program: Program, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def _print_model(seconds: float, num_bytes: int, batch_size: int) -> None:
-    print(f"\nimages/s of each process: {1e3 * seconds:.0f} ms a step, {num_bytes / 1e6:.0f} MB of gradient\n")
+def print_model(model: str, seconds: float, num_bytes: int, batch_size: int) -> None:
+    """Images a second of each process over networks of several bandwidths."""
+    print(f"\n{model}, images/s of each process: {seconds:.2f} s a step, {num_bytes / 1e6:.0f} MB of gradient\n")
     print(f"| Gbit/s | {' | '.join(f'{n} machines' for n in MACHINES)} |\n|--:|{'--:|' * len(MACHINES)}")
     for gbits in GBITS:
         rates = [batch_size / step_time(seconds, num_bytes, n, gbits) for n in MACHINES]
@@ -75,5 +121,4 @@ def step_time(seconds: float, num_bytes: int, num_machines: int, gbits: float) -
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
-    distributed.shut_down()
+    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.scaling"))

@@ -58,7 +58,7 @@ class Setting:
     precision: Precision
     batch_size: int
     image_size: int
-    device: Literal["cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda"]
     keep_memory: bool
 
     def experiment(self) -> Experiment:
@@ -147,7 +147,7 @@ def by_hand(
     return step
 
 
-def matmul(precision: Precision, device: Literal["cpu", "cuda"]) -> Callable[[], Tensor]:
+def matmul(precision: Precision, device: str) -> Callable[[], Tensor]:
     """A product of two matrices of 2048 x 2048, or 8192 x 8192 on a GPU."""
     size = 8192 if device == "cuda" else 2048
     a, b = torch.randn(2, size, size, dtype=getattr(torch, precision), device=device)
