@@ -149,6 +149,7 @@ def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> s
             lines += [f"    {name}: {', '.join(members)}" for name, members in FAMILIES.items()]
         else:
             lines.append(f"--{kind} NAME: {_mark(chosen, functions)}")
+    lines.append("")
     lines.append(
         "SIGTERM, SIGINT, SIGHUP or SIGUSR1 finishes the step, saves it and exits with code 75. Exit codes: 0 done, "
         "1 error, 2 wrong options, 75 stopped and saved, 130 interrupted. Several processes: docs/scale.md."
