@@ -119,7 +119,7 @@ class Experiment:
     threads: Count | None = None
     """CPU threads of each process; None for its share of the cores, or what OMP_NUM_THREADS says."""
     keep_memory: bool = True
-    """Whether a CPU process keeps the memory that it frees, for the next step: much faster with glibc's malloc."""
+    """Whether a process on a CPU keeps the memory that it frees, for the next step: faster with glibc's malloc."""
     timeout: Positive = distributed.TIMEOUT
     """Seconds that a process waits for the others before the run ends with an error."""
 

@@ -80,7 +80,7 @@ def keep_memory() -> None:
     """Let glibc's malloc keep what is freed for the next step; another allocator, such as jemalloc, stays as it is.
 
     By itself it gets a tensor of 32 MB or more from the kernel each time, which clears every page of it, and gives it
-    back at once: up to half of the time of a training step on a CPU.
+    back at once. That costs a twentieth of a training step on some CPUs, and half of it on others.
     """
     global _keeps_memory
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
