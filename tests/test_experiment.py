@@ -134,7 +134,7 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float16"}, "--precision is 'float16'; it must be one of float32, bfloat16"),
+        ({"precision": "float16"}, "--precision is 'float16'; it must be one of auto, float32, bfloat16"),
         ({"compile": "yes"}, "--compile is 'yes'; it must be one of auto, on, off, cudagraph"),
         ({"steps": 1.5}, r"--steps is 1\.5; it must be an integer, 1 or more"),
         ({"batch_size": "32"}, "--batch-size is '32'; it must be an integer, 1 or more"),
