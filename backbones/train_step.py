@@ -69,12 +69,6 @@ def make_loss_fn(model: Model, *, label_smoothing: float) -> LossFn:
     return loss_fn
 
 
-def _apply(p: Tensor, update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The next value of a leaf, and the norms of its update and of itself, while they are in the processor's cache."""
-    p = p + update
-    return p, torch.linalg.vector_norm(update), torch.linalg.vector_norm(p)
-
-
 def make_train_step(
     grad_and_value: GradAndValue,
     optimizer: optim.GradientTransformation,
@@ -108,10 +102,10 @@ def make_train_step(
         grads, (loss, (model_state, metrics)) = grad_and_value(state.params, state.model_state, micro_batches)
         with phase("update"):
             updates, opt_state = update(grads, state.opt_state, state.params, grad_fn=grad_fn)
-            params, update_norms, param_norms = tree.map_to_several(_apply, state.params, updates)
+            params = optim.apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, state.key, params, model_state, opt_state)
 
-        grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(update_norms)
+        grad_norm, update_norm = tree.global_norm(grads), tree.global_norm(updates)
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) & torch.isfinite(update_norm)
         if skip_nonfinite:
             new_state = tree.where(finite, new_state, state)._replace(step=state.step + 1)  # the next batch is another
@@ -119,7 +113,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
-            "param_norm": tree.global_norm(param_norms),
+            "param_norm": tree.global_norm(params),
             "nonfinite": (~finite).to(torch.int64),
         }
         learning_rate = optim.current_learning_rate(opt_state)
