@@ -110,16 +110,9 @@ def _run(
             states[0], since_log = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
-        if profile is not None and not start_step < profile.start < profile.stop <= num_steps + 1:
-            raise InputError(
-                f"--profile {profile.start}:{profile.stop} is outside of what is left of the run: "
-                f"steps {start_step + 1} to {num_steps}"
-            )
-        if profile is not None and distributed.is_main():
-            path = folder / f"profile-{profile.start}-{profile.stop}.json"
-            program = program._replace(
-                train_step=with_profile(program.train_step, profile, start_step=start_step, path=path)
-            )
+        if profile is not None:
+            left = range(start_step + 1, num_steps + 1)
+            program = program._replace(train_step=with_profile(program.train_step, profile, left=left, folder=folder))
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
             atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")

@@ -13,12 +13,16 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.nn.modules import module as nn_module
 from torch.profiler import profile, record_function
 
+import backbones.distributed as distributed
 from backbones.errors import InputError
 from backbones.train_step import TrainState, TrainStep
 from backbones.types import Batch, Metrics
 
 PHASES = ("augment", "forward", "backward", "update")
 """What a train step marks; the rest of it, and what lies between two steps, are named by what they are not."""
+
+ROOT = "model"
+"""What the whole module is called; the others have their dotted names behind it."""
 
 DEPTH = 2
 """How far down the tree of modules the second table goes."""
@@ -36,16 +40,27 @@ def parse_steps(text: str) -> range:
     return range(int(first), int(end))
 
 
-def with_profile(train_step: TrainStep, steps: range, *, start_step: int, path: Path) -> TrainStep:
-    """The train step, which profiles those `steps`, writes the trace to `path` and prints the tables.
+def with_profile(train_step: TrainStep, steps: range, *, left: range, folder: Path) -> TrainStep:
+    """The train step, which on rank 0 profiles those `steps`, writes the trace into `folder` and prints the tables.
 
     Args:
         train_step: eager, for the phases and the modules; of a compiled one the operators are seen.
         steps: from 1; what happens between them, such as reading data and logging, is profiled too.
-        start_step: steps that are done already.
-        path: file for chrome://tracing or ui.perfetto.dev.
+        left: the steps that will be done.
+        folder: gets a file for chrome://tracing or ui.perfetto.dev.
+
+    Raises:
+        InputError: they are not all of the steps that are left.
     """
-    step = start_step
+    name = f"{steps.start}:{steps.stop}"
+    if not left.start <= steps.start < steps.stop <= left.stop:
+        raise InputError(
+            f"--profile {name} is outside of what is left of the run: steps {left.start} to {left.stop - 1}"
+        )
+    if not distributed.is_main():
+        return train_step
+    path = folder / f"profile-{steps.start}-{steps.stop}.json"
+    step = left.start - 1
     stack = ExitStack()
     profiler: profile | None = None
     since = 0.0
@@ -66,8 +81,10 @@ def with_profile(train_step: TrainStep, steps: range, *, start_step: int, path: 
             seconds = time.perf_counter() - since
             stack.close()
             profiler.export_chrome_trace(str(path))
-            print(tables(list(profiler.events() or ()), seconds=seconds, num_steps=len(steps)), flush=True)
-            print(f"the trace of steps {steps.start} to {steps.stop - 1} is in {path}; open it in ui.perfetto.dev")
+            events = list(profiler.events() or ())
+            print(phase_table(events, seconds=seconds, num_steps=len(steps)))
+            print(module_table(events, seconds=seconds, num_steps=len(steps)))
+            print(f"the trace of steps {name} is in {path}; open it in ui.perfetto.dev", flush=True)
             profiler = None
         return state, metrics
 
@@ -82,7 +99,7 @@ def _named_modules() -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any) -> None:
         parent, path = names[-1] if names else (None, "")
-        found = next((name for name, each in parent.named_modules() if each is module), "?") if parent else "model"
+        found = next((name for name, each in parent.named_modules() if each is module), "?") if parent else ROOT
         names.append((module, f"{path}.{found}" if path else found))
         marks.append(record_function(names[-1][1]))
         marks[-1].__enter__()
@@ -102,12 +119,8 @@ def _named_modules() -> Iterator[None]:
             handle.remove()
 
 
-def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
-    """Time and memory by phase and by module, each a mean over the steps.
-
-    A module's backward pass is what autograd computes for the operators of its forward pass. Memory is what stays
-    allocated when a phase, or the forward pass of a module, is over.
-    """
+def phase_table(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+    """Time of each phase, and the memory that is still allocated when it is over, as means over the steps."""
     marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES)}
     total = 1e6 * seconds / num_steps
     times = {name: _mean(found, _time, num_steps) for name, found in marked.items()}
@@ -118,20 +131,32 @@ def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> st
     for name, microseconds in times.items():
         kept = f"{_mean(marked[name], _memory, num_steps) / 1e6:.0f}" if name in marked else ""
         lines.append(f"| {name} | {microseconds / 1e3:.1f} | {microseconds / total:.0%} | {kept} |")
+    return "\n".join(lines) + "\n"
 
-    modules = [each for each in events if each.name == "model" or each.name.startswith("model.")]
-    lines += ["", "| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
+
+def module_table(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+    """Time of each module, and the memory that its forward pass leaves allocated, as means over the steps.
+
+    A module's backward pass is what autograd computes for the operators of its forward pass. Of a compiled step there
+    are no modules to see, and no rows.
+    """
+    total = 1e6 * seconds / num_steps
     backward = _backward_times(events)
     rows: dict[str, list[FunctionEvent]] = {}
-    for each in modules:
-        if each.name.count(".") <= DEPTH:
-            rows.setdefault(each.name, []).append(each)
+    for event in filter(_is_module, events):
+        if event.name.count(".") <= DEPTH:
+            rows.setdefault(event.name, []).append(event)
+    lines = ["| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
     for name, found in rows.items():
         forward = _mean(found, _time, num_steps)
         behind = sum(value for owner, value in backward.items() if f"{owner}.".startswith(f"{name}.")) / num_steps
         share, memory = (forward + behind) / total, _mean(found, _memory, num_steps) / 1e6
         lines.append(f"| {name} | {forward / 1e3:.1f} | {behind / 1e3:.1f} | {share:.0%} | {memory:.0f} |")
-    return "\n".join(lines if rows else lines[:-3])
+    return "\n".join(lines) + "\n"
+
+
+def _is_module(event: FunctionEvent) -> bool:
+    return event.name.partition(".")[0] == ROOT
 
 
 def _backward_times(events: list[FunctionEvent]) -> dict[str, float]:
@@ -139,7 +164,7 @@ def _backward_times(events: list[FunctionEvent]) -> dict[str, float]:
     owners: dict[int, str] = {}  # by the number that autograd gives to an operator and to its backward
     for event in events:
         owner = event.cpu_parent
-        while owner is not None and not (owner.name == "model" or owner.name.startswith("model.")):
+        while owner is not None and not _is_module(owner):
             owner = owner.cpu_parent
         if owner is not None and event.sequence_nr >= 0:
             owners[event.sequence_nr] = owner.name
