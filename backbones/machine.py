@@ -42,9 +42,9 @@ def set_num_threads(wanted: int | None) -> None:
     number in that variable counts, up to the number of cores.
     """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    share = max(1, num_cores() // num_local)
     by_torchrun = wanted is None and num_local > 1 and os.environ.get("OMP_NUM_THREADS") == "1"
-    threads = wanted or (share if by_torchrun else min(torch.get_num_threads(), num_cores()))
+    share = max(1, num_cores() // num_local) if by_torchrun else min(torch.get_num_threads(), num_cores())
+    threads = wanted or share
     if threads == torch.get_num_threads():
         return
     torch.set_num_threads(threads)
@@ -83,6 +83,8 @@ def keep_memory() -> None:
     back at once. That costs a twentieth of a training step on some CPUs, and half of it on others.
     """
     global _keeps_memory
+    if _keeps_memory:
+        return
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version") or not malloc().startswith("libc"):
         return
