@@ -18,7 +18,7 @@ import backbones.tree as tree
 from backbones.commands.exit import run_command
 from backbones.experiment import Program
 from benchmarks import interleaved
-from benchmarks.train_step import Precision, Setting
+from benchmarks.contenders import Precision, Setting
 
 GBITS = (0.1, 1, 10, 100)
 """Bandwidths of the model, Gbit/s in each direction."""

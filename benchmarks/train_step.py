@@ -1,7 +1,6 @@
 """Speed and memory of a training step, beside hand-written loops: `python -m benchmarks.train_step --help`."""
 
 import json
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,136 +14,23 @@ from statistics import median
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 from tyro.conf import Positional, arg
 
-import backbones.random as random
-from backbones.augment import identity, make_normalize
 from backbones.commands.exit import run_command
-from backbones.component import use
-from backbones.data import Dataset, in_memory, make_batches
-from backbones.errors import check_known
-from backbones.experiment import Experiment
+from backbones.data.source import CPU
+from backbones.errors import InputError, check_known
 from backbones.models import MODELS
-from backbones.models.base import with_memory
 from backbones.run.overhead import measure_overhead
 from benchmarks import interleaved
-from benchmarks.optimizers import COUNTERPARTS, FUSED
-from experiments.digits import digits_resnet18, digits_vit_tiny
-
-Precision = Literal["float32", "bfloat16"]
-Step = Callable[[int], Tensor]
-"""Trains on the batch of that number, and returns the loss."""
+from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 
 TABLE = (
     "vgg11", "vgg19-bn", "resnet18", "preactresnet18", "resnext29-32x4d", "se-resnet18", "cbam-resnet18", "mobilenet",
     "shufflenet-g8", "vit-tiny",
 )  # fmt: skip
 """The ten models of the reference."""
-
-TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-small": "vit_small_patch16_224"}
-"""Models of timm that are the same for images of 32x32: its ConvNets begin with the strides for ImageNet."""
-
-CONTENDERS = ("ours", "ours, compiled", "by hand", "by hand, compiled", "timm", "plain")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is trained."""
-
-    model: str
-    precision: Precision
-    batch_size: int
-    image_size: int
-    device: Literal["auto", "cpu", "cuda"]
-    keep_memory: bool
-
-    def experiment(self) -> Experiment:
-        """A ConvNet with SGD or a transformer with Adam, as in the recipes, on 1,280 random images in 10 classes."""
-        recipe = digits_vit_tiny if self.model.startswith(("vit", "mixer")) else digits_resnet18
-        patch_size = {"patch_size": 4} if recipe is digits_vit_tiny else {}
-        recipe = replace(recipe, data=use(random_images, size=self.image_size), augment=use(identity))
-        recipe = replace(recipe, model=use(MODELS[self.model], **patch_size), batch_size=self.batch_size)
-        return replace(
-            recipe, device=self.device, precision=self.precision, compile="off", keep_memory=self.keep_memory
-        )
-
-
-def random_images(device: torch.device, *, size: int) -> Dataset:
-    """1,280 random images in 10 classes."""
-    images = torch.randint(256, (1280, 3, size, size), dtype=torch.uint8, generator=random.generator(0))
-    labels = torch.arange(1280) % 10
-    return in_memory((images, labels), (images[:10], labels[:10]), tuple("0123456789"), device)
-
-
-def make_step(contender: str, setting: Setting) -> Step:
-    """A contender's training step, ready to run."""
-    experiment = setting.experiment()
-    if contender.startswith("ours"):
-        return ours(replace(experiment, compile="on" if "compiled" in contender else "off"))
-    if contender == "timm":
-        import timm
-
-        module = timm.create_model(TIMM[setting.model], num_classes=10, img_size=setting.image_size, patch_size=4)
-    else:
-        module = our_module(experiment)
-    if contender == "plain":
-        return by_hand(experiment, module, torch.contiguous_format, fused=False)
-    return by_hand(experiment, module, torch.channels_last, fused=True, compile="compiled" in contender)
-
-
-def ours(experiment: Experiment) -> Step:
-    """The step of the library."""
-    state, train_step, batches, *_ = experiment.make()
-
-    def step(i: int) -> Tensor:
-        nonlocal state
-        state, metrics = train_step(state, batches(i))
-        return metrics["loss"]
-
-    return step
-
-
-def our_module(experiment: Experiment) -> nn.Module:
-    """The model of an experiment as the `nn.Module` that a plain loop would train."""
-    model = experiment.make_model(experiment.data.make(device=torch.device("cpu")).info)
-    params, model_state = model.init(random.generator(0))
-    module = with_memory(model.skeleton).train()
-    module.load_state_dict({**params, **model_state})
-    return module
-
-
-def by_hand(
-    experiment: Experiment, module: nn.Module, memory_format: torch.memory_format, *, fused: bool, compile: bool = False
-) -> Step:
-    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that lies on the device."""
-    device = experiment.init_device()
-    dataset = experiment.data.make(device=device)
-    module = module.to(device).to(memory_format=memory_format)
-    options = {"fused": True} if fused and experiment.optim.name in FUSED else {"foreach": True} if fused else {}
-    optimizer = COUNTERPARTS[experiment.optim.name](module.parameters(), lr=experiment.optim.values["lr"], **options)
-    normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
-    batches = make_batches(dataset.train, seed=0, batch_size=experiment.batch_size, device=device)
-    precision = torch.bfloat16 if experiment.precision == "bfloat16" else None
-
-    def loss_fn(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = module(normalize(images).contiguous(memory_format=memory_format))
-        return F.cross_entropy(logits.float(), labels)
-
-    loss_fn = torch.compile(loss_fn) if compile else loss_fn
-
-    def step(i: int) -> Tensor:
-        optimizer.zero_grad()
-        batch = batches(i)
-        loss = loss_fn(batch.images, batch.labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def matmul(precision: Precision, device: str) -> Callable[[], Tensor]:
@@ -259,7 +145,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             end.send(0)
             peaks[each] = end.recv()
     experiment = setting.experiment()
-    info = experiment.data.make(device=torch.device("cpu")).info
+    info = experiment.data.make(device=CPU).info
     macs = 3 * setting.batch_size * measure_overhead(experiment.make_model(info), info.image_shape).macs
     peak_macs = multiply().shape[0] ** 3 / seconds["matmul"]
 
@@ -283,7 +169,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A bar chart of the images a second over those of the plain loop, or by hand."""
+    """A bar chart of the images a second over those of the plain loop."""
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((row.model, row.precision) for row in rows if row.contender != "plain"))
@@ -295,7 +181,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         places = [j + (i + 0.5) / (len(contenders) + 1) for j, group in enumerate(groups) if group in found]
         bars = axes.barh(
             places,
-            [found[group].over_plain or math.nan for group in groups if group in found],
+            [found[group].over_plain or 0.0 for group in groups if group in found],
             height=1 / (len(contenders) + 1),
             label=contender,
         )
@@ -332,7 +218,7 @@ def main(
 
     Args:
         models: which; none for the ten of the reference.
-        contenders: of ours; ours, compiled; by hand; by hand, compiled; timm; plain.
+        contenders: which loops to time: "ours", "ours, compiled", "by hand", "by hand, compiled", "timm", "plain".
         precisions: of the model; plain is always float32.
         batch_size: images a step.
         image_size: pixels, height and width.
@@ -340,15 +226,22 @@ def main(
         steps: of each contender in a round.
         rounds: of all contenders.
         json_file: file to write the rows to.
-        plot: file to draw a bar chart in.
+        plot: file to draw a bar chart in, of the speed over that of plain.
+
+    Raises:
+        InputError: a name is unknown, or there is no plain loop to draw the others over.
     """
+    for each in contenders:
+        check_known("contender", each, CONTENDERS)
+    if plot is not None and "plain" not in contenders:
+        raise InputError("--plot draws the speed over that of plain, which is not among the --contenders; add it")
     rows: list[Row] = []
     print(HEAD)
     for model in models:
         check_known("model", model, MODELS)
         for precision in precisions:
             setting = Setting(model, precision, batch_size, image_size, device, keep_memory=True)
-            found = measure(setting, [check_known("contender", each, CONTENDERS) for each in contenders], steps, rounds)
+            found = measure(setting, contenders, steps, rounds)
             for row in found:
                 print(row, flush=True)
             rows += found
