@@ -229,7 +229,7 @@ class Experiment:
                 transform="autograd" if mode == "eager" else "func",
             ),
             optimizer,
-            augment=self.augment.make(),
+            augment=self.augment.make(num_classes=dataset.info.num_classes),
             normalize=normalize,
             accumulate=self.accumulate,
             skip_nonfinite=self.nonfinite == "skip",

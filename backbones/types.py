@@ -36,6 +36,8 @@ class Batch(NamedTuple):
     """[B] float32, of each sample in the loss and in metrics; 0 for a row that only pads the batch."""
     index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
     """[B] int64, of the sample in its split: its random numbers are keyed by it."""
+    epoch: Tensor
+    """[B] int64, how often the run has gone through all samples before this one; 0 in evaluation."""
 
 
 Part = Literal["stem", "trunk", "head"]

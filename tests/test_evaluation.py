@@ -38,7 +38,7 @@ def test_eval_step_sums_over_rows_that_count() -> None:
     normalize = make_normalize((100.0,) * 3, (50.0,) * 3, CPU)
     eval_step = make_eval_step(model, normalize)
     images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=random.generator(1))
-    batch = Batch(images, torch.arange(6), None, torch.tensor([1.0] * 4 + [0.0] * 2), torch.arange(6))
+    batch = Batch(images, torch.arange(6), None, torch.tensor([1.0] * 4 + [0.0] * 2), torch.arange(6), torch.zeros(6))
     padded = eval_step(params, model_state, batch)
     whole = eval_step(params, model_state, tree.map(lambda leaf: leaf[:4], batch))
     assert padded.weight == 4

@@ -61,7 +61,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert f"resumed from step {step}\n" in done.stdout and "with sign-sgd and constant" in done.stdout
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert result["steps"] == 200 and result["top1"] > 0.5
-    image, label = (leaf[0] for leaf in digits().test.read(torch.tensor([3]), torch.tensor([3])))
+    test, third = digits().test, torch.tensor([3])
+    image, label = test.read(third, third)[0], test.labels[3]
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
     shown = shell(evaluate, tmp_path).stdout
     assert re.match(r"digit\.png  \d \d+\.\d%", shown) and label == 3

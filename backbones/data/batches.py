@@ -34,7 +34,8 @@ def make_batches(source: Source, *, seed: int, batch_size: int, device: torch.de
     def batches(step: int) -> Batch:
         start = step * batch_size + distributed.rank() * share
         index = _sequence(start, share, seed=seed, size=source.size, device=device)
-        return _read(source, index, random.sample_keys(key, step, index))
+        epoch = torch.arange(start, start + share, device=device) // source.size
+        return _read(source, index, random.sample_keys(key, step, index), epoch)
 
     return batches
 
@@ -62,10 +63,10 @@ def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> It
     index = torch.arange(source.size, device=device)[distributed.rank() :: distributed.world_size()]
     for part in index.split(share):
         padded = F.pad(part, (0, share - len(part)))  # with sample 0
-        batch = _read(source, padded, random.fold_in(random.key(0, device=device), padded))
+        batch = _read(source, padded, random.fold_in(random.key(0, device=device), padded), torch.zeros_like(padded))
         yield batch._replace(weight=(torch.arange(share, device=device) < len(part)).to(torch.float32))
 
 
-def _read(source: Source, index: Tensor, keys: Tensor) -> Batch:
-    images, labels = (leaf.to(index.device, non_blocking=True) for leaf in source.read(index, keys))
-    return Batch(images, labels, None, torch.ones(len(index), device=index.device), index)
+def _read(source: Source, index: Tensor, keys: Tensor, epoch: Tensor) -> Batch:
+    images = source.read(index, keys).to(index.device, non_blocking=True)
+    return Batch(images, source.labels[index], None, torch.ones(len(index), device=index.device), index, epoch)

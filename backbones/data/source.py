@@ -39,23 +39,28 @@ class DataInfo(NamedTuple):
 
 
 class Read(Protocol):
-    """Random access: the images [B, C, H, W] uint8 and labels [B] int64 of the samples `index` [B] int64 in [0, N).
+    """Random access: the images [B, C, H, W] uint8 of the samples `index` [B] int64 in [0, N).
 
     `keys` [B] int64 is a random key for each sample, for sources that draw something while they read.
     """
 
-    def __call__(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, index: Tensor, keys: Tensor) -> Tensor: ...
 
 
 class Source(NamedTuple):
     """Samples of one split."""
 
     info: DataInfo
-    size: int
-    """N."""
+    labels: Tensor
+    """[N] int64 in [0, K)."""
     read: Read
     digest: Callable[[], str]
     """`digest()` is a SHA-256 of all samples: equal for equal data."""
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return len(self.labels)
 
 
 class Dataset(NamedTuple):
@@ -96,11 +101,11 @@ def in_memory(
     def source(images: Tensor, labels: Tensor) -> Source:
         images, labels = images.to(device), labels.to(device)
 
-        def read(index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        def read(index: Tensor, keys: Tensor) -> Tensor:
             del keys
-            return images[index], labels[index]
+            return images[index]
 
-        return Source(info, len(labels), read, lambda: tree.sha256({"images": images, "labels": labels}))
+        return Source(info, labels, read, lambda: tree.sha256({"images": images, "labels": labels}))
 
     return Dataset(source(*train), source(*test))
 

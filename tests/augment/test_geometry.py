@@ -11,7 +11,8 @@ from backbones.types import Batch
 
 def make_batch(size: int) -> Batch:
     images = torch.randint(0, 256, (size, 3, 8, 6), generator=random.generator(0)).to(torch.uint8)
-    return Batch(images, torch.zeros(size, dtype=torch.int64), None, torch.ones(size), torch.arange(size))
+    zeros = torch.zeros(size, dtype=torch.int64)
+    return Batch(images, zeros, None, torch.ones(size), torch.arange(size), zeros)
 
 
 def make_keys(size: int) -> torch.Tensor:

@@ -60,7 +60,7 @@ def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, c
 def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     checkpoint = read_checkpoint(finished / "checkpoints" / "4")
     predict = load_predictor(checkpoint, Experiment.from_json(checkpoint.manifest.experiment), CPU)
-    images, _ = digits().test.read(torch.arange(3), torch.arange(3))
+    images = digits().test.read(torch.arange(3), torch.arange(3))
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
@@ -128,13 +128,13 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 
 def cropped(device: torch.device = CPU) -> Dataset:
     """Digits without their last column."""
-    splits = [source.read(torch.arange(50), torch.arange(50)) for source in digits(device)]
+    splits = [(source.read(torch.arange(50), torch.arange(50)), source.labels[:50]) for source in digits(device)]
     return in_memory(*((images[..., 1:], labels) for images, labels in splits), tuple("0123456789"), device)
 
 
 def fewer(device: torch.device = CPU) -> Dataset:
     """Digits, odd or even."""
-    splits = [source.read(torch.arange(50), torch.arange(50)) for source in digits(device)]
+    splits = [(source.read(torch.arange(50), torch.arange(50)), source.labels[:50]) for source in digits(device)]
     return in_memory(*((images, labels % 2) for images, labels in splits), ("even", "odd"), device)
 
 

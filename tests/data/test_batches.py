@@ -87,7 +87,7 @@ def test_any_step_can_be_asked_for_in_any_order() -> None:
 def test_a_source_gets_a_key_for_each_sample_and_step() -> None:
     source, seen = make_source(20), {}
 
-    def read(index: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(index: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         seen[tuple(index.tolist())] = keys
         return source.read(index, keys)
 
@@ -104,3 +104,9 @@ def test_channel_statistics_are_those_of_numpy() -> None:
     mean, std = channel_statistics(images)
     np.testing.assert_allclose(mean, images.numpy().mean(axis=(0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std, images.numpy().std(axis=(0, 2, 3)), rtol=1e-6)
+
+
+def test_a_batch_knows_the_epoch_of_each_sample() -> None:
+    batches = make_batches(make_source(10), seed=0, batch_size=8, device=CPU)
+    epochs = [batches(step).epoch.tolist() for step in range(3)]
+    assert epochs == [[0] * 8, [0] * 2 + [1] * 6, [1] * 4 + [2] * 4]

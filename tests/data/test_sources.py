@@ -21,7 +21,7 @@ fashion_mnist_module = sys.modules[fashion_mnist.__module__]
 
 def read_all(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     index = torch.arange(source.size)
-    return source.read(index, index)
+    return source.read(index, index), source.labels
 
 
 def test_digits_are_split_as_written_down() -> None:

@@ -70,7 +70,9 @@ def seam() -> None:
 def random_batch(size: int, generator: torch.Generator) -> Batch:
     images = torch.randn(size, 3, 8, 8, generator=generator)
     labels = torch.randint(10, (size,), generator=generator)
-    return Batch(images, labels, targets=None, weight=torch.ones(size), index=torch.arange(size))
+    return Batch(
+        images, labels, targets=None, weight=torch.ones(size), index=torch.arange(size), epoch=torch.zeros(size)
+    )
 
 
 def sync_batch_norm() -> None:
