@@ -24,7 +24,7 @@ from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
-from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
+from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
 from backbones.jit import Mode, jit
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
@@ -236,13 +236,21 @@ class Experiment:
         )
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        plain_batches = make_batches(dataset.train, seed=0, batch_size=self.batch_size, device=device)
+        plain_batches = make_batches(
+            dataset.train, seed=0, batch_size=self.batch_size, device=device, num_steps=NUM_BN_BATCHES
+        )
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),
-            make_batches(dataset.train, seed=self.seed, batch_size=self.batch_size, device=device),
+            make_batches(
+                dataset.train,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                device=device,
+                num_steps=self.num_steps(dataset),
+            ),
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
         )

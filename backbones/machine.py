@@ -23,6 +23,11 @@ def num_cores() -> int:
     return max(1, int(min(cores, _quota())))
 
 
+def share_of_cores() -> int:
+    """CPU cores for each of the processes that torchrun has started on this machine."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def _quota() -> float:
     """CPU time that the container gets in a second, in cores (cgroup v2, then v1)."""
     try:
@@ -43,7 +48,7 @@ def set_num_threads(wanted: int | None) -> None:
     """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     by_torchrun = wanted is None and num_local > 1 and os.environ.get("OMP_NUM_THREADS") == "1"
-    share = max(1, num_cores() // num_local) if by_torchrun else min(torch.get_num_threads(), num_cores())
+    share = share_of_cores() if by_torchrun else min(torch.get_num_threads(), num_cores())
     threads = wanted or share
     if threads == torch.get_num_threads():
         return

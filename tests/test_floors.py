@@ -23,6 +23,8 @@ DOORS = {
     "optree": "backbones.tree",
     "torchvision": "backbones.data.torchvision",
     "PIL": "backbones.data.images",
+    "torchcodec": "backbones.data.images",
+    "pyarrow": "backbones.data.parquet",
     "orbax": "backbones.run.checkpoint.orbax_state",
     "fvcore": "backbones.run.overhead",
     "tensorboard": "backbones.run.metric_writer",

@@ -93,7 +93,7 @@ def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, devi
 
 
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
-    logits = predict(read_images(paths, info.image_shape, resize=resize)).to(torch.float32)
+    logits = predict(read_images(paths, info, squeeze=resize)).to(torch.float32)
     top = logits.softmax(dim=1).topk(min(5, info.num_classes), dim=1)
     width = max(len(str(path)) for path in paths)
     for path, values, classes in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):

@@ -4,7 +4,8 @@ N samples, B samples of a batch.
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +13,38 @@ from torch import Tensor
 
 import backbones.distributed as distributed
 import backbones.random as random
+import backbones.tree as tree
 from backbones.data.source import Source
 from backbones.random import Stream
 from backbones.types import Batch
+
+AHEAD = 2
+"""Batches that are read while a step computes."""
 
 Batches = Callable[[int], Batch]
 """`batches(step)`: the batch of any step, counted from 0, in any order."""
 
 
-def make_batches(source: Source, *, seed: int, batch_size: int, device: torch.device) -> Batches:
+def make_batches(
+    source: Source, *, seed: int, batch_size: int, device: torch.device, num_steps: int | None = None
+) -> Batches:
     """This rank's part of the training batch of each step.
 
     The samples of a run are one endless sequence: epoch after epoch, each in an order of its own. Step `s` takes the
     `batch_size` of them from `s batch_size` on, and each rank its share of these, so nothing is dropped or seen twice.
 
-    `batch_size` is that of all ranks together, a multiple of their number.
+    `batch_size` is that of all ranks together, a multiple of their number. From `num_steps` on nothing is read ahead.
     """
-    share = batch_size // distributed.world_size()
-    key = random.fold_in(random.key(seed, device=device), Stream.READ)
+    share, home = batch_size // distributed.world_size(), source.labels.device
+    key = random.fold_in(random.key(seed, device=home), Stream.READ)
 
-    def batches(step: int) -> Batch:
+    def request(step: int) -> Request:
         start = step * batch_size + distributed.rank() * share
-        index = _sequence(start, share, seed=seed, size=source.size, device=device)
-        epoch = torch.arange(start, start + share, device=device) // source.size
-        return _read(source, index, random.sample_keys(key, step, index), epoch)
+        index = _sequence(start, share, seed=seed, size=source.size, device=home)
+        epoch = torch.arange(start, start + share, device=home) // source.size
+        return Request(index, random.sample_keys(key, step, index), epoch)
 
-    return batches
+    return ReadAhead(source, request, num_steps, device)
 
 
 def _sequence(start: int, length: int, *, seed: int, size: int, device: torch.device) -> Tensor:
@@ -59,14 +66,57 @@ def epoch_order(seed: int, epoch: int, size: int, device: torch.device) -> Tenso
 
 def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
     """This rank's part of a split, each sample once over all ranks; the last batch is padded with rows of weight 0."""
-    share = -(-min(batch_size, source.size) // distributed.world_size())  # rounded up
-    index = torch.arange(source.size, device=device)[distributed.rank() :: distributed.world_size()]
-    for part in index.split(share):
-        padded = F.pad(part, (0, share - len(part)))  # with sample 0
-        batch = _read(source, padded, random.fold_in(random.key(0, device=device), padded), torch.zeros_like(padded))
-        yield batch._replace(weight=(torch.arange(share, device=device) < len(part)).to(torch.float32))
+    share, home = -(-min(batch_size, source.size) // distributed.world_size()), source.labels.device  # rounded up
+    parts = torch.arange(source.size, device=home)[distributed.rank() :: distributed.world_size()].split(share)
+
+    def request(i: int) -> Request:
+        padded = F.pad(parts[i], (0, share - len(parts[i])))  # with sample 0
+        return Request(padded, random.fold_in(random.key(0, device=home), padded), torch.zeros_like(padded))
+
+    batches = ReadAhead(source, request, len(parts), device)
+    for i, part in enumerate(parts):
+        yield batches(i)._replace(weight=(torch.arange(share, device=device) < len(part)).to(torch.float32))
 
 
-def _read(source: Source, index: Tensor, keys: Tensor, epoch: Tensor) -> Batch:
-    images = source.read(index, keys).to(index.device, non_blocking=True)
-    return Batch(images, source.labels[index], None, torch.ones(len(index), device=index.device), index, epoch)
+class Request(NamedTuple):
+    """The samples of a batch, before they are read."""
+
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
+    """[B] int64."""
+    keys: Tensor
+    """[B] int64, what the source draws from while it reads."""
+    epoch: Tensor
+    """[B] int64."""
+
+
+class ReadAhead:
+    """step -> Batch. Where a source reads in other processes, they read the next batches while a step computes.
+
+    It is a pure function: any step can be asked for, in any order.
+
+    Args:
+        source: what is read.
+        request: step -> its samples.
+        num_steps: nothing is read ahead from this step on; None for no end.
+        device: where the batches are sent.
+    """
+
+    def __init__(
+        self, source: Source, request: Callable[[int], Request], num_steps: int | None, device: torch.device
+    ) -> None:
+        self._source, self._request, self._num_steps, self._device = source, request, num_steps, device
+        self._started: dict[int, tuple[Request, Callable[[], Tensor]]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        end = step + 1 + (0 if self._source.start is None else AHEAD)
+        end = max(step + 1, min(end, end if self._num_steps is None else self._num_steps))
+        self._started = {each: self._started.get(each) or self._start(each) for each in range(step, end)}
+        request, images = self._started.pop(step)
+        labels, weight = self._source.labels[request.index], torch.ones(len(request.index), device=self._device)
+        batch = Batch(images(), labels, None, weight, request.index, request.epoch)
+        return tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), batch)
+
+    def _start(self, step: int) -> tuple[Request, Callable[[], Tensor]]:
+        request = self._request(step)
+        read = partial(self._source.read, request.index, request.keys)
+        return request, read if self._source.start is None else self._source.start(request.index, request.keys)

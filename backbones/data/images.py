@@ -1,53 +1,177 @@
-"""Image files as tensors. The only importer of Pillow."""
+"""Image files as tensors. The only importer of torchcodec and Pillow."""
 
+import io
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.data.source import Color, DataInfo
 from backbones.errors import InputError
 
+MAX_PIXELS = 178_956_970
+"""More of them are refused before they are decoded: small files can hold images that fill the memory."""
 
-def read_images(paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool) -> Tensor:
-    """Image files as the model wants them, [N, C, H, W] uint8.
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+"""Of the files that are taken for images."""
 
-    They are turned as their EXIF orientation says, 16 bits are scaled to 8, and what is transparent is black.
+
+class BadImage(ValueError):
+    """A file is no image, or a damaged one; the message is the reason."""
+
+
+def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
+    """The image in the bytes of a file, [C, H, W] uint8.
+
+    It is turned as its EXIF orientation says, 16 bits are scaled to 8, what is transparent shows the background, and of
+    an animation it is the first frame. JPEG and PNG are decoded by torchcodec, all else by Pillow.
 
     Args:
-        paths: files of any format that Pillow knows.
-        image_shape: C (1 or 3: grey, or red, green and blue), H and W.
-        resize: scale images of another size to H x W, instead of refusing them.
+        content: of the file.
+        channels: 1 (grey) or 3 (red, green and blue).
+        background: red, green and blue in [0, 255].
+
+    Raises:
+        BadImage: these are no bytes of an image, or not all of them.
+    """
+    image = _decode_fast(content, channels)
+    if image is None:
+        image = _decode_any(content)
+    if len(image) == 4:
+        image = _compose(image, background)
+    return _to_grey(image) if channels == 1 and len(image) == 3 else image
+
+
+def _decode_fast(content: bytes, channels: int) -> Tensor | None:
+    """A JPEG or a PNG, [1, 3 or 4, H, W] uint8; None for what torchcodec does not know or refuses."""
+    codec = _torchcodec()
+    if codec is None:
+        return None
+    with suppress(RuntimeError):
+        if content[:3] == b"\xff\xd8\xff":
+            _check_pixels(_jpeg_pixels(content))
+            return codec.decode_jpeg(content, mode="GRAY" if channels == 1 else "RGB")
+        if content[:8] == b"\x89PNG\r\n\x1a\n":
+            _check_pixels(int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big"))
+            has_alpha = content[25:26] in (b"\x04", b"\x06") or b"tRNS" in content
+            return codec.decode_png(content, mode="RGB_ALPHA" if has_alpha else "RGB")
+    return None
+
+
+@cache
+def _torchcodec() -> Any:
+    """torchcodec's decoders; None where they do not load beside this torch."""
+    try:
+        import torchcodec.decoders  # late: --help need not wait for it
+
+        return torchcodec.decoders
+    except (ImportError, OSError, RuntimeError):
+        return None
+
+
+def _jpeg_pixels(content: bytes) -> int:
+    """Height times width in the frame header of a JPEG (ITU-T T.81, B.2.2); 0 if there is none."""
+    at = 2
+    while content[at : at + 1] == b"\xff":
+        marker = content[at + 1] if at + 1 < len(content) else 0
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # which are no frame headers
+            return int.from_bytes(content[at + 5 : at + 7], "big") * int.from_bytes(content[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return 0
+
+
+def _check_pixels(pixels: int) -> None:
+    if pixels > MAX_PIXELS:
+        raise BadImage(f"it has {pixels:,} pixels, and {MAX_PIXELS:,} are the most")
+
+
+def _decode_any(content: bytes) -> Tensor:
+    """An image of any format that Pillow knows, [3 or 4, H, W] uint8."""
+    from PIL import Image, ImageOps
+
+    Image.MAX_IMAGE_PIXELS = None  # checked here
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            _check_pixels(file.width * file.height)
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                image = Image.fromarray(_to_8_bits(np.asarray(image)))
+            elif image.mode == "F":
+                raise BadImage("its pixels are floating-point numbers")
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    except BadImage:
+        raise
+    except Exception as error:  # of some thirty decoders, each with exceptions of its own
+        raise BadImage("it is no image, or damaged" if content else "it is empty") from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _to_8_bits(image: np.ndarray) -> np.ndarray:
+    if image.min() < 0 or image.max() > 65535:
+        raise BadImage("its pixels have more than 16 bits")
+    return (image.astype(np.float32) * (255 / 65535)).round().astype(np.uint8)
+
+
+def _compose(image: Tensor, background: Color) -> Tensor:
+    """Red, green, blue and alpha [4, H, W] over a colour, [3, H, W]."""
+    color, alpha = image[:3].to(torch.int32), image[3:].to(torch.int32)
+    behind = torch.tensor(background, dtype=torch.int32)[:, None, None]
+    return ((color * alpha + behind * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def _to_grey(image: Tensor) -> Tensor:
+    """Luma of ITU-R 601-2 in Pillow's integer arithmetic, [3, H, W] -> [1, H, W]."""
+    red, green, blue = image.to(torch.int32)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)[None]
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """[C, h, w] uint8 -> [C, height, width], bilinear, averaging over the pixels that become one."""
+    if image.shape[1:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def center_crop(image: Tensor, height: int, width: int, share: float) -> Tensor:
+    """The middle of [C, h, w] uint8, [C, height, width], which is `share` of the image in the side that limits it."""
+    scale = max(height / image.shape[1], width / image.shape[2]) / share
+    resized = resize(image, max(round(image.shape[1] * scale), height), max(round(image.shape[2] * scale), width))
+    top, left = (resized.shape[1] - height) // 2, (resized.shape[2] - width) // 2
+    return resized[:, top : top + height, left : left + width]
+
+
+def read_images(paths: Sequence[Path], info: DataInfo, *, squeeze: bool) -> Tensor:
+    """Image files as the model of a run wants them, [N, C, H, W] uint8: as its own images were read.
+
+    Args:
+        paths: files of any format that `decode` knows.
+        info: of the data set of the run.
+        squeeze: where those of the run were not scaled, scale images of another size to H x W instead of refusing them.
 
     Raises:
         InputError: a file is absent, no image, or of another size.
     """
-    channels, height, width = image_shape
+    channels, height, width = info.image_shape
     images = []
     for path in paths:
         try:
-            with Image.open(path) as file:
-                image = _to_8_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
-            reason = getattr(error, "strerror", None) or "it is no image, or damaged"
-            raise InputError(f"{path} cannot be read: {reason}") from error
-        if image.size != (width, height):
-            if not resize:
-                got = "x".join(str(size) for size in image.size)
-                raise InputError(
-                    f"{path} has {got} pixels and the model takes {width}x{height}; scale it with --resize"
-                )
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        images.append(torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1))
+            image = decode(path.read_bytes(), channels=channels, background=info.background)
+        except (OSError, BadImage) as error:
+            raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        if info.center is not None:
+            image = center_crop(image, height, width, info.center)
+        elif squeeze:
+            image = resize(image, height, width)
+        elif image.shape[1:] != (height, width):
+            raise InputError(
+                f"{path} has {image.shape[2]}x{image.shape[1]} pixels and the model takes {width}x{height}; scale it "
+                "with --resize"
+            )
+        images.append(image)
     return torch.stack(images)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """An opaque image of at most 8 bits a channel."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.float32) * (255 / 65535)).round().astype(np.uint8))
-    if not image.has_transparency_data:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))

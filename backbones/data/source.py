@@ -3,16 +3,20 @@
 N samples, B samples of a batch, C channels, H and W height and width, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.errors import InputError
 
 CPU = torch.device("cpu")
+
+Color = tuple[int, int, int]
+"""Red, green and blue in [0, 255]."""
 
 
 class DataInfo(NamedTuple):
@@ -25,7 +29,11 @@ class DataInfo(NamedTuple):
     mean: tuple[float, ...]
     """[C], of the training images, in [0, 255]."""
     std: tuple[float, ...]
-    """[C], of the training images, in [0, 255]."""
+    """[C], of the training images, in [0, 255]; 1 for a channel that is constant."""
+    background: Color = (0, 0, 0)
+    """What shows where an image file is transparent."""
+    center: float | None = None
+    """Share in (0, 1] of an image file that its central crop takes; None where files have H x W and are not scaled."""
 
     @property
     def num_classes(self) -> int:
@@ -35,7 +43,8 @@ class DataInfo(NamedTuple):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataInfo":
         """Undo `_asdict`, also after a round trip through text."""
-        return cls(**{name: tuple(value) for name, value in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
 
 class Read(Protocol):
@@ -55,7 +64,12 @@ class Source(NamedTuple):
     """[N] int64 in [0, K)."""
     read: Read
     digest: Callable[[], str]
-    """`digest()` is a SHA-256 of all samples: equal for equal data."""
+    """`digest()` is a SHA-256 of all samples, or of the names of their files: equal for equal data."""
+    start: Callable[[Tensor, Tensor], Callable[[], Tensor]] | None = None
+    """`start(index, keys)` begins to read in other processes; the function that it returns waits for the images. None
+    where reading takes no time."""
+    bad_files: tuple[str, ...] = ()
+    """Files that are left out, each with the reason."""
 
     @property
     def size(self) -> int:
@@ -83,17 +97,17 @@ def in_memory(
     Each split is images [N, C, H, W] uint8 and labels [N] int64 in [0, K).
 
     Raises:
-        InputError: a split is empty, has images and labels of different number, or a label that is no class.
+        InputError: as `check_labels`; or images and labels are of different number, or the splits of another shape.
     """
     for split, (images, labels) in (("training", train), ("test", test)):
-        if len(images) != len(labels) or len(images) == 0:
+        if len(images) != len(labels):
             raise InputError(f"the {split} split has {len(images)} images and {len(labels)} labels; wanted one each")
-        wrong = labels[(labels < 0) | (labels >= len(class_names))]
-        if len(wrong):
+        if images.dim() != 4 or images.dtype != torch.uint8 or images.shape[1:] != train[0].shape[1:]:
             raise InputError(
-                f"{len(wrong)} of the {len(labels)} {split} labels are outside 0 to {len(class_names) - 1}: "
-                f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
+                f"the {split} images are {images.dtype} {tuple(images.shape)}; wanted torch.uint8 [N, C, H, W], with "
+                "one C, H and W in both splits"
             )
+    check_labels(train[1], test[1], class_names)
     mean, std = channel_statistics(train[0])
     channels, height, width = train[0].shape[1:]
     info = DataInfo((channels, height, width), class_names, mean, std)
@@ -110,11 +124,43 @@ def in_memory(
     return Dataset(source(*train), source(*test))
 
 
+def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> None:
+    """Check the labels [N] int64 of both splits; what can be trained on, but is odd, is printed as a note.
+
+    Raises:
+        InputError: a split is empty, or has a label that is no class.
+    """
+    counts = []
+    for split, labels in (("training", train), ("test", test)):
+        if len(labels) == 0:
+            raise InputError(f"the {split} split has no images; wanted one at least")
+        wrong = labels[(labels < 0) | (labels >= len(class_names))]
+        if len(wrong):
+            raise InputError(
+                f"{len(wrong)} of the {len(labels)} {split} labels are outside 0 to {len(class_names) - 1}: "
+                f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
+            )
+        counts.append(torch.bincount(labels, minlength=len(class_names)))
+    for what, classes in (("training images", counts[0] == 0), ("test images", (counts[1] == 0) & (counts[0] > 0))):
+        names = [class_names[k] for k in classes.nonzero()[:, 0].tolist()]
+        if names:
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+            distributed.print0(f"note: no {what} in {len(names)} of {len(class_names)} classes: {shown}")
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of images [N, C, H, W] uint8 over all pixels, in [0, 255]."""
+    """Mean and standard deviation of each channel of images [N, C, H, W] uint8 over all pixels, in [0, 255].
+
+    A constant channel has the standard deviation 1, so that it can be divided by; that is printed as a note.
+    """
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     values = torch.arange(256, dtype=torch.float64)  # exact, and without a float copy of every pixel
     frequencies = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]
     mean = frequencies @ values
-    variance = (frequencies * (values - mean[:, None]) ** 2).sum(dim=1)
-    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+    std = (frequencies * (values - mean[:, None]) ** 2).sum(dim=1).sqrt()
+    constant = (std == 0).nonzero()[:, 0].tolist()
+    if constant:
+        distributed.print0(
+            f"note: all pixels of the training images are equal in channel {', '.join(map(str, constant))}"
+        )
+    return tuple(mean.tolist()), tuple(torch.where(std == 0, 1.0, std).tolist())

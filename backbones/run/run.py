@@ -28,7 +28,7 @@ from backbones.run.provenance import device_name, record_start
 from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir, read_config
 from backbones.run.step_profile import with_profile
 
-RESULT = "result.json"
+RESULT, BAD_FILES = "result.json", "bad_files.txt"
 
 
 def run(
@@ -117,6 +117,9 @@ def _run(
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
             atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
             record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
+            if bad_files := dataset.train.bad_files + dataset.test.bad_files:
+                print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
+                atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")
         with (
             closing(
                 MetricWriter(folder, start_step=start_step, num_steps=num_steps, log_every=experiment.log_every)

@@ -2,6 +2,7 @@
 
 config.json        the experiment
 provenance.json    what the run was made with, one entry for each start
+bad_files.txt      files of the data set that are left out, if there are any
 metrics.jsonl      metrics, one JSON object a line
 tensorboard/       the same metrics as event files
 checkpoints/       one folder a checkpoint, named by its step

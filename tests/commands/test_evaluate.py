@@ -64,8 +64,9 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    assert torch.equal(read_images(paths, (3, 16, 16), resize=False), images)
-    assert torch.equal(read_images(paths, (1, 16, 16), resize=False), images[:, :1])  # they are grey
+    assert torch.equal(read_images(paths, digits().info, squeeze=False), images)
+    grey = digits().info._replace(image_shape=(1, 16, 16))
+    assert torch.equal(read_images(paths, grey, squeeze=False), images[:, :1])
     evaluate(finished, tuple(paths))
     probabilities = predict(images).softmax(dim=1)
     lines = capsys.readouterr().out.splitlines()
@@ -77,7 +78,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     Image.new("L", (32, 32), 200).save(tmp_path / "large.png")
     with pytest.raises(InputError, match=r"large\.png has 32x32 pixels and the model takes 16x16; scale it with --res"):
         evaluate(finished, (tmp_path / "large.png",))
-    scaled = read_images([tmp_path / "large.png"], (3, 16, 16), resize=True)
+    scaled = read_images([tmp_path / "large.png"], digits().info, squeeze=True)
     assert scaled.shape == (1, 3, 16, 16) and scaled.unique().tolist() == [200]
 
 
@@ -96,34 +97,6 @@ def test_bad_input(options: dict, message: str, finished: Path) -> None:
     with pytest.raises(InputError) as error:
         evaluate(finished, options.pop("images", ()), **options)
     assert message in str(error.value)
-
-
-def test_images_are_read_as_they_look(tmp_path: Path) -> None:
-    """Turned by EXIF, of 16 bits, transparent, CMYK: each as the plain image of 8 bits."""
-    grey = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
-    plain = Image.fromarray(grey)
-    turned, orientation = plain.transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    orientation[0x0112] = 6  # turn by 270 degrees to see it
-    turned.save(tmp_path / "turned.png", exif=orientation)
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    alpha = Image.new("L", plain.size, 255)
-    alpha.paste(plain)
-    Image.merge("LA", (Image.new("L", plain.size, 255), alpha)).save(tmp_path / "alpha.png")
-    Image.merge("RGB", [plain] * 3).convert("CMYK").save(tmp_path / "cmyk.tif")
-    for path in tmp_path.iterdir():
-        for channels in (1, 3):
-            (image,) = read_images([path], (channels, 6, 8), resize=False)
-            assert torch.equal(image, torch.from_numpy(grey).expand(channels, -1, -1)), path
-
-
-def test_a_damaged_image_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    content = path.read_bytes()
-    for damaged in (b"", content[:-300], content.replace(b"IDAT", b"\0\0\0\0"), content.replace(b"IHDR", b"IHDX")):
-        path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"x\.png cannot be read: it is no image, or damaged"):
-            read_images([path], (3, 16, 16), resize=False)
 
 
 def cropped(device: torch.device = CPU) -> Dataset:

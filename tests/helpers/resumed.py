@@ -25,8 +25,8 @@ few_steps_of_bn = mock.patch("backbones.evaluation.NUM_BN_BATCHES", 3)
 
 def few_digits(device: torch.device = CPU) -> Dataset:
     """100 images to train on: epochs of 6.25 steps."""
-    dataset = digits(device)
-    return Dataset(dataset.train._replace(size=100), dataset.test._replace(size=50))
+    train, test = digits(device)
+    return Dataset(train._replace(labels=train.labels[:100]), test._replace(labels=test.labels[:50]))
 
 
 small_resnet = partial(resnet, BasicBlock, (1,))

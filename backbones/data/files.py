@@ -1,0 +1,159 @@
+"""A data set of image files, wherever they lie."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+import backbones.machine as machine
+from backbones.data.decoded import Decoded, keep_decoded, read_decoded
+from backbones.data.listing import Files, Listing, stamp, train_test
+from backbones.data.reader import Fit, Reader, unreadable
+from backbones.data.source import CPU, Color, DataInfo, Dataset, Source, channel_statistics, check_labels
+from backbones.data.workers import Workers
+from backbones.errors import Count, InputError, Range
+
+PART = 64
+"""Files that a worker process decodes at a time, where all of them are gone through."""
+
+NUM_SAMPLED = 512
+"""Training images, at equal distances, from which mean and standard deviation of the channels are estimated."""
+
+
+def image_files(
+    list_files: Callable[[Path], Listing],
+    device: torch.device = CPU,
+    *,
+    root: str,
+    holdout: Annotated[float, Range("(0, 1)")] | None = None,
+    image_size: Count | None = None,
+    channels: Literal[1, 3] = 3,
+    crop: Literal["center", "random"] = "center",
+    center: Annotated[float, Range("(0, 1]")] = 0.875,
+    smallest: Annotated[float, Range("(0, 1]")] = 0.08,
+    background: Annotated[Color, Range("[0, 255]")] = (0, 0, 0),
+    on_error: Literal["stop", "skip"] = "stop",
+    workers: Annotated[int, Range("[0, inf)")] | None = None,
+    cache: str | None = None,
+) -> Dataset:
+    """Image files of any size: JPEG, PNG, WebP, TIFF, ...; docs/data.md shows how to lay them out.
+
+    Args:
+        list_files: path -> the files there.
+        device: where batches are sent.
+        root: where the images are.
+        holdout: share of the images that is held out for the test, where they are not split; by a hash of the name, so
+            that each stays where it is when others are added.
+        image_size: height and width of the images that the model sees; None where all files have one size.
+        channels: 3 for colour, 1 for grey.
+        crop: what is taken of a training image where image_size is set: its center, or a crop of random size and
+            position (arXiv 1409.4842). Of a test image it is the center.
+        center: share of the shorter side that the center takes.
+        smallest: least share of the area that a random crop takes.
+        background: red, green and blue behind what is transparent.
+        on_error: what to do about files that are no images, or damaged: stop the run; or skip, which looks for them
+            before it begins, lists them in bad_files.txt, and trains without them.
+        workers: processes that read images ahead of the step; None for a share of the cores, at most 8, where a GPU
+            computes, and for none on a CPU, where the step needs the cores itself.
+        cache: folder to keep decoded images in, for the next epochs and runs; it takes as much as they have pixels.
+
+    Raises:
+        InputError: the files cannot be read, or make no data set.
+    """
+    path = Path(root).expanduser()
+    listing = distributed.on_main(lambda: list_files(path))
+    splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
+    readers = {name: Reader(files, channels, background) for name, files in splits.items()}
+    num_workers = min(8, machine.share_of_cores()) if workers is None else workers
+    readers, bad_files = _without_bad_files(readers, on_error, cache, num_workers)
+
+    labels = {name: torch.from_numpy(reader.files.labels) for name, reader in readers.items()}
+    check_labels(labels["train"], labels["test"], listing.class_names)
+    height, width = (image_size, image_size) if image_size else readers["train"].load(0).shape[1:]
+    fit = Fit(height, width, center if image_size else None, None)
+    readers = {name: reader._replace(fit=fit) for name, reader in readers.items()}
+    mean, std = _sampled_statistics(readers["train"])
+    info = DataInfo((channels, height, width), listing.class_names, mean, std, background, fit.center)
+    if image_size and crop == "random":
+        readers["train"] = readers["train"]._replace(fit=fit._replace(smallest=smallest))
+
+    pool = Workers(readers, num_workers if device.type == "cuda" or workers is not None else 0)
+    train, test = (
+        Source(info, labels[name], reader.read, _digest(listing, reader.files), pool.reading(name), bad_files[name])
+        for name, reader in readers.items()
+    )
+    return Dataset(train, test)
+
+
+def _without_bad_files(
+    readers: dict[str, Reader], on_error: str, cache: str | None, num_workers: int
+) -> tuple[dict[str, Reader], dict[str, tuple[str, ...]]]:
+    """Split -> the reader of its files that can be read, from decoded copies if these are kept; and -> all others."""
+    bad_files: dict[str, tuple[str, ...]] = dict.fromkeys(readers, ())
+    if cache is None and on_error == "stop":  # which it does when it comes to one
+        return readers, bad_files
+    good_readers = {}
+    for name, reader in readers.items():
+        if cache is None:
+            bad = distributed.on_main(partial(_find_bad, reader, num_workers))
+        else:
+            decoded, bad = _keep_decoded(reader, Path(cache).expanduser(), num_workers)
+            reader = reader._replace(decoded=decoded)
+        bad_files[name] = tuple(f"{reader.name(i)}: {reason}" for i, reason in sorted(bad.items()))
+        if bad and on_error == "stop":
+            raise InputError(unreadable(bad_files[name][0]))
+        rows = np.setdiff1d(np.arange(reader.files.size), sorted(bad))
+        good_readers[name] = reader.take(rows) if bad else reader
+    return good_readers, bad_files
+
+
+def _find_bad(reader: Reader, num_workers: int) -> dict[int, str]:
+    """Number -> reason of all files that cannot be read."""
+    parts = _over_all(reader, "find_bad", num_workers, "looking for files that cannot be read")
+    return {i: reason for part in parts for i, reason in part.items()}
+
+
+def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decoded, dict[int, str]]:
+    """All decoded images, on the disk of each machine, and number -> reason of the files that cannot be read."""
+    files = reader.files
+    paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
+    stamps = [stamp(path) if os.path.exists(path) else None for path in paths]
+    about = hashlib.sha256(json.dumps([files.root, stamps, reader.channels, reader.background]).encode())
+    about.update(files.names.text)
+    folder = cache / f"decoded-{about.hexdigest()[:16]}"
+
+    def keep() -> None:
+        keep_decoded(folder, lambda: _over_all(reader, "decode_some", num_workers, f"decoding into {folder}"))
+
+    distributed.once_a_node(keep)
+    return read_decoded(folder)
+
+
+def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Iterator[Any]:
+    """The results of a method of the reader for all its files, part by part, in processes where there are many."""
+    size = reader.files.size
+    parts = [list(range(start, min(start + PART, size))) for start in range(0, size, PART)]
+    workers = Workers({"": reader}, num_workers if len(parts) > 50 else 0)
+    with tqdm(desc=what, total=size, unit=" files", disable=None if distributed.is_main() else True) as bar:
+        for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
+            yield result
+            bar.update(len(part))
+
+
+def _sampled_statistics(reader: Reader) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, from some of the images."""
+    index = torch.linspace(0, reader.files.size - 1, min(NUM_SAMPLED, reader.files.size)).long()
+    return channel_statistics(reader.read(index, torch.zeros_like(index)))
+
+
+def _digest(listing: Listing, files: Files) -> Callable[[], str]:
+    content = json.dumps(listing.class_names).encode() + files.names.text + files.labels.tobytes()
+    return lambda: hashlib.sha256(content).hexdigest()

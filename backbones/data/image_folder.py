@@ -1,0 +1,46 @@
+"""A folder of image files."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+from backbones.data.files import image_files
+from backbones.data.listing import Listing, Stamps, is_image, kept, list_tree, stamp
+from backbones.errors import InputError
+
+
+def list_folder(root: Path) -> Listing:
+    """All image files below `root`.
+
+    Raises:
+        InputError: it is no folder, cannot be read, or holds no images.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
+    return kept(root, lambda: _scan(root))
+
+
+def _scan(root: Path) -> tuple[Listing, Stamps]:
+    names: list[str] = []
+    stamps: Stamps = {}
+    folders = [""]
+    with tqdm(desc=f"listing {root}", unit=" files", disable=None if distributed.is_main() else True) as bar:
+        for folder in folders:  # which grows while it is gone through
+            path = os.path.join(root, folder)
+            stamps[path] = stamp(path)
+            prefix = f"{folder}/" if folder else ""
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    # a suffix tells a file without asking the disk, a million times
+                    is_folder = not is_image(entry.name) and entry.is_dir()
+                    (folders if is_folder else names).append(prefix + entry.name)
+            bar.update(len(names) - bar.n)
+    return list_tree(root, names, folders[1:]), stamps
+
+
+image_folder = partial(image_files, list_folder)

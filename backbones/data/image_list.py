@@ -1,0 +1,83 @@
+"""Image files that a table names."""
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from backbones.data.files import image_files
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names, shorten
+from backbones.errors import InputError
+
+COLUMNS = "path, label and, if it holds both splits, split (train or test)"
+
+
+def list_table(root: Path) -> Listing:
+    """The image files in a CSV file, or in `train.csv` and `test.csv` of a folder, with paths relative to it.
+
+    Its first line names the columns: `path`, `label`, and maybe `split`. Labels are names of classes.
+
+    Raises:
+        InputError: there is no such table, or a line of it cannot be read.
+    """
+    tables = {"": root}
+    if root.is_dir():
+        tests = [table for name in TEST_NAMES if (table := root / f"{name}.csv").exists()]
+        tables = {"train": root / "train.csv", **dict(zip(["test"], tests, strict=False))}
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for table_split, table in tables.items():
+        for split, path, label in _read_table(table):
+            rows.setdefault(table_split or split, []).append((path, label))
+    if "all" in rows and len(rows) > 1:
+        raise InputError(f"{root} has lines without a split, and others with one")
+    trained = {label for _, label in rows.get("train", rows.get("all", []))}
+    unknown = sorted({label for _, label in rows.get("test", [])} - trained)
+    if unknown:
+        raise InputError(f"{root}: there are test images of {shorten(unknown)}, and no training images of that class")
+    is_numeric = all(label.isdecimal() for label in trained)
+    class_names = tuple(sorted(trained, key=lambda label: (int(label) if is_numeric else 0, label)))
+    number = {name: k for k, name in enumerate(class_names)}
+    folder = root if root.is_dir() else root.parent
+    splits = {
+        split: Files(
+            Names.of(path for path, _ in lines),
+            np.array([number[label] for _, label in lines], dtype=np.int64),
+            str(folder),
+        )
+        for split, lines in rows.items()
+    }
+    return Listing(class_names, splits)
+
+
+def _read_table(table: Path) -> list[tuple[str, str, str]]:
+    """Split (`all` where no column says it), path and label of each line."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file, skipinitialspace=True)
+            missing = {"path", "label"} - set(lines.fieldnames or ())
+            if missing:
+                got = ", ".join(lines.fieldnames or ["nothing"])
+                raise InputError(
+                    f"{table} has no column {' and '.join(sorted(missing))} in its first line ({got}); wanted {COLUMNS}"
+                )
+            found = []
+            for line in lines:
+                split, path, label = (
+                    line.get(name, "all" if name == "split" else None) for name in ("split", "path", "label")
+                )
+                split = "test" if split in TEST_NAMES else split
+                if not path or not label or split not in ("train", "test", "all"):
+                    raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
+                found.append((split, path, label))
+            return found
+    except OSError as error:
+        raise InputError(
+            f"{table} cannot be read: {error.strerror}; set --data.root to a CSV file, or to a folder with train.csv "
+            "and test.csv"
+        ) from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{table} is no CSV file in UTF-8: {error}") from error
+
+
+image_list = partial(image_files, list_table)

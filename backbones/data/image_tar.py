@@ -1,0 +1,70 @@
+"""A tree of image files in one uncompressed tar."""
+
+import os
+import tarfile
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+from backbones.data.files import image_files
+from backbones.data.listing import Listing, Stamps, is_image, kept, list_tree, stamp
+from backbones.errors import InputError
+
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""First bytes of a file -> how it is compressed."""
+
+
+def list_tar(root: Path) -> Listing:
+    """All image files in the tar `root`, which is gone through once; then each is read from where it lies.
+
+    Raises:
+        InputError: it is no uncompressed tar, is cut short, or holds no images.
+    """
+    if not root.is_file():
+        raise InputError(f"{root} is no file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
+    return kept(root, lambda: _scan(root))
+
+
+def _scan(root: Path) -> tuple[Listing, Stamps]:
+    stamps = {str(root.resolve()): stamp(root)}
+    with root.open("rb") as file:
+        start = file.read(6)
+    for magic, compression in COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(f"{root} is compressed by {compression}, where no file can be read alone; unpack it first")
+    files: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
+    folders = set()
+    try:
+        with tarfile.open(root, "r:") as tar:
+            for member in tqdm(tar, f"listing {root}", unit=" files", disable=None if distributed.is_main() else True):
+                name = str(PurePosixPath(member.name))
+                if member.isfile():
+                    files[name] = member.offset_data, member.size
+                elif member.isdir() and name != ".":
+                    folders.add(name)
+    except tarfile.TarError as error:
+        raise InputError(f"{root} is no tar, or is damaged ({error})") from error
+    if any(start + length > root.stat().st_size for start, length in files.values()):
+        raise InputError(f"{root} is cut short: a file in it ends behind its end; copy it again")
+    top = _top(list(filter(is_image, files)))
+    names = [name.removeprefix(top) for name in files]
+    return list_tree(root, names, [name.removeprefix(top) for name in folders], list(files.values())), stamps
+
+
+def _top(images: list[str]) -> str:
+    """The folder that holds the tree, where a tar has one: `photos/` of `photos/train/CLASS/1.jpg`."""
+    above_class = {str(PurePosixPath(name).parent.parent) for name in images} or {"."}
+    shared = PurePosixPath(os.path.commonpath(above_class))
+    shared = shared.parent if shared.name == "train" else shared
+    return "" if shared == PurePosixPath(".") else f"{shared}/"
+
+
+image_tar = partial(image_files, list_tar)

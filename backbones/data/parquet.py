@@ -1,0 +1,141 @@
+"""Parquet files with a column of encoded images and one of labels, as the Hugging Face hub has them.
+
+Only here is pyarrow imported.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import backbones.distributed as distributed
+from backbones.data.files import image_files
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names, Stamps, kept, kept_path, replacing, stamp
+from backbones.errors import InputError
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+"""Of several columns of labels the first one is taken."""
+
+
+def list_parquet(root: Path) -> Listing:
+    """The images in a parquet file, or in all parquet files below a folder.
+
+    A file belongs to the split that its name begins with, such as `data/train-00000-of-00001.parquet`, or that a folder
+    it is in is named after. No image in it can be read alone: all are copied once, encoded as they are, into one file
+    beside the listing (see `kept`).
+
+    Raises:
+        InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
+    """
+    paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+    if not paths or not paths[0].is_file():
+        raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
+    return kept(root, lambda: _extract(root, paths))
+
+
+def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
+    try:
+        import pyarrow.parquet  # late: an extra
+    except ImportError as error:
+        raise InputError("--data parquet needs pyarrow: pip install pyarrow") from error
+
+    stamps = {str(path.resolve()): stamp(path) for path in paths}
+    store = kept_path(root, "images", "bin")
+    names: dict[str, list[str]] = {}
+    labels: dict[str, list[Any]] = {}
+    extents: dict[str, list[tuple[int, int]]] = {}
+    known: list[str] | None = None
+    try:
+        files = [pyarrow.parquet.ParquetFile(path) for path in paths]
+        with (
+            replacing(store) as output,
+            tqdm(desc=f"copying {root}", total=sum(file.metadata.num_rows for file in files), unit=" images",
+                 disable=None if distributed.is_main() else True) as bar,
+        ):  # fmt: skip
+            for path, file in zip(paths, files, strict=True):
+                split = _split_of(path.relative_to(root) if root.is_dir() else Path(path.name))
+                image_column, label_column = _columns(path, file.schema_arrow)
+                known = _class_names(file.schema_arrow, label_column) or known
+                for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
+                    content, name = image if isinstance(image, tuple) else (image, None)
+                    names.setdefault(split, []).append(name or f"{os.path.relpath(path, root)}, row {row}")
+                    labels.setdefault(split, []).append(label)
+                    extents.setdefault(split, []).append((output.tell(), output.write(content or b"")))
+                    bar.update()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{root} cannot be read as parquet: {error}") from error
+    class_names, numbers = _number(root, labels, known)
+    return Listing(
+        class_names,
+        {
+            split: Files(
+                Names.of(names[split]), numbers[split], str(root), str(store), np.array(extents[split], dtype=np.int64)
+            )
+            for split in names
+        },
+    ), stamps
+
+
+def _split_of(path: Path) -> str:
+    for part in reversed(path.parts):
+        for name in ("train", *TEST_NAMES):
+            if part == name or part.startswith((f"{name}-", f"{name}.", f"{name}_")):
+                return "train" if name == "train" else "test"
+    return "all"
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str]:
+    """The names of the columns of images and labels."""
+    images = [field.name for field in schema if _is_image(field.type)]
+    labels = [field.name for field in schema if str(field.type) in ("int64", "int32", "int16", "int8", "string")]
+    label = next((name for name in LABEL_COLUMNS if name in labels), labels[0] if len(labels) == 1 else None)
+    if len(images) != 1 or label is None:
+        got = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise InputError(
+            f"{path} has the columns {got}; wanted one of encoded images (binary, or a struct with `bytes`) and one "
+            f"of labels (integers or strings), named {' or '.join(LABEL_COLUMNS)} if there are several"
+        )
+    return images[0], label
+
+
+def _is_image(kind: Any) -> bool:
+    is_struct = str(kind).startswith("struct")
+    return str(kind) in ("binary", "large_binary") or (is_struct and kind.get_field_index("bytes") >= 0)
+
+
+def _class_names(schema: Any, label_column: str) -> list[str] | None:
+    """Names of the classes, where the hub's own description of the columns has them."""
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return about.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+
+
+def _rows(file: Any, image_column: str, label_column: str) -> Iterator[tuple[Any, Any]]:
+    """Each image, as bytes or as a tuple of bytes and path, and its label."""
+    for batch in file.iter_batches(batch_size=64, columns=[image_column, label_column]):
+        for image, label in zip(
+            *(batch.column(name).to_pylist() for name in (image_column, label_column)), strict=True
+        ):
+            yield ((image["bytes"], image.get("path")) if isinstance(image, dict) else image), label
+
+
+def _number(
+    root: Path, labels: dict[str, list[Any]], known: list[str] | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The classes, and the labels of each split as their numbers; a label may be a number already."""
+    found = {label for each in labels.values() for label in each}
+    if None in found:
+        raise InputError(f"{root} has rows without a label")
+    if all(isinstance(label, int) for label in found):
+        class_names = tuple(known or map(str, range(max(found) + 1)))
+        return class_names, {split: np.array(each, dtype=np.int64) for split, each in labels.items()}
+    class_names = tuple(sorted(found))
+    number = {name: k for k, name in enumerate(class_names)}
+    return class_names, {split: np.array([number[x] for x in each], dtype=np.int64) for split, each in labels.items()}
+
+
+parquet = partial(image_files, list_parquet)

@@ -1,0 +1,130 @@
+"""Reads the image files of one split as a model wants them.
+
+N files, B images of a batch, C channels, H and W height and width for the model, h and w those of a file.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import backbones.random as random
+from backbones.data.decoded import Decoded
+from backbones.data.images import BadImage, center_crop, decode, resize
+from backbones.data.listing import Files, shown
+from backbones.data.source import Color
+from backbones.errors import InputError
+
+RATIO = 4 / 3
+"""Largest ratio of the sides of a random crop; the least is its inverse (arXiv 1409.4842, section 6)."""
+
+Draws = tuple[float, float, float, float]
+"""Random numbers in [0, 1) for the area, the ratio of sides and the two coordinates of a random crop."""
+
+
+class Fit(NamedTuple):
+    """How images of any size become images of H x W."""
+
+    height: int
+    width: int
+    center: float | None
+    """Share of an image that its central crop takes; None where all have H x W already."""
+    smallest: float | None
+    """Least share of the area that a random crop takes; None for the central crop."""
+
+
+class Reader(NamedTuple):
+    """The image files of one split, and how they are read; small enough to be sent to worker processes."""
+
+    files: Files
+    channels: int
+    background: Color
+    decoded: Decoded | None = None
+    """Where the decoded images are, if they are kept on disk."""
+    fit: Fit | None = None
+
+    def name(self, i: int) -> str:
+        """What to call file `i` in a message."""
+        return shown(self.files.path_of(i))
+
+    def take(self, rows: np.ndarray) -> "Reader":
+        """The reader of some of the files, by number [M] int64."""
+        return self._replace(files=self.files.take(rows), decoded=self.decoded and self.decoded.take(rows))
+
+    def read(self, index: Tensor, keys: Tensor) -> Tensor:
+        """The `Read` of a source: [B, C, H, W] uint8.
+
+        Raises:
+            InputError: a file cannot be read, or is of another size than the others and not scaled.
+        """
+        draws = torch.stack([random.uniform(random.fold_in(keys, j)) for j in range(4)], dim=1).tolist()
+        return torch.stack([self._fitted(i, each) for i, each in zip(index.tolist(), draws, strict=True)])
+
+    def load(self, i: int) -> Tensor:
+        """File `i`, [C, h, w] uint8.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return self._decode(i) if self.decoded is None else self.decoded.image(i)
+        except (OSError, BadImage) as error:
+            raise InputError(unreadable(f"{self.name(i)}: {_reason(error)}")) from error
+
+    def decode_some(self, index: list[int]) -> tuple[list[np.ndarray], dict[int, str]]:
+        """Some files, each [C, h, w] uint8 or empty; and number -> reason of those that cannot be read."""
+        images, bad = [], {}
+        for i in index:
+            try:
+                images.append(self._decode(i).contiguous().numpy())
+            except (OSError, BadImage) as error:
+                images.append(np.empty((0, 0, 0), dtype=np.uint8))
+                bad[i] = _reason(error)
+        return images, bad
+
+    def find_bad(self, index: list[int]) -> dict[int, str]:
+        """Number -> reason of those of some files that cannot be read."""
+        return self.decode_some(index)[1]
+
+    def _decode(self, i: int) -> Tensor:
+        return decode(self.files.content(i), channels=self.channels, background=self.background)
+
+    def _fitted(self, i: int, draws: Draws) -> Tensor:
+        assert self.fit is not None
+        image, (height, width, center, smallest) = self.load(i), self.fit
+        if smallest is not None:
+            top, left, box_height, box_width = random_box(image.shape[1], image.shape[2], smallest, draws)
+            return resize(image[:, top : top + box_height, left : left + box_width], height, width)
+        if center is not None:
+            return center_crop(image, height, width, center)
+        if image.shape[1:] != (height, width):
+            raise InputError(
+                f"{self.name(i)} has {image.shape[2]}x{image.shape[1]} pixels, and the first image {width}x{height}; "
+                f"give all of them one size by --data.image-size {max(height, width)}"
+            )
+        return image
+
+
+def unreadable(file: str) -> str:
+    """The message about a file that cannot be read, of which `file` is the name and the reason."""
+    return f"cannot read {file}; remove it, or train without such files by --data.on-error skip"
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def random_box(height: int, width: int, smallest: float, draws: Draws) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop (Szegedy et al., arXiv 1409.4842, section 6).
+
+    Its area is uniform in [smallest, 1] of the image's, the logarithm of its ratio of sides uniform in
+    [-log 4/3, log 4/3], and its position uniform. A side that is longer than that of the image is cut to it, where
+    torchvision draws again.
+    """
+    area = height * width * (smallest + (1 - smallest) * draws[0])
+    ratio = RATIO ** (2 * draws[1] - 1)
+    box_height = min(max(round(math.sqrt(area / ratio)), 1), height)
+    box_width = min(max(round(math.sqrt(area * ratio)), 1), width)
+    return int(draws[2] * (height - box_height + 1)), int(draws[3] * (width - box_width + 1)), box_height, box_width

@@ -1,0 +1,110 @@
+"""Worker processes that read images ahead of the step."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.errors import InputError
+
+
+class Workers:
+    """Processes that hold a copy of some objects and call their methods; without any, this process calls them.
+
+    Args:
+        objects: name -> object; they are pickled, and should be small.
+        number: of processes, which start when they are first needed.
+    """
+
+    def __init__(self, objects: Mapping[str, Any], number: int) -> None:
+        self.number = number
+        self._objects = objects
+        self._pool: ProcessPoolExecutor | None = None
+
+    def start(self, name: str, method: str, *args: Any) -> Callable[[], Any]:
+        """Begin to call a method; the function that is returned waits for the result.
+
+        That function raises what the method has raised, or InputError where a process has died.
+        """
+        if self.number == 0:
+            return lambda: getattr(self._objects[name], method)(*args)
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+            self._pool = ProcessPoolExecutor(self.number, context, _begin, (self._objects,))
+        with _death_is_one_message():
+            future = self._pool.submit(_call, name, method, *args)
+
+        def wait() -> Any:
+            with _death_is_one_message():
+                return future.result()
+
+        return wait
+
+    def in_order(self, name: str, method: str, parts: Iterable[Any]) -> Iterator[Any]:
+        """The results of a method for each of `parts`, in their order, while a few of them are under way."""
+        started: deque[Callable[[], Any]] = deque()
+        for part in parts:
+            started.append(self.start(name, method, part))
+            if len(started) > 4 * self.number:
+                yield started.popleft()()
+        while started:
+            yield started.popleft()()
+
+    def reading(self, name: str) -> Callable[[Tensor, Tensor], Callable[[], Tensor]] | None:
+        """The `start` of a source whose reader is called `name`: each process reads a part of the batch."""
+        if self.number == 0:
+            return None
+
+        def start(index: Tensor, keys: Tensor) -> Callable[[], Tensor]:
+            parts = zip(index.chunk(self.number), keys.chunk(self.number), strict=True)
+            waits = [self.start(name, "read", *part) for part in parts]
+            return lambda: torch.cat([wait() for wait in waits])
+
+        return start
+
+
+@contextmanager
+def _death_is_one_message() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        for process in multiprocessing.active_children():  # the others ignore the signal that the pool sends them
+            process.kill()
+        raise InputError(
+            "a process that reads images has died, as when it is killed for want of memory (of /dev/shm too); "
+            "--data.workers sets their number, and --resume continues the run"
+        ) from error
+
+
+_objects: Mapping[str, Any] = {}
+
+
+def _begin(objects: Mapping[str, Any]) -> None:
+    """In a new worker process: keep the objects, leave signals to the process that trains, and end with it."""
+    global _objects
+    _objects = objects
+    torch.set_num_threads(1)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _call(name: str, method: str, *args: Any) -> Any:
+    return getattr(_objects[name], method)(*args)

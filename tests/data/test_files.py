@@ -1,0 +1,337 @@
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.trees import CLASSES, encoded, in_order, random_image, write_folder, write_parquet, write_table, write_tar
+from PIL import Image
+
+import backbones.random as random
+from backbones.component import use
+from backbones.data import DATASETS, Dataset, eval_batches, files as files_module, image_folder, make_batches
+from backbones.data.images import center_crop, decode, resize
+from backbones.data.reader import random_box
+from backbones.data.source import CPU
+from backbones.errors import InputError
+
+SOURCES = ("image-folder", "image-tar", "image-list", "parquet")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def everything(dataset: Dataset) -> list[torch.Tensor]:
+    found = []
+    for source in (dataset.train, dataset.test):
+        index = torch.arange(source.size)
+        found += [source.read(index, random.fold_in(random.key(0), index)), source.labels]
+    return found
+
+
+def roots(folder: Path, tmp_path: Path) -> dict[str, Path]:
+    return {
+        "image-folder": folder,
+        "image-tar": write_tar(folder, tmp_path / "a.tar"),
+        "image-list": write_table(folder, tmp_path / "a.csv"),
+        "parquet": write_parquet(folder, tmp_path / "parquet"),
+    }
+
+
+def test_all_sources_read_the_same_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos é")
+    pixels = [decode(path.read_bytes(), channels=3, background=(0, 0, 0)) for path in in_order(folder)]
+    labels = [CLASSES.index(path.parent.name) for path in in_order(folder)]
+    for name, root in roots(folder, tmp_path).items():
+        for dataset in (DATASETS[name](root=str(root)), DATASETS[name](root=str(root))):  # listed, then remembered
+            assert dataset.info.class_names == CLASSES and dataset.info.image_shape == (3, 16, 16)
+            images, train_labels, test_images, test_labels = everything(dataset)
+            assert torch.equal(torch.cat([test_images, images]), torch.stack(pixels)), name
+            assert torch.cat([test_labels, train_labels]).tolist() == labels, name
+            assert dataset.info.center is None
+    mean = torch.stack(pixels[12:]).double().mean(dim=(0, 2, 3))
+    assert dataset.info.mean == pytest.approx(mean.tolist())
+
+
+def test_a_tar_may_hold_the_tree_in_a_folder(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    for i, top in enumerate(("photos/", "./", "a/b/")):
+        root = write_tar(folder, tmp_path / f"{i}.tar", top)
+        assert DATASETS["image-tar"](root=str(root)).train.digest() == image_folder(root=str(folder)).train.digest()
+
+
+def test_listings_are_remembered_until_the_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "photos")
+    listed = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+
+    def number_listed() -> int:
+        listed.clear()
+        image_folder(root=str(folder))
+        return len([path for path in listed if str(path).startswith(str(folder))])
+
+    assert number_listed() == number_listed() == 9  # too new: it may change again within one tick of the clock
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (1e9, 1e9))
+    assert [number_listed(), number_listed()] == [9, 0]
+    shutil.copy(in_order(folder)[0], folder / "train" / "cat" / "new.png")
+    assert number_listed() == 9 and image_folder(root=str(folder)).train.size == 25
+    (file,) = (tmp_path / "cache" / "backbones").glob("listing-*.npz")
+    for damaged in (b"", file.read_bytes()[:-50]):
+        file.write_bytes(damaged)
+        assert number_listed() == 9
+
+
+def test_held_out_images_stay_when_others_come(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", num_train=40)
+    shutil.rmtree(folder / "test")
+    whole = image_folder(root=str(folder / "train"), holdout=0.25)
+    assert 10 < whole.test.size < 50 and whole.train.size + whole.test.size == 120
+    names = [{Path(name).name for name in reader_names(source)} for source in (whole.train, whole.test)]
+    for i in range(40):
+        (folder / "train" / "cat" / f"new {i}.png").write_bytes(encoded(random_image(1000 + i)))
+    more = image_folder(root=str(folder / "train"), holdout=0.25)
+    assert more.train.size + more.test.size == 160 and more.test.size > whole.test.size
+    for source, old in zip((more.train, more.test), names, strict=True):
+        assert old <= {Path(name).name for name in reader_names(source)}
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as file:
+        file.add(folder / "train", ".")
+    assert DATASETS["image-tar"](root=str(tar), holdout=0.25).test.digest() == more.test.digest()
+
+
+def reader_names(source) -> list[str]:
+    return list(source.read.__self__.files.names)
+
+
+def test_a_crop_depends_on_the_key_alone(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", size=(24, 32))
+    dataset = image_folder(root=str(folder), image_size=12, crop="random", smallest=0.2)
+    index = torch.tensor([3, 3, 5])
+    keys = random.fold_in(random.key(0), torch.arange(3))
+    images = dataset.train.read(index, keys)
+    assert torch.equal(images[1:], dataset.train.read(index[1:], keys[1:]))
+    assert not torch.equal(images[0], images[1])
+    whole = decode(in_order(folder / "train")[3].read_bytes(), channels=3, background=(0, 0, 0))
+    draws = tuple(random.uniform(random.fold_in(keys[0], j)).item() for j in range(4))
+    top, left, height, width = random_box(24, 32, 0.2, draws)
+    assert torch.equal(images[0], resize(whole[:, top : top + height, left : left + width], 12, 12))
+    held_out = decode(in_order(folder / "test")[0].read_bytes(), channels=3, background=(0, 0, 0))
+    assert torch.equal(dataset.test.read(index * 0, keys)[0], center_crop(held_out, 12, 12, 0.875))
+    assert dataset.info.center == 0.875
+
+
+def test_random_boxes_are_drawn_as_the_paper_says() -> None:
+    draws = torch.rand(4000, 4, generator=random.generator(0)).tolist()
+    boxes = torch.tensor([random_box(100, 100, 0.08, tuple(each)) for each in draws]).double()
+    top, left, height, width = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 100).all() and (left + width <= 100).all()
+    area, ratio = height * width / 100**2, width / height
+    assert 0.07 < area.min() < 0.1 and area.max() > 0.95 and abs(area.mean() - 0.53) < 0.02
+    assert 0.72 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.4 and abs(ratio.log().mean()) < 0.02
+    assert {(0, 0), (0, 99)} >= {(t, left) for t, left, *_ in (random_box(1, 100, 1.0, (0, 0.5, 0, 0)),)}
+
+
+def test_workers_and_cache_change_no_pixel(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", size=(24, 20))
+    options = {"root": str(folder), "image_size": 12, "crop": "random"}
+    plain = image_folder(**options)
+    for name, more in {
+        "workers": {"workers": 3},
+        "cache": {"cache": str(tmp_path / "kept")},
+        "both": {"workers": 1, "cache": str(tmp_path / "kept")},
+    }.items():
+        dataset = image_folder(**options, **more)
+        assert dataset.info == plain.info
+        for source, expected in zip((dataset.train, dataset.test), (plain.train, plain.test), strict=True):
+            ours, theirs = (make_batches(each, seed=1, batch_size=7, device=CPU) for each in (source, expected))
+            for step in (0, 1, 2, 9, 3):
+                assert torch.equal(ours(step).images, theirs(step).images), name
+            pairs = zip(*(eval_batches(each, batch_size=5, device=CPU) for each in (source, expected)), strict=True)
+            assert all(torch.equal(a.images, b.images) and torch.equal(a.weight, b.weight) for a, b in pairs), name
+
+
+def test_images_are_decoded_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = write_folder(tmp_path / "photos"), tmp_path / "deep" / "kept"
+    wanted = everything(image_folder(root=str(folder)))
+    written = []
+    keep = files_module.keep_decoded
+    monkeypatch.setattr(
+        files_module, "keep_decoded", lambda into, parts: keep(into, lambda: (written.append(into), parts())[1])
+    )
+    threads = [threading.Thread(target=image_folder, kwargs={"root": str(folder), "cache": str(cache)}) for _ in "12"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 2 and len(set(written)) == 2  # the two splits, once each
+    dataset = image_folder(root=str(folder), cache=str(cache))
+    assert all(torch.equal(a, b) for a, b in zip(everything(dataset), wanted, strict=True)) and len(written) == 2
+    changed = in_order(folder / "train")[0]
+    changed.write_bytes(encoded(random_image(99)))
+    os.utime(changed, (1e9, 1e9))
+    new = everything(image_folder(root=str(folder), cache=str(cache)))
+    assert len(written) == 3 and torch.equal(new[0][0], torch.from_numpy(random_image(99)).permute(2, 0, 1))
+    assert not [path for path in cache.iterdir() if path.suffix not in ("", ".lock")]  # nothing unfinished
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "index"])
+def test_a_damaged_cache_is_named(damage: str, tmp_path: Path) -> None:
+    folder, cache = write_folder(tmp_path / "photos"), tmp_path / "kept"
+    image_folder(root=str(folder), cache=str(cache))
+    for path in cache.glob("*/*.bin"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-1] if damage == "cut" else path.read_bytes())
+        if damage == "index":
+            (path.parent / "index.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"decoded-\w+ is damaged; delete it, and the images are decoded again"):
+        everything(image_folder(root=str(folder), cache=str(cache)))
+
+
+def spoil(folder: Path) -> list[str]:
+    """Damage some files of a tree; what is said about them."""
+    train, test = in_order(folder / "train"), in_order(folder / "test")
+    train[2].write_bytes(b"")
+    train[9].write_bytes(train[9].read_bytes()[:-20])
+    test[1].unlink()
+    test[1].symlink_to("nowhere")
+    return [
+        f"{train[2]}: it is empty",
+        f"{train[9]}: it is no image, or damaged",
+        f"{test[1]}: No such file or directory",
+    ]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_are_named_or_left_out(cached: bool, workers: int, tmp_path: Path) -> None:
+    clean, folder = write_folder(tmp_path / "clean"), write_folder(tmp_path / "photos")
+    said = spoil(folder)
+    options = {"root": str(folder), "workers": workers, **({"cache": str(tmp_path / "kept")} if cached else {})}
+    with pytest.raises(InputError, match=r"cannot read .*photos.*; remove it, or train without such files by"):
+        everything(image_folder(**options))
+    dataset = image_folder(**options, on_error="skip")
+    assert [*dataset.train.bad_files, *dataset.test.bad_files] == said
+    for each in (in_order(clean / "train")[2], in_order(clean / "train")[9], in_order(clean / "test")[1]):
+        each.unlink()
+    expected = image_folder(root=str(clean))
+    assert all(torch.equal(a, b) for a, b in zip(everything(dataset), everything(expected), strict=True))
+    assert dataset.train.digest() == expected.train.digest() and dataset.info == expected.info
+
+
+def change(folder: Path, what: str) -> None:
+    cat = folder / "train" / "cat"
+    if what == "no such folder":
+        shutil.rmtree(folder)
+    elif what == "empty":
+        shutil.rmtree(folder / "train")
+        shutil.rmtree(folder / "test")
+    elif what == "no test":
+        shutil.rmtree(folder / "test")
+    elif what == "unknown class":
+        (folder / "test" / "cow").mkdir()
+        shutil.copy(in_order(cat)[0], folder / "test" / "cow" / "1.jpg")
+    elif what == "no test images":
+        for path in in_order(folder / "test"):
+            path.unlink()
+    elif what == "another size":
+        in_order(cat)[2].write_bytes(encoded(random_image(1, 20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("no such folder", {}, r"photos is no folder; set --data.root to one that holds train/CLASS"),
+        ("empty", {}, r"there are no images in .*photos; wanted train/CLASS/\* and test/CLASS/\*, or CLASS"),
+        ("no test", {}, r"photos has no test split; wanted a folder test or val beside train, or --data.holdout"),
+        ("unknown class", {}, r"photos: there are test images of cow, and no training images of that class; the trai"),
+        ("no test images", {}, r"the test split has no images"),
+        ("another size", {}, r"photo 2.*png has 30x20 pixels, and the first image 16x16; give .*--data.image-size 16"),
+        ("", {"holdout": 0.1}, r"photos has a test split, and --data.holdout is 0.1; leave it out"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_set_says_why(what: str, options: dict, message: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    change(folder, what)
+    with pytest.raises(InputError, match=message):
+        everything(image_folder(root=str(folder), **options))
+
+
+def test_what_is_odd_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "photos")
+    (folder / "train" / "cow").mkdir()
+    (folder / "train" / "cat" / "notes.txt").write_text("")
+    (folder / "train" / "cat" / ".DS_Store").write_text("")
+    (folder / "train" / "lost.png").write_bytes(encoded(random_image(0)))
+    for path in in_order(folder):
+        if path.suffix in (".png", ".JPG"):
+            path.write_bytes(encoded(np.array(Image.new("RGB", (16, 16), (200, 100, 50)))))
+    dataset = image_folder(root=str(folder))
+    out = capsys.readouterr().out
+    assert f"note: 2 files of {folder} are no images of a class, such as .txt: not used\n" in out
+    assert "note: no training images in 1 of 4 classes: cow\n" in out
+    assert "note: all pixels of the training images are equal in channel 0, 1, 2\n" in out
+    assert dataset.info.std == (1.0, 1.0, 1.0) and dataset.info.num_classes == 4
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def cut(path: Path, end: int) -> Path:
+    return write(path, path.read_bytes()[:end])
+
+
+def gzipped(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(path.parent)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("image-tar", lambda p, t: t / "absent.tar", "absent.tar is no file; set --data.root to a tar"),
+        ("image-tar", lambda p, t: write(t / "a.tar", b"hello" * 999), "a.tar is no tar, or is damaged"),
+        ("image-tar", lambda p, t: cut(write_tar(p, t / "a.tar"), 9000), "a.tar is (cut short|no tar, or is damaged)"),
+        ("image-tar", lambda p, t: gzipped(t / "a.tar"), "a.tar is compressed by gzip, where no file can be re"),
+        ("image-list", lambda p, t: t / "absent.csv", "absent.csv cannot be read: No such file"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,class\nx,1\n"), r"a.csv has no column label in its"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,label\nx,\n"), r"a.csv, line 2: wanted path, label and"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,label\n\xff,1\n"), r"a.csv is no CSV file in UTF-8"),
+        ("parquet", lambda p, t: t / "absent", "there are no parquet files in .*absent"),
+        ("parquet", lambda p, t: write(t / "a.parquet", b"hello"), "a.parquet cannot be read as parquet"),
+    ],
+)  # fmt: skip
+def test_other_sources_say_what_is_wrong(
+    name: str, make: Callable[[Path, Path], Path], message: str, tmp_path: Path
+) -> None:
+    root = make(write_folder(tmp_path / "photos"), tmp_path)
+    with pytest.raises(InputError, match=message):
+        DATASETS[name](root=str(root), holdout=0.5)
+
+
+def test_labels_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    rows = [f"{path},{i % 12}" for i, path in enumerate(in_order(folder))]
+    table = write(tmp_path / "a.csv", "\n".join(["path,label", *rows]).encode())
+    dataset = DATASETS["image-list"](root=str(table), holdout=0.3)
+    assert dataset.info.class_names == tuple(str(k) for k in range(12))
+    (tmp_path / "lists").mkdir()
+    for name, part in (("train", rows[:24]), ("val", rows[24:])):
+        write(tmp_path / "lists" / f"{name}.csv", "\n".join(["path,label", *part]).encode())
+    assert DATASETS["image-list"](root=str(tmp_path / "lists")).test.size == 12
+
+
+def test_a_root_must_be_named() -> None:
+    with pytest.raises(InputError, match="image-folder needs a value for root"):
+        use(image_folder).make()

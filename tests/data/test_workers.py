@@ -1,0 +1,156 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.trees import in_order, write_folder
+
+from backbones.data import batches as batches_module, image_folder
+from backbones.data.batches import AHEAD, Request
+from backbones.data.source import CPU, DataInfo, Source
+from backbones.data.workers import Workers
+from backbones.errors import InputError
+
+TRAIN = str(Path(__file__).parent.parent.parent / "train.py")
+
+
+class Reader:
+    """What a worker process can be asked for."""
+
+    def double(self, value: int) -> int:
+        return 2 * value
+
+    def fail(self, value: int) -> int:
+        raise InputError(f"{value} is bad")
+
+    def process(self, _: int) -> tuple[int, int, bool]:
+        return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+    def die(self, _: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_methods_are_called_and_errors_come_back(number: int) -> None:
+    workers = Workers({"a": Reader()}, number)
+    waits = [workers.start("a", "double", i) for i in range(5)]
+    assert [wait() for wait in waits] == [0, 2, 4, 6, 8]
+    assert list(workers.in_order("a", "double", range(30))) == list(range(0, 60, 2))
+    with pytest.raises(InputError, match=r"^7 is bad$"):
+        workers.start("a", "fail", 7)()
+
+
+def test_workers_are_processes_that_leave_signals_to_training() -> None:
+    workers = Workers({"a": Reader()}, 1)
+    process, num_threads, ignores = workers.start("a", "process", 0)()
+    assert process != os.getpid() and num_threads == 1 and ignores
+
+
+def test_a_worker_that_dies_is_one_message() -> None:
+    workers = Workers({"a": Reader()}, 2)
+    with pytest.raises(InputError, match="a process that reads images has died"):
+        workers.start("a", "die", 0)()
+
+
+def make_source(started: list[int]) -> Source:
+    labels = torch.arange(100)
+
+    def read(index: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return index[:, None, None, None].to(torch.uint8)
+
+    def start(index: torch.Tensor, keys: torch.Tensor):
+        started.append(int(index[0]))
+        return lambda: read(index, keys)
+
+    info = DataInfo((1, 1, 1), tuple(map(str, range(100))), (0.0,), (1.0,))
+    return Source(info, labels, read, lambda: "", start)
+
+
+def test_the_next_batches_are_read_ahead_and_no_more() -> None:
+    started: list[int] = []
+
+    def request(step: int) -> Request:
+        return Request(*[torch.tensor([step])] * 3)
+
+    batches = batches_module.ReadAhead(make_source(started), request, 6, CPU)
+    assert batches(0).labels.tolist() == [0] and started == [0, 1, 2]
+    assert batches(1).images.flatten().tolist() == [1] and started == [0, 1, 2, 3]
+    assert batches(4).labels.tolist() == [4] and started == [0, 1, 2, 3, 4, 5]  # 2 and 3 are dropped
+    assert batches(5).labels.tolist() == [5] and started == [0, 1, 2, 3, 4, 5]  # nothing after the last step
+    assert batches(2).labels.tolist() == [2] and started[6:] == [2, 3, 4]
+    assert batches(9).labels.tolist() == [9] and started[9:] == [9]
+    assert AHEAD == 2
+
+
+def children(process: int) -> set[int]:
+    """All processes that descend from one, by its session."""
+    listed = subprocess.run(["ps", "-o", "pid=", "-s", str(process)], capture_output=True, text=True).stdout
+    return {int(each) for each in listed.split()} - {process}
+
+
+@pytest.fixture
+def training(tmp_path: Path):
+    """A training with two workers that is well under way, in a session of its own."""
+    folder = write_folder(tmp_path / "photos")
+    options = ["--data", "image-folder", "--data.root", folder, "--data.workers", "2", "--model", "airbench"]
+    command = [sys.executable, TRAIN, *options, "--steps", "100000", "--batch-size", "6", "--run-dir", "run"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text()) and process.poll() is None:
+        assert time.monotonic() < deadline, (tmp_path / "out").read_text()
+        time.sleep(0.1)
+    yield process, tmp_path / "out"
+    if process.poll() is None:
+        process.kill()
+
+
+def wait_until_gone(session: int) -> None:
+    deadline = time.monotonic() + 30
+    while children(session):
+        assert time.monotonic() < deadline, children(session)
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_behind(end: signal.Signals, training) -> None:
+    process, out = training
+    assert len(children(process.pid)) >= 3
+    (os.kill if end == signal.SIGKILL else os.killpg)(process.pid, end)  # Ctrl-C and Slurm send it to all of them
+    process.wait(60)
+    wait_until_gone(process.pid)
+    said = out.read_text()
+    assert "Traceback" not in said, said
+    if end != signal.SIGKILL:
+        assert process.returncode == 75 and "stopped after step" in said
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run(training) -> None:
+    process, out = training
+    command = ["pgrep", "-s", str(process.pid), "-f", "forkserver"]
+    os.kill(int(subprocess.run(command, capture_output=True, text=True).stdout.split()[-1]), signal.SIGKILL)
+    assert process.wait(60) == 1
+    wait_until_gone(process.pid)
+    said = out.read_text()
+    assert "Traceback" not in said and said.rstrip().endswith("--resume continues the run"), said
+    assert "error: a process that reads images has died" in said
+
+
+def test_a_bad_file_is_named_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "photos")
+    dataset = image_folder(root=str(folder), workers=1)
+    in_order(folder / "train")[5].write_bytes(b"nothing")
+    index = torch.tensor([5])
+    with pytest.raises(InputError, match=r"cannot read .*photo 5.*JPG: it is no image, or damaged; remove it, or"):
+        dataset.train.start(index, index)()
