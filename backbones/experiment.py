@@ -22,7 +22,7 @@ import backbones.machine as machine
 import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
-from backbones.data import Batches, DataInfo, Dataset, make_batches
+from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
@@ -96,6 +96,8 @@ class Experiment:
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     weight_decay_mask: DecayMask | None = None
     """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
+    sampling: Sampling = "uniform"
+    """Uniform draws every image equally often; balanced draws every class equally often, and its images in turn."""
     label_smoothing: Probability = 0.0
     """Weight of the uniform distribution in the target."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -236,13 +238,15 @@ class Experiment:
         )
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        plain_batches = make_batches(dataset.train, seed=0, batch_size=self.batch_size, device=device)
-        weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
+        batches = partial(
+            make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
+        )
+        weights_of = make_weights_of(model, normalize, batches(seed=0), partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),
-            make_batches(dataset.train, seed=self.seed, batch_size=self.batch_size, device=device),
+            batches(seed=self.seed),
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
         )
