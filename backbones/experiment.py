@@ -27,6 +27,7 @@ from backbones.errors import Count, InputError, Positive, Probability, Range, ch
 from backbones.evaluation import Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
 from backbones.jit import Mode, jit
+from backbones.losses import LOSSES, LossName, balanced_class_weights
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
 from backbones.optim.average import ema_params
 from backbones.optim.base import GradientTransformation
@@ -96,6 +97,11 @@ class Experiment:
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     weight_decay_mask: DecayMask | None = None
     """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
+    loss: LossName = "cross-entropy"
+    """Cross-entropy of the softmax over the classes, or binary cross-entropy of each class, averaged over them."""
+    class_weights: Literal["auto"] | None = None
+    """Weights of the classes in the loss: auto is N / (K n) for one with n of the N training images, so that all K
+    count equally. Where augmentation mixes images, it mixes their weights."""
     sampling: Sampling = "uniform"
     """Uniform draws every image equally often; balanced draws every class equally often, and its images in turn."""
     label_smoothing: Probability = 0.0
@@ -152,6 +158,10 @@ class Experiment:
             raise InputError(
                 f"--keep-every is {self.keep_every}; it must be a multiple of --save-every, which is "
                 f"{self.save_every}: other steps are not saved"
+            )
+        if self.class_weights is not None and self.sampling == "balanced":
+            raise InputError(
+                "--class-weights auto and --sampling balanced each make all classes count equally; give one"
             )
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"steps is {self.steps} and epochs is {self.epochs}; give one of them")
@@ -223,7 +233,10 @@ class Experiment:
         # before it is then a graph of its own.
         one_process = distributed.world_size() == 1
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
-        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing)
+        loss, class_weights = LOSSES[self.loss], None
+        if self.class_weights == "auto":
+            class_weights = balanced_class_weights(dataset.train.labels, dataset.info.num_classes).to(device)
+        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
         train_step = make_train_step(
             grad_and_value(
                 loss_fn if one_process else jit(loss_fn, mode=mode),
@@ -242,7 +255,7 @@ class Experiment:
             make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
         )
         weights_of = make_weights_of(model, normalize, batches(seed=0), partial(jit, mode=mode))
-        eval_step = jit(make_eval_step(model, normalize), mode=mode)
+        eval_step = jit(make_eval_step(model, normalize, loss=loss), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),

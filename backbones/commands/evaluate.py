@@ -16,6 +16,7 @@ from backbones.data import DATASETS, DataInfo, Dataset
 from backbones.data.images import read_images
 from backbones.errors import Count, InputError, check_values
 from backbones.experiment import Experiment
+from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
 from backbones.run.run_dir import read_experiment
@@ -69,7 +70,8 @@ def evaluate(
         return
     dataset = _read_dataset(data, experiment, info, torch_device)
     source = dataset.train if split == "train" else dataset.test
-    report = make_report(predict, source, batch_size=batch_size, device=torch_device)
+    loss = LOSSES[experiment.loss]
+    report = make_report(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split}
     _print_report(report, info.class_names, about)
     folder = out or path.parent.parent

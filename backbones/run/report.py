@@ -17,7 +17,7 @@ import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import Source, eval_batches
 from backbones.experiment import Experiment
-from backbones.losses import cross_entropy
+from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores
 from backbones.models import with_autocast
 from backbones.run.checkpoint import Checkpoint, weights_of
@@ -31,7 +31,7 @@ class Report(NamedTuple):
     """Metrics of a model on N labelled images."""
 
     loss: float
-    """Cross-entropy in nats, without label smoothing."""
+    """In nats, without label smoothing and class weights."""
     top1: float
     top5: float
     confusion: Tensor
@@ -71,7 +71,9 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
     return predict
 
 
-def make_report(predict: Predict, source: Source, *, batch_size: int, device: torch.device) -> Report:
+def make_report(
+    predict: Predict, source: Source, *, batch_size: int, device: torch.device, loss: Loss = cross_entropy
+) -> Report:
     """Loss, accuracies, confusion and calibration over all images of a source."""
     batches = eval_batches(source, batch_size=batch_size, device=device)
     num_batches = -(-source.size // batch_size)
@@ -86,7 +88,7 @@ def make_report(predict: Predict, source: Source, *, batch_size: int, device: to
     num_classes = source.info.num_classes
     confusion = torch.bincount(labels * num_classes + guesses[:, 0], minlength=num_classes**2)
     return Report(
-        loss=cross_entropy(logits, labels).to(torch.float64).mean().item(),
+        loss=loss(logits, labels).to(torch.float64).mean().item(),
         top1=hits[:, 0].to(torch.float64).mean().item(),
         top5=hits[:, :5].any(dim=1).to(torch.float64).mean().item(),
         confusion=confusion.reshape(num_classes, num_classes),
