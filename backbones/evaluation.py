@@ -15,6 +15,7 @@ from backbones.metrics import in_top_k
 from backbones.models import Model
 from backbones.optim import evaluation_params
 from backbones.train_step import TrainState
+from backbones.tta import Tta, average_views
 from backbones.types import Batch, ModelState, Params, Weights
 
 
@@ -43,11 +44,14 @@ class Evaluate(Protocol):
     def __call__(self, state: TrainState, weights: Weights | None = None) -> dict[str, float]: ...
 
 
-def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_entropy) -> EvalStep:
+def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_entropy, tta: Tta = "none") -> EvalStep:
     """One batch of evaluation: `(params, model_state, batch) -> EvalSums`."""
 
     def eval_step(params: Params, model_state: ModelState, batch: Batch) -> EvalSums:
-        logits, _ = model.apply(params, model_state, normalize(batch.images), train=False)
+        def apply(images: Tensor) -> Tensor:
+            return model.apply(params, model_state, images, train=False)[0]
+
+        logits = average_views(apply, normalize(batch.images), tta)
         rows = EvalSums(
             loss=loss(logits, batch.labels),
             top1=in_top_k(logits, batch.labels, 1),

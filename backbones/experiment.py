@@ -38,6 +38,7 @@ from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
+from backbones.tta import Tta
 from backbones.types import Batch, Metrics, Params, Roles
 
 VERSION = "0.2"
@@ -137,6 +138,9 @@ class Experiment:
     """Steps between evaluations on the held-out samples."""
     eval_batch_size: Count = 500
     """Images a batch of evaluation, over all processes."""
+    tta: Tta = "none"
+    """Test-time augmentation: logits are averaged over an image and its mirror image, with shift over both shifted by a
+    pixel too. Not for digits or text, whose mirror images mean something else."""
     save_every: Count = 500
     """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
     keep: Count = 2
@@ -255,7 +259,7 @@ class Experiment:
             make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
         )
         weights_of = make_weights_of(model, normalize, batches(seed=0), partial(jit, mode=mode))
-        eval_step = jit(make_eval_step(model, normalize, loss=loss), mode=mode)
+        eval_step = jit(make_eval_step(model, normalize, loss=loss, tta=self.tta), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),

@@ -31,7 +31,7 @@ def test_experiments_come_back_from_json_equal(name: str) -> None:
 def test_an_experiment_of_before_an_option_has_its_default() -> None:
     experiment = EXPERIMENTS["digits-vit-tiny"]
     values = experiment.to_json()
-    for name in ("loss", "class_weights", "sampling"):
+    for name in ("loss", "class_weights", "sampling", "tta"):
         del values[name]
     assert Experiment.from_json(values) == experiment
 

@@ -1,5 +1,6 @@
 """`backbones evaluate RUN`: accuracy by class, confusion, calibration; with `IMAGE ...` after it, classifies files."""
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
 from backbones.run.run_dir import read_experiment
+from backbones.tta import Tta
 
 
 def main(args: list[str]) -> None:
@@ -36,6 +38,7 @@ def evaluate(
     split: Literal["test", "train"] = "test",
     checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
     batch_size: Count = 500,
+    tta: Literal["auto"] | Tta = "auto",
     resize: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     out: Path | None = None,
@@ -52,6 +55,7 @@ def evaluate(
         split: which split of the data set.
         checkpoint: which checkpoint of the run.
         batch_size: images per batch.
+        tta: test-time augmentation, the views over which logits are averaged; auto is that of the run.
         resize: scale image files of another size to that of the model.
         device: where to compute; auto is the GPU where there is one.
         out: folder for evaluation.json, confusion.png and calibration.png; None for the run folder.
@@ -63,6 +67,8 @@ def evaluate(
     path = find_checkpoint(run, parse_which(checkpoint))
     content, torch_device = read_checkpoint(path), distributed.init(device)
     experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
+    if tta != "auto":
+        experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)
     if images:
         for i in range(0, len(images), batch_size):
@@ -72,7 +78,7 @@ def evaluate(
     source = dataset.train if split == "train" else dataset.test
     loss = LOSSES[experiment.loss]
     report = make_report(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
-    about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split}
+    about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
     _print_report(report, info.class_names, about)
     folder = out or path.parent.parent
     write_report(folder, report, info.class_names, about)
@@ -102,7 +108,8 @@ def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize
 
 
 def _print_report(report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
-    print(f"{about['checkpoint']} on the {report.confusion.sum()} images of {about['data']} {about['split']}:")
+    views = "" if about["tta"] == "none" else f", test-time augmentation {about['tta']}"
+    print(f"{about['checkpoint']} on the {report.confusion.sum()} images of {about['data']} {about['split']}{views}:")
     print("top-1 {top1:.2%}  top-5 {top5:.2%}  loss {loss:.4f}".format(**report.summary))
     text = (
         "balanced accuracy {balanced_accuracy:.2%}  macro F1 {macro_f1:.2%}  calibration error {calibration_error:.2%}"

@@ -22,6 +22,7 @@ from backbones.metrics import Calibration, ClassScores, calibration, class_score
 from backbones.models import with_autocast
 from backbones.run.checkpoint import Checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
+from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W] uint8 -> logits [N, K]."""
@@ -64,9 +65,12 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
     params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
     normalize = make_normalize(info.mean, info.std, device)
 
+    def apply(images: Tensor) -> Tensor:
+        return model.apply(params, model_state, images, train=False)[0]
+
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return model.apply(params, model_state, normalize(images.to(device)), train=False)[0]
+        return average_views(apply, normalize(images.to(device)), experiment.tta)
 
     return predict
 

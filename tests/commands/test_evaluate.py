@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from backbones.experiment import Experiment
 from backbones.metrics import calibration
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.report import load_predictor, make_report
+from backbones.run.run import run
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
@@ -71,6 +73,25 @@ def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, c
     assert sum(line.split()[:1] == [name] for line in shown.splitlines() for name in report["classes"]) == 10
 
 
+def test_views_and_loss_are_those_of_the_run_unless_others_are_named(experiment: Experiment, tmp_path, capsys) -> None:
+    experiment = dataclasses.replace(experiment, loss="binary-cross-entropy", tta="flip", steps=2)
+    result = run(experiment, run_dir=tmp_path)
+    images = digits().test.read(torch.arange(2), torch.arange(2))
+    reports = {}
+    for tta in ("auto", "flip", "none"):
+        evaluate(tmp_path, tta=tta)
+        reports[tta] = json.loads((tmp_path / "evaluation.json").read_text())
+        assert ("digits test, test-time augmentation flip:" in capsys.readouterr().out) == (tta != "none")
+    assert reports["auto"] == reports["flip"] and reports["flip"]["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    assert (reports["auto"]["tta"], reports["none"]["tta"]) == ("flip", "none")
+    assert reports["none"]["loss"] != reports["flip"]["loss"] < 1  # of cross-entropy it would be log 10
+    predict_one, predict_flip = (
+        load_predictor(read_checkpoint(tmp_path / "checkpoints" / "2"), dataclasses.replace(experiment, tta=tta), CPU)
+        for tta in ("none", "flip")
+    )
+    torch.testing.assert_close(predict_flip(images), (predict_one(images) + predict_one(images.flip(3))) / 2)
+
+
 def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     checkpoint = read_checkpoint(finished / "checkpoints" / "4")
     predict = load_predictor(checkpoint, Experiment.from_json(checkpoint.manifest.experiment), CPU)
@@ -101,6 +122,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ({"data": "cifar11"}, "unknown data 'cifar11'; did you mean cifar10"),
         ({"checkpoint": "3"}, "there is no checkpoint 3 in"),
         ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
+        ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of none, flip, flip+shift"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
         ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is no image, or damaged"),
     ],
