@@ -139,7 +139,7 @@ def options_of(function: Callable[..., Any], given: Collection[str] = GIVEN) -> 
             continue
         docs = [each.documentation for each in get_args(parameter.annotation) if isinstance(each, Doc)]
         interval = range_of(parameter.annotation)
-        help = (helps.get(name) or " ".join(docs)).rstrip(".")
+        help = " ".join((helps.get(name) or " ".join(docs)).split()).rstrip(".")
         options[name] = Option(parameter.annotation, parameter.default, f"{help}; {interval}" if interval else help)
     return options
 

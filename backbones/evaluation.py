@@ -10,11 +10,12 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.augment import Normalize
 from backbones.data import Batches, Source, eval_batches
-from backbones.losses import cross_entropy
+from backbones.losses import Loss, cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
 from backbones.optim import evaluation_params
 from backbones.train_step import TrainState
+from backbones.tta import Tta, average_views
 from backbones.types import Batch, ModelState, Params, Weights
 
 
@@ -22,7 +23,7 @@ class EvalSums(NamedTuple):
     """Sums over the rows of a batch, each times its weight; 0-D float64."""
 
     loss: Tensor
-    """Cross-entropy in nats, without label smoothing."""
+    """In nats, without label smoothing and class weights."""
     top1: Tensor
     top5: Tensor
     weight: Tensor
@@ -43,13 +44,16 @@ class Evaluate(Protocol):
     def __call__(self, state: TrainState, weights: Weights | None = None) -> dict[str, float]: ...
 
 
-def make_eval_step(model: Model, normalize: Normalize) -> EvalStep:
+def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_entropy, tta: Tta = "none") -> EvalStep:
     """One batch of evaluation: `(params, model_state, batch) -> EvalSums`."""
 
     def eval_step(params: Params, model_state: ModelState, batch: Batch) -> EvalSums:
-        logits, _ = model.apply(params, model_state, normalize(batch.images), train=False)
+        def apply(images: Tensor) -> Tensor:
+            return model.apply(params, model_state, images, train=False)[0]
+
+        logits = average_views(apply, normalize(batch.images), tta)
         rows = EvalSums(
-            loss=cross_entropy(logits, batch.labels),
+            loss=loss(logits, batch.labels),
             top1=in_top_k(logits, batch.labels, 1),
             top5=in_top_k(logits, batch.labels, 5),
             weight=torch.ones_like(batch.weight),

@@ -22,11 +22,12 @@ import backbones.machine as machine
 import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
-from backbones.data import Batches, DataInfo, Dataset, make_batches
+from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
 from backbones.jit import Mode, jit
+from backbones.losses import LOSSES, LossName, balanced_class_weights
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
 from backbones.optim.average import ema_params
 from backbones.optim.base import GradientTransformation
@@ -37,6 +38,7 @@ from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
+from backbones.tta import Tta
 from backbones.types import Batch, Metrics, Params, Roles
 
 VERSION = "0.2"
@@ -96,6 +98,13 @@ class Experiment:
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     weight_decay_mask: DecayMask | None = None
     """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
+    loss: LossName = "cross-entropy"
+    """Cross-entropy of the softmax over the classes, or binary cross-entropy of each class, averaged over them."""
+    class_weights: Literal["auto"] | None = None
+    """Weights of the classes in the loss: auto is N / (K n) for one with n of the N training images, so that all K
+    count equally. Where augmentation mixes images, it mixes their weights."""
+    sampling: Sampling = "uniform"
+    """Uniform draws every image equally often; balanced draws every class equally often, and its images in turn."""
     label_smoothing: Probability = 0.0
     """Weight of the uniform distribution in the target."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -129,6 +138,9 @@ class Experiment:
     """Steps between evaluations on the held-out samples."""
     eval_batch_size: Count = 500
     """Images a batch of evaluation, over all processes."""
+    tta: Tta = "none"
+    """Test-time augmentation: logits are averaged over an image and its mirror image, with shift over both shifted by a
+    pixel too. Not for digits or text, whose mirror images mean something else."""
     save_every: Count = 500
     """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
     keep: Count = 2
@@ -150,6 +162,10 @@ class Experiment:
             raise InputError(
                 f"--keep-every is {self.keep_every}; it must be a multiple of --save-every, which is "
                 f"{self.save_every}: other steps are not saved"
+            )
+        if self.class_weights is not None and self.sampling == "balanced":
+            raise InputError(
+                "--class-weights auto and --sampling balanced each make all classes count equally; give one"
             )
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"steps is {self.steps} and epochs is {self.epochs}; give one of them")
@@ -221,7 +237,10 @@ class Experiment:
         # before it is then a graph of its own.
         one_process = distributed.world_size() == 1
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
-        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing)
+        loss, class_weights = LOSSES[self.loss], None
+        if self.class_weights == "auto":
+            class_weights = balanced_class_weights(dataset.train.labels, dataset.info.num_classes).to(device)
+        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
         train_step = make_train_step(
             grad_and_value(
                 loss_fn if one_process else jit(loss_fn, mode=mode),
@@ -236,21 +255,16 @@ class Experiment:
         )
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        plain_batches = make_batches(
-            dataset.train, seed=0, batch_size=self.batch_size, device=device, num_steps=NUM_BN_BATCHES
+        batches = partial(
+            make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
         )
+        plain_batches = batches(seed=0, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
-        eval_step = jit(make_eval_step(model, normalize), mode=mode)
+        eval_step = jit(make_eval_step(model, normalize, loss=loss, tta=self.tta), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),
-            make_batches(
-                dataset.train,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                device=device,
-                num_steps=self.num_steps(dataset),
-            ),
+            batches(seed=self.seed, num_steps=self.num_steps(dataset)),
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
         )

@@ -12,7 +12,7 @@ import backbones.tree as tree
 from backbones.augment import Augment, Normalize
 from backbones.errors import InputError
 from backbones.gradient import GradAndValue, LossFn, phase
-from backbones.losses import cross_entropy
+from backbones.losses import Loss, cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
 from backbones.random import Stream
@@ -54,17 +54,26 @@ def init_train_state(
     return tree.with_own_memory(TrainState(step, random.key(seed, device=device), params, model_state, opt_state))
 
 
-def make_loss_fn(model: Model, *, label_smoothing: float) -> LossFn:
+def make_loss_fn(
+    model: Model, *, label_smoothing: float, loss: Loss = cross_entropy, class_weights: Tensor | None = None
+) -> LossFn:
     """The pure function that is differentiated: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
 
-    The loss is the mean over the batch of each sample's cross-entropy times its weight.
+    It is the mean over the batch of each sample's loss times its weight. With `class_weights` [K] the weight is
+    multiplied by that of the sample's class, or by the mean of those of its classes where targets are mixed.
     """
+
+    def weight_of(batch: Batch) -> Tensor:
+        if class_weights is None:
+            return batch.weight
+        of_class = class_weights[batch.labels] if batch.targets is None else batch.targets @ class_weights
+        return batch.weight * of_class
 
     def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
         logits, model_state = model.apply(params, model_state, batch.images, train=True)
-        losses = cross_entropy(logits, batch.labels, batch.targets, label_smoothing=label_smoothing)
+        losses = loss(logits, batch.labels, batch.targets, label_smoothing=label_smoothing)
         accuracy = in_top_k(logits, batch.labels, 1).to(torch.float32).mean()
-        return (losses * batch.weight).mean(), (model_state, {"accuracy": accuracy})
+        return (losses * weight_of(batch)).mean(), (model_state, {"accuracy": accuracy})
 
     return loss_fn
 

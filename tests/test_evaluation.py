@@ -8,9 +8,11 @@ from backbones.augment import make_normalize
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
 from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_weights_of
+from backbones.losses import binary_cross_entropy
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim.average import EmaParamsState
 from backbones.train_step import TrainState
+from backbones.tta import average_views
 from backbones.types import Batch
 
 
@@ -48,6 +50,27 @@ def test_eval_step_sums_over_rows_that_count() -> None:
     labels = torch.arange(4)
     assert whole.loss.item() == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-5)
     assert whole.top1 == (logits.argmax(dim=1) == labels).sum()
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_eval_step_takes_its_loss_and_its_views(compile: bool) -> None:
+    model, normalize = resnet(BasicBlock, (1, 1), (3, 16, 16), 10), make_normalize((100.0,) * 3, (50.0,) * 3, CPU)
+    params, model_state = model.init(random.generator(0))
+    eval_step = make_eval_step(model, normalize, loss=binary_cross_entropy, tta="flip+shift")
+    if compile:
+        eval_step = torch.compile(eval_step, backend="aot_eager", fullgraph=True)
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=random.generator(1))
+    labels = torch.arange(6)
+    sums = eval_step(params, model_state, Batch(images, labels, None, torch.ones(6), labels, torch.zeros(6)))
+
+    def apply(images: torch.Tensor) -> torch.Tensor:
+        return model.apply(params, model_state, images, train=False)[0]
+
+    logits = average_views(apply, normalize(images), "flip+shift")
+    targets = F.one_hot(labels, 10).float()
+    expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
+    assert sums.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert sums.top1 == (logits.argmax(dim=1) == labels).sum()
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+import backbones.experiment
 import backbones.random as random
 import backbones.tree as tree
 from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
 from backbones.models.mobilenet import mobilenet
 from backbones.optim import adam, chain, scale, sgd
@@ -24,6 +26,14 @@ def test_experiments_come_back_from_json_equal(name: str) -> None:
     experiment = EXPERIMENTS[name]
     assert experiment.name == name
     assert Experiment.from_json(json.loads(json.dumps(experiment.to_json()))) == experiment
+
+
+def test_an_experiment_of_before_an_option_has_its_default() -> None:
+    experiment = EXPERIMENTS["digits-vit-tiny"]
+    values = experiment.to_json()
+    for name in ("loss", "class_weights", "sampling", "tta"):
+        del values[name]
+    assert Experiment.from_json(values) == experiment
 
 
 def test_the_reference_settings_of_cifar10() -> None:
@@ -141,6 +151,8 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
         ({"ema": 1.0}, r"--ema is 1\.0; it must be at least 0 and below 1"),
         ({"seed": -1}, "--seed is -1; it must be at least 0 and below 9223372036854775808"),
         ({"keep_every": 7}, "--keep-every is 7; it must be a multiple of --save-every, which is 6"),
+        ({"loss": "hinge"}, "--loss is 'hinge'; it must be one of cross-entropy, binary-cross-entropy"),
+        ({"class_weights": "auto", "sampling": "balanced"}, "each make all classes count equally; give one"),
         ({"name": "a/b"}, "--name is 'a/b'; it must be a name for a folder"),
         ({"name": ""}, "--name is ''; it must be a name for a folder"),
     ],
@@ -149,6 +161,21 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
 def test_values_that_an_experiment_cannot_have(experiment: Experiment, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(experiment, **options)
+
+
+def test_classes_count_equally_by_draws_or_by_weights(experiment: Experiment, monkeypatch) -> None:
+    program = dataclasses.replace(experiment, sampling="balanced", batch_size=40).make()
+    assert program.batches(3).labels.bincount().tolist() == [4] * 10
+    given, make_loss_fn = {}, backbones.experiment.make_loss_fn
+
+    def make_recorded(model: Model, **options):
+        given.update(options)
+        return make_loss_fn(model, **options)
+
+    monkeypatch.setattr(backbones.experiment, "make_loss_fn", make_recorded)
+    dataclasses.replace(experiment, class_weights="auto", loss="binary-cross-entropy").make()
+    assert given["loss"] is binary_cross_entropy
+    assert torch.equal(given["class_weights"], balanced_class_weights(digits().train.labels, 10))
 
 
 def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:

@@ -13,8 +13,8 @@ FLOORS = [
     [{"backbones.commands", "backbones.__main__"}],
     [{"backbones.run"}],
     [{"backbones.experiment", "backbones.component", "backbones.train_step", "backbones.evaluation", "backbones.jit"}],
-    [{"backbones.models"}, {"backbones.optim"}, {"backbones.augment", "backbones.losses", "backbones.metrics"},
-     {"backbones.data"}],
+    [{"backbones.models"}, {"backbones.optim"},
+     {"backbones.augment", "backbones.losses", "backbones.metrics", "backbones.tta"}, {"backbones.data"}],
     [{"backbones.distributed", "backbones.gradient", "backbones.machine"}],
     [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors"}],
 ]  # fmt: skip

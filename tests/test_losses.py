@@ -1,6 +1,11 @@
+import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+from timm.loss import BinaryCrossEntropy
 
-from backbones.losses import cross_entropy
+from backbones.losses import LOSSES, balanced_class_weights, binary_cross_entropy, cross_entropy
 
 
 def test_is_minus_log_probability_of_the_smoothed_target() -> None:
@@ -13,14 +18,42 @@ def test_is_minus_log_probability_of_the_smoothed_target() -> None:
         torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=smoothing), expected)
 
 
-def test_soft_targets_are_mixed_losses() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_targets_are_mixed_losses(name: str, smoothing: float) -> None:
     torch.manual_seed(0)
     logits, labels, others = torch.randn(6, 5), torch.arange(6) % 5, (torch.arange(6) + 2) % 5
-    one_hot = [torch.nn.functional.one_hot(each, 5).float() for each in (labels, others)]
-    mixed = cross_entropy(logits, labels, 0.3 * one_hot[0] + 0.7 * one_hot[1])
-    torch.testing.assert_close(mixed, 0.3 * cross_entropy(logits, labels) + 0.7 * cross_entropy(logits, others))
+    one_hot = [F.one_hot(each, 5).float() for each in (labels, others)]
+    loss = LOSSES[name]
+    mixed = loss(logits, labels, 0.3 * one_hot[0] + 0.7 * one_hot[1], label_smoothing=smoothing)
+    parts = [loss(logits, each, label_smoothing=smoothing) for each in (labels, others)]
+    torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
 
 
-def test_computes_in_float32_at_least() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_computes_in_float32_at_least(name: str) -> None:
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
-        assert cross_entropy(torch.ones(1, 4, dtype=dtype), torch.tensor([1])).dtype == expected
+        assert LOSSES[name](torch.ones(1, 4, dtype=dtype), torch.tensor([1])).dtype == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_that_of_timm_and_torch(smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    losses = binary_cross_entropy(logits, labels, label_smoothing=smoothing)
+    torch.testing.assert_close(losses.mean(), BinaryCrossEntropy(smoothing=smoothing)(logits, labels))
+    one = F.binary_cross_entropy_with_logits(logits[2], torch.eye(5)[2] * (1 - smoothing) + smoothing / 5)
+    torch.testing.assert_close(losses[2], one)
+    targets = torch.rand(6, 5)
+    mixed = binary_cross_entropy(logits, labels, targets)
+    torch.testing.assert_close(mixed.mean(), BinaryCrossEntropy(smoothing=smoothing)(logits, targets))
+
+
+def test_class_weights_are_those_of_scikit_learn() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])  # none of class 2, nor of 4
+    weights = balanced_class_weights(labels, 5)
+    present = np.array([0, 1, 3])
+    expected = compute_class_weight("balanced", classes=present, y=labels.numpy())
+    assert weights.dtype == torch.float32 and weights[present].tolist() == pytest.approx(expected.tolist())
+    assert weights[[2, 4]].tolist() == [0, 0]
+    assert weights[labels].mean().item() == pytest.approx(1)

@@ -190,3 +190,31 @@ def test_weights_and_targets_are_in_the_loss() -> None:
     halves = torch.arange(32) < 16
     parts = [loss(weight=mask.float()) for mask in (halves, ~halves)]
     assert sum(parts) == pytest.approx(loss(), rel=1e-12)
+
+
+def test_a_class_weight_is_the_weight_of_its_samples() -> None:
+    """Of a mixed sample it is the mean of those of its classes."""
+    program = make_program(VIT, torch.float64)
+    batch, weights = program.batches(0), torch.arange(10.0)
+    batch = batch._replace(images=batch.images.double() / 255)
+    model = VIT.make_model(digits().info)
+    params, model_state = program.state.params, program.state.model_state
+    plain, weighted = (make_loss_fn(model, label_smoothing=0.0, class_weights=each) for each in (None, weights))
+
+    def loss(loss_fn, **fields) -> float:
+        return loss_fn(params, model_state, batch._replace(**fields))[0].item()
+
+    assert loss(weighted) == pytest.approx(loss(plain, weight=batch.labels.float()), rel=1e-12)
+    others = batch.labels.flip(0)
+    mixed = (torch.eye(10)[batch.labels] + 3 * torch.eye(10)[others]) / 4
+    mean = (batch.labels.float() + 3 * others.float()) / 4
+    assert loss(weighted, targets=mixed) == pytest.approx(loss(plain, targets=mixed, weight=mean), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_binary_cross_entropy_with_class_weights_compiles() -> None:
+    experiment = dataclasses.replace(VIT, loss="binary-cross-entropy", class_weights="auto")
+    _, eager = train(experiment)
+    _, compiled = train(dataclasses.replace(experiment, compile="on"))
+    assert num_graphs() == 1
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-5)

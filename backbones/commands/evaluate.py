@@ -1,5 +1,6 @@
-"""`backbones evaluate RUN`: accuracy by class and confusion; `backbones evaluate RUN IMAGE ...` classifies files."""
+"""`backbones evaluate RUN`: accuracy by class, confusion, calibration; with `IMAGE ...` after it, classifies files."""
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ from backbones.data import DATASETS, DataInfo, Dataset
 from backbones.data.images import read_images
 from backbones.errors import Count, InputError, check_values
 from backbones.experiment import Experiment
+from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
 from backbones.run.run_dir import read_experiment
+from backbones.tta import Tta
 
 
 def main(args: list[str]) -> None:
@@ -35,11 +38,12 @@ def evaluate(
     split: Literal["test", "train"] = "test",
     checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
     batch_size: Count = 500,
+    tta: Literal["auto"] | Tta = "auto",
     resize: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     out: Path | None = None,
 ) -> None:
-    """Evaluate a checkpoint: top-1, top-5, loss, accuracy of each class and confusion; or classify image files.
+    """Evaluate a checkpoint: accuracy, loss, F1, calibration, the scores of each class, confusion; or classify files.
 
     Classifying needs the checkpoint alone; the training data may be gone.
 
@@ -51,9 +55,10 @@ def evaluate(
         split: which split of the data set.
         checkpoint: which checkpoint of the run.
         batch_size: images per batch.
+        tta: test-time augmentation, the views over which logits are averaged; auto is that of the run.
         resize: scale image files of another size to that of the model.
         device: where to compute; auto is the GPU where there is one.
-        out: folder for evaluation.json and confusion.png; None for the run folder.
+        out: folder for evaluation.json, confusion.png and calibration.png; None for the run folder.
 
     Raises:
         InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
@@ -62,6 +67,8 @@ def evaluate(
     path = find_checkpoint(run, parse_which(checkpoint))
     content, torch_device = read_checkpoint(path), distributed.init(device)
     experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
+    if tta != "auto":
+        experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)
     if images:
         for i in range(0, len(images), batch_size):
@@ -69,14 +76,13 @@ def evaluate(
         return
     dataset = _read_dataset(data, experiment, info, torch_device)
     source = dataset.train if split == "train" else dataset.test
-    report = make_report(predict, source, batch_size=batch_size, device=torch_device)
-    data = data or experiment.data.name
-    print(f"{path} on the {source.size} images of {data} {split}:")
-    print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  loss {report.loss:.4f}\n")
-    _print_classes(report, info.class_names)
+    loss = LOSSES[experiment.loss]
+    report = make_report(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
+    about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
+    _print_report(report, info.class_names, about)
     folder = out or path.parent.parent
-    write_report(folder, report, info.class_names, {"checkpoint": str(path), "data": data, "split": split})
-    print(f"\nsee {folder}/evaluation.json and confusion.png")
+    write_report(folder, report, info.class_names, about)
+    print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
 
 
 def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, device: torch.device) -> Dataset:
@@ -101,12 +107,20 @@ def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize
         print(f"{path!s:{width}s}  {'  '.join(guesses)}")
 
 
-def _print_classes(report: Report, class_names: Sequence[str]) -> None:
+def _print_report(report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
+    views = "" if about["tta"] == "none" else f", test-time augmentation {about['tta']}"
+    print(f"{about['checkpoint']} on the {report.confusion.sum()} images of {about['data']} {about['split']}{views}:")
+    print("top-1 {top1:.2%}  top-5 {top5:.2%}  loss {loss:.4f}".format(**report.summary))
+    text = (
+        "balanced accuracy {balanced_accuracy:.2%}  macro F1 {macro_f1:.2%}  calibration error {calibration_error:.2%}"
+    )
+    print(text.format(**report.summary), end="\n\n")
     width = max(len("class"), *(len(name) for name in class_names))
-    print(f"{'class':{width}s}  images  accuracy  most often confused with")
+    print(f"{'class':{width}s}  images  accuracy  precision       F1  most often confused with")
     confusion = report.confusion
     mistakes = confusion - torch.diag(confusion.diagonal())
     for k, name in enumerate(class_names):
         wrong, other = mistakes[k].max(dim=0)
         confused = f"{class_names[int(other)]} ({wrong})" if wrong else ""
-        print(f"{name:{width}s}  {confusion[k].sum():6d}  {report.class_accuracy[k]:8.2%}  {confused}".rstrip())
+        recall, precision, f1 = ("-" if each[k].isnan() else f"{each[k]:.2%}" for each in report.scores)
+        print(f"{name:{width}s}  {confusion[k].sum():6d}  {recall:>8s}  {precision:>9s}  {f1:>7s}  {confused}".rstrip())

@@ -5,7 +5,7 @@ A data set is a function of `device` and, keyword-only, of the fields that `--da
 
 from collections.abc import Callable
 
-from backbones.data.batches import Batches, eval_batches, make_batches
+from backbones.data.batches import Batches, Sampling, eval_batches, make_batches
 from backbones.data.cifar import cifar10, cifar100
 from backbones.data.digits import digits
 from backbones.data.fashion_mnist import fashion_mnist

@@ -1,4 +1,4 @@
-"""Evaluation of a model on labelled images: metrics, confusion matrix, and the files that show them.
+"""Evaluation of a model on labelled images: metrics, confusion matrix, calibration, and the files that show them.
 
 N images, C channels, H and W height and width, K classes.
 """
@@ -17,10 +17,12 @@ import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import Source, eval_batches
 from backbones.experiment import Experiment
-from backbones.losses import cross_entropy
+from backbones.losses import Loss, cross_entropy
+from backbones.metrics import Calibration, ClassScores, calibration, class_scores
 from backbones.models import with_autocast
 from backbones.run.checkpoint import Checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
+from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W] uint8 -> logits [N, K]."""
@@ -30,16 +32,29 @@ class Report(NamedTuple):
     """Metrics of a model on N labelled images."""
 
     loss: float
-    """Cross-entropy in nats, without label smoothing."""
+    """In nats, without label smoothing and class weights."""
     top1: float
     top5: float
     confusion: Tensor
     """[K, K] int64: how many images of class i (row) were predicted as class j (column)."""
+    calibration: Calibration
 
     @property
-    def class_accuracy(self) -> Tensor:
-        """[K] float64 in [0, 1]; NaN for a class without images."""
-        return self.confusion.diagonal() / self.confusion.sum(dim=1).to(torch.float64)
+    def scores(self) -> ClassScores:
+        """Recall, precision and F1 of each class."""
+        return class_scores(self.confusion)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The metrics that are one number: in nats the loss, in [0, 1] all others."""
+        return {
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "balanced_accuracy": self.scores.recall.nanmean().item(),
+            "macro_f1": self.scores.f1.nanmean().item(),
+            "calibration_error": self.calibration.error,
+        }
 
 
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
@@ -50,15 +65,20 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
     params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
     normalize = make_normalize(info.mean, info.std, device)
 
+    def apply(images: Tensor) -> Tensor:
+        return model.apply(params, model_state, images, train=False)[0]
+
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return model.apply(params, model_state, normalize(images.to(device)), train=False)[0]
+        return average_views(apply, normalize(images.to(device)), experiment.tta)
 
     return predict
 
 
-def make_report(predict: Predict, source: Source, *, batch_size: int, device: torch.device) -> Report:
-    """Loss, accuracies and confusion over all images of a source."""
+def make_report(
+    predict: Predict, source: Source, *, batch_size: int, device: torch.device, loss: Loss = cross_entropy
+) -> Report:
+    """Loss, accuracies, confusion and calibration over all images of a source."""
     batches = eval_batches(source, batch_size=batch_size, device=device)
     num_batches = -(-source.size // batch_size)
     rows = [
@@ -72,10 +92,11 @@ def make_report(predict: Predict, source: Source, *, batch_size: int, device: to
     num_classes = source.info.num_classes
     confusion = torch.bincount(labels * num_classes + guesses[:, 0], minlength=num_classes**2)
     return Report(
-        loss=cross_entropy(logits, labels).to(torch.float64).mean().item(),
+        loss=loss(logits, labels).to(torch.float64).mean().item(),
         top1=hits[:, 0].to(torch.float64).mean().item(),
         top5=hits[:, :5].any(dim=1).to(torch.float64).mean().item(),
         confusion=confusion.reshape(num_classes, num_classes),
+        calibration=calibration(logits, labels),
     )
 
 
@@ -99,15 +120,45 @@ def plot_confusion(report: Report, class_names: Sequence[str], path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
+def plot_calibration(report: Report, path: Path) -> None:
+    """Draw the reliability diagram: accuracy beside confidence in each bin, and below it how many images are there."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    counts, confidence, accuracy = report.calibration
+    width, filled = 1 / len(counts), counts > 0
+    centers = ((torch.arange(len(counts)) + 0.5) * width)[filled].tolist()
+    right, gap = accuracy[filled].tolist(), (confidence - accuracy)[filled].tolist()
+    figure = Figure(figsize=(5, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.bar(centers, right, width, color="lightsteelblue", edgecolor="white", label="accuracy")
+    style = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///"}
+    upper.bar(centers, gap, 0.8 * width, bottom=right, label="gap to confidence", **style)
+    upper.plot([0, 1], [0, 1], "--", color="gray", lw=1, label="no gap")
+    upper.set(ylabel="accuracy", ylim=(0, 1), title=f"expected calibration error {report.calibration.error:.2%}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    lower.bar(centers, (counts / counts.sum())[filled].tolist(), width, color="lightgray", edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1))
+    figure.savefig(path, dpi=120)
+
+
 def write_report(folder: Path, report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
-    """Write `evaluation.json`, headed by `about`, and `confusion.png`; `folder` is created if it does not exist."""
+    """Write `evaluation.json`, headed by `about`, `confusion.png` and `calibration.png`, into a folder that is created
+    if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         **about,
-        **report._asdict(),
+        **report.summary,
         "confusion": report.confusion.tolist(),
         "classes": list(class_names),
-        "class_accuracy": [None if math.isnan(value) else value for value in report.class_accuracy.tolist()],
+        "class_accuracy": _null_for_nan(report.scores.recall),
+        "class_precision": _null_for_nan(report.scores.precision),
+        "class_f1": _null_for_nan(report.scores.f1),
+        "calibration": {name: _null_for_nan(value) for name, value in report.calibration._asdict().items()},
     }
     atomic_write(folder / "evaluation.json", to_json(values) + "\n")
     plot_confusion(report, class_names, folder / "confusion.png")
+    plot_calibration(report, folder / "calibration.png")
+
+
+def _null_for_nan(values: Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score, top_k_accuracy_score
 
 from backbones.commands.evaluate import evaluate
 from backbones.component import Use
@@ -18,8 +19,10 @@ from backbones.data.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.metrics import calibration
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.report import load_predictor, make_report
+from backbones.run.run import run
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
@@ -35,8 +38,12 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     assert evaluation.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
     assert evaluation.loss == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-6)
     recall = recall_score(labels, guesses, labels=range(6), average=None)
-    assert evaluation.class_accuracy[:6].tolist() == pytest.approx(recall.tolist())
-    assert evaluation.class_accuracy[6].isnan()
+    assert evaluation.scores.recall[:6].tolist() == pytest.approx(recall.tolist())
+    assert evaluation.scores.recall[6].isnan()
+    summary = evaluation.summary
+    assert summary["balanced_accuracy"] == pytest.approx(recall.mean())
+    assert summary["macro_f1"] == pytest.approx(f1_score(labels, guesses, average="macro"))
+    assert summary["calibration_error"] == calibration(logits, labels).error > 0.05
 
 
 def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, capsys) -> None:
@@ -50,11 +57,39 @@ def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, c
     confusion = np.array(report["confusion"])
     assert confusion.sum() == 364 and confusion.trace() / 364 == pytest.approx(result["top1"])
     assert report["class_accuracy"] == (confusion.diagonal() / confusion.sum(axis=1)).tolist()
-    with Image.open(tmp_path / "out" / "confusion.png") as picture:
-        assert picture.width > 400 and len(picture.getcolors(2**20)) > 20
+    assert report["balanced_accuracy"] == pytest.approx(np.mean(report["class_accuracy"]))
+    assert report["class_precision"] == [  # null for a class that was never predicted
+        hits / all if all else None for hits, all in zip(confusion.diagonal(), confusion.sum(axis=0), strict=True)
+    ]
+    counts, confidence, accuracy = report["calibration"].values()
+    gaps = [n * abs(a - c) for n, a, c in zip(counts, accuracy, confidence, strict=True) if n]
+    assert sum(counts) == 364 and report["calibration_error"] == pytest.approx(sum(gaps) / 364)
+    for name in ("confusion.png", "calibration.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 400 and len(picture.getcolors(2**20)) > 20
     shown = capsys.readouterr().out
     assert f"top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  loss {result['loss']:.4f}" in shown
+    assert f"macro F1 {report['macro_f1']:.2%}  calibration error {report['calibration_error']:.2%}\n" in shown
     assert sum(line.split()[:1] == [name] for line in shown.splitlines() for name in report["classes"]) == 10
+
+
+def test_views_and_loss_are_those_of_the_run_unless_others_are_named(experiment: Experiment, tmp_path, capsys) -> None:
+    experiment = dataclasses.replace(experiment, loss="binary-cross-entropy", tta="flip", steps=2)
+    result = run(experiment, run_dir=tmp_path)
+    images = digits().test.read(torch.arange(2), torch.arange(2))
+    reports = {}
+    for tta in ("auto", "flip", "none"):
+        evaluate(tmp_path, tta=tta)
+        reports[tta] = json.loads((tmp_path / "evaluation.json").read_text())
+        assert ("digits test, test-time augmentation flip:" in capsys.readouterr().out) == (tta != "none")
+    assert reports["auto"] == reports["flip"] and reports["flip"]["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    assert (reports["auto"]["tta"], reports["none"]["tta"]) == ("flip", "none")
+    assert reports["none"]["loss"] != reports["flip"]["loss"] < 1  # of cross-entropy it would be log 10
+    predict_one, predict_flip = (
+        load_predictor(read_checkpoint(tmp_path / "checkpoints" / "2"), dataclasses.replace(experiment, tta=tta), CPU)
+        for tta in ("none", "flip")
+    )
+    torch.testing.assert_close(predict_flip(images), (predict_one(images) + predict_one(images.flip(3))) / 2)
 
 
 def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
@@ -88,6 +123,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ({"data": "cifar11"}, "unknown data 'cifar11'; did you mean cifar10"),
         ({"checkpoint": "3"}, "there is no checkpoint 3 in"),
         ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
+        ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of none, flip, flip+shift"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
         ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is no image, or damaged"),
     ],
@@ -149,7 +185,9 @@ def test_as_a_command(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "backbones", "evaluate", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert {"evaluation.json", "confusion.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"evaluation.json", "confusion.png", "calibration.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "state")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: the checkpoint run/checkpoints/4 is corrupt: state/")

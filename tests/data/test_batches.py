@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 import backbones.distributed as distributed
 import backbones.random as random
-from backbones.data import Source, eval_batches, in_memory, make_batches
+from backbones.data import Sampling, Source, eval_batches, in_memory, make_batches
 from backbones.data.batches import epoch_order
 from backbones.data.source import CPU, channel_statistics
 from backbones.random import Stream
@@ -19,9 +20,19 @@ def make_source(size: int) -> Source:
     return in_memory(split, split, tuple(str(k) for k in range(size)), CPU).train
 
 
-def run_indices(size: int, batch_size: int, num_steps: int, seed: int = 0) -> list[list[int]]:
-    batches = make_batches(make_source(size), seed=seed, batch_size=batch_size, device=CPU)
+IMBALANCED = make_source(20)._replace(labels=torch.tensor([4, 0, 0, 1, 0, 0, 2, 0, 0, 4, 0, 1, 0, 0, 0, 4, 4, 0, 1, 0]))
+"""12 samples of class 0, 3 of class 1, 1 of class 2, none of class 3, 4 of class 4."""
+
+
+def run_indices(
+    size: int, batch_size: int, num_steps: int, seed: int = 0, sampling: Sampling = "uniform"
+) -> list[list[int]]:
+    source = IMBALANCED if sampling == "balanced" else make_source(size)
+    batches = make_batches(source, seed=seed, batch_size=batch_size, device=CPU, sampling=sampling)
     return [batches(step).index.tolist() for step in range(num_steps)]
+
+
+both = pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 
 
 def flatten(lists: Iterable[list[int]]) -> list[int]:
@@ -36,20 +47,23 @@ def test_every_epoch_is_a_permutation_and_nothing_is_dropped(batch_size: int) ->
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
-def test_order_depends_on_the_seed_alone() -> None:
-    assert run_indices(20, 7, 5) == run_indices(20, 7, 5)
-    assert run_indices(20, 7, 5) != run_indices(20, 7, 5, seed=1)
-    assert run_indices(20, 5, 8)[6] == flatten(run_indices(20, 1, 40)[30:35])  # whatever the batch size
+@both
+def test_order_depends_on_the_seed_alone(sampling: Sampling) -> None:
+    run = partial(run_indices, sampling=sampling)
+    assert run(20, 7, 5) == run(20, 7, 5)
+    assert run(20, 7, 5) != run(20, 7, 5, seed=1)
+    assert run(20, 5, 8)[6] == flatten(run(20, 1, 40)[30:35])  # whatever the batch size
 
 
+@both
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_the_same_batches(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = run_indices(20, 8, 10)
+def test_ranks_share_the_same_batches(world_size: int, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run_indices(20, 8, 10, sampling=sampling)
     shares = []
     monkeypatch.setattr(distributed, "world_size", lambda: world_size)
     for rank in range(world_size):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(run_indices(20, 8, 10))
+        shares.append(run_indices(20, 8, 10, sampling=sampling))
     assert [flatten(parts) for parts in zip(*shares, strict=True)] == alone
 
 
@@ -78,8 +92,9 @@ def test_epoch_order_is_pinned() -> None:
     assert epoch_order(0, 0, 10, torch.device("cpu")).tolist() == [0, 8, 3, 7, 2, 5, 9, 6, 4, 1]
 
 
-def test_any_step_can_be_asked_for_in_any_order() -> None:
-    batches = make_batches(make_source(20), seed=0, batch_size=7, device=CPU)
+@both
+def test_any_step_can_be_asked_for_in_any_order(sampling: Sampling) -> None:
+    batches = make_batches(IMBALANCED, seed=0, batch_size=7, device=CPU, sampling=sampling)
     forward = [batches(step).index.tolist() for step in range(6)]
     assert [batches(step).index.tolist() for step in reversed(range(6))] == forward[::-1]
 
@@ -110,3 +125,34 @@ def test_a_batch_knows_the_epoch_of_each_sample() -> None:
     batches = make_batches(make_source(10), seed=0, batch_size=8, device=CPU)
     epochs = [batches(step).epoch.tolist() for step in range(3)]
     assert epochs == [[0] * 8, [0] * 2 + [1] * 6, [1] * 4 + [2] * 4]
+
+
+def test_balanced_rounds_hold_each_class_once() -> None:
+    """In an order that differs from round to round; the class without samples is left out."""
+    batches = make_batches(IMBALANCED, seed=0, batch_size=4, device=CPU, sampling="balanced")
+    rounds = [batches(step).labels.tolist() for step in range(30)]
+    assert all(sorted(labels) == [0, 1, 2, 4] for labels in rounds)
+    assert len({tuple(labels) for labels in rounds}) > 10
+
+
+@pytest.mark.parametrize("label", [0, 1, 2, 4])
+def test_balanced_epochs_of_a_class_hold_each_of_its_samples_once(label: int) -> None:
+    batches = make_batches(IMBALANCED, seed=0, batch_size=6, device=CPU, sampling="balanced")
+    drawn = [
+        (index, epoch)
+        for batch in map(batches, range(32))
+        for index, of, epoch in zip(*(each.tolist() for each in (batch.index, batch.labels, batch.epoch)), strict=True)
+        if of == label
+    ]
+    assert len(drawn) == 32 * 6 / 4
+    members = (IMBALANCED.labels == label).nonzero().flatten().tolist()
+    epochs = [drawn[i : i + len(members)] for i in range(0, len(drawn), len(members))]
+    for number, epoch in enumerate(epochs):
+        assert sorted(epoch) == [(index, number) for index in members]
+    assert len(members) == 1 or len({tuple(index for index, _ in epoch) for epoch in epochs}) > 1
+
+
+def test_balanced_order_is_pinned() -> None:
+    """A changed order would silently change every published run."""
+    batches = make_batches(IMBALANCED, seed=0, batch_size=12, device=CPU, sampling="balanced")
+    assert batches(0).index.tolist() == [14, 6, 16, 11, 6, 2, 3, 9, 18, 13, 0, 6]
