@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision.models
 from helpers.runs import ROOT, SMALL, free_port, newest
+from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
 
 from backbones.commands.checkpoint import main as checkpoint_main
@@ -70,6 +71,28 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     shell("python -m backbones checkpoint verify runs/mine", tmp_path)
     assert "equal to the last bit" in shell("python -m backbones reproduce runs/mine", tmp_path).stdout
     exec(notebook.replace("range(100)", "range(2)"), {})
+
+
+def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, evaluated, and one more file classified."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_folder(tmp_path / "photos", num_train=10, size=(40, 30))
+    (tmp_path / "holiday.jpg").write_bytes(encoded(random_image(5, 33, 77), "JPEG"))
+    train, evaluate, classify = code_after("README.md", "A folder of your own photos", "sh")[0].splitlines()
+    shell(train.replace("--epochs 30", "--epochs 3 --batch-size 10"), tmp_path)
+    shown = shell(evaluate, tmp_path).stdout
+    assert all(f"\n{name}" in shown for name in CLASSES) and "on the 12 images of image-folder test" in shown
+    with Image.open(tmp_path / "runs" / "image-folder-resnet18" / "confusion.png") as picture:
+        assert picture.width > 300
+    assert re.match(rf"holiday\.jpg  ({'|'.join(CLASSES)}) \d+\.\d%", shell(classify, tmp_path).stdout)
+
+
+def test_a_source_of_ones_own(tmp_path: Path) -> None:
+    (code,) = code_after("docs/data.md", "A source of your own", "python")
+    (tmp_path / "my_module.py").write_text(code)
+    command = "python train.py --data my_module:noise --data.size 64 --model airbench --optim.lr 1e-3 --steps 20"
+    done = shell(command, tmp_path, "--batch-size", "16", "--schedule.warmup-steps", "0")
+    assert "on noise (64 + 64 images of 3x16x16)" in done.stdout and "top-1 100.00%" in done.stdout
 
 
 def test_add_a_model(tmp_path: Path) -> None:
