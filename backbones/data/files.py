@@ -127,7 +127,7 @@ def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decode
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
     stamps = [stamp(path) if os.path.exists(path) else None for path in paths]
     about = hashlib.sha256(json.dumps([files.root, stamps, reader.channels, reader.background]).encode())
-    about.update(files.names.text)
+    about.update(files.names.to_arrays()[0].data)
     folder = cache / f"decoded-{about.hexdigest()[:16]}"
 
     def keep() -> None:
@@ -155,5 +155,10 @@ def _sampled_statistics(reader: Reader) -> tuple[tuple[float, ...], tuple[float,
 
 
 def _digest(listing: Listing, files: Files) -> Callable[[], str]:
-    content = json.dumps(listing.class_names).encode() + files.names.text + files.labels.tobytes()
-    return lambda: hashlib.sha256(content).hexdigest()
+    def digest() -> str:
+        content = hashlib.sha256(json.dumps(listing.class_names).encode())
+        content.update(files.names.to_arrays()[0].data)
+        content.update(files.labels.data)
+        return content.hexdigest()
+
+    return digest

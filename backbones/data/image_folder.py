@@ -24,23 +24,25 @@ def list_folder(root: Path) -> Listing:
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:
-    names: list[str] = []
+    files: dict[str, list[str]] = {}
     stamps: Stamps = {}
     folders = [""]
     with tqdm(desc=f"listing {root}", unit=" files", disable=None if distributed.is_main() else True) as bar:
         for folder in folders:  # which grows while it is gone through
             path = os.path.join(root, folder)
             stamps[path] = stamp(path)
-            prefix = f"{folder}/" if folder else ""
+            files[folder] = []
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     # a suffix tells a file without asking the disk, a million times
-                    is_folder = not is_image(entry.name) and entry.is_dir()
-                    (folders if is_folder else names).append(prefix + entry.name)
-            bar.update(len(names) - bar.n)
-    return list_tree(root, names, folders[1:]), stamps
+                    if not is_image(entry.name) and entry.is_dir():
+                        folders.append(f"{folder}/{entry.name}".removeprefix("/"))
+                    else:
+                        files[folder].append(entry.name)
+            bar.update(len(files[folder]))
+    return list_tree(root, files), stamps
 
 
 image_folder = partial(image_files, list_folder)

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -40,26 +41,30 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
     for magic, compression in COMPRESSED.items():
         if start.startswith(magic):
             raise InputError(f"{root} is compressed by {compression}, where no file can be read alone; unpack it first")
-    files: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
-    folders = set()
+    extents: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
+    folders: set[str] = set()
     try:
         with tarfile.open(root, "r:") as tar:
             for member in tqdm(tar, f"listing {root}", unit=" files", disable=None if distributed.is_main() else True):
                 name = str(PurePosixPath(member.name))
                 if member.isfile():
-                    files[name] = member.offset_data, member.size
+                    extents[name] = member.offset_data, member.size
+                    folders.add(name.rpartition("/")[0])
                 elif member.isdir() and name != ".":
                     folders.add(name)
     except tarfile.TarError as error:
         raise InputError(f"{root} is no tar, or is damaged ({error})") from error
-    if any(start + length > root.stat().st_size for start, length in files.values()):
+    if any(start + length > root.stat().st_size for start, length in extents.values()):
         raise InputError(f"{root} is cut short: a file in it ends behind its end; copy it again")
-    top = _top(list(filter(is_image, files)))
-    names = [name.removeprefix(top) for name in files]
-    return list_tree(root, names, [name.removeprefix(top) for name in folders], list(files.values())), stamps
+    top = _top(filter(is_image, extents))
+    files: dict[str, list[str]] = {folder.removeprefix(top): [] for folder in folders}
+    for name in extents:
+        folder, _, file_name = name.removeprefix(top).rpartition("/")
+        files[folder].append(file_name)
+    return list_tree(root, files, {name.removeprefix(top): extent for name, extent in extents.items()}), stamps
 
 
-def _top(images: list[str]) -> str:
+def _top(images: Iterable[str]) -> str:
     """The folder that holds the tree, where a tar has one: `photos/` of `photos/train/CLASS/1.jpg`."""
     above_class = {str(PurePosixPath(name).parent.parent) for name in images} or {"."}
     shared = PurePosixPath(os.path.commonpath(above_class))

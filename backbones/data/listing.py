@@ -10,6 +10,7 @@ import tempfile
 import time
 import unicodedata
 import zipfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -33,22 +34,40 @@ Stamps = dict[str, tuple[int, int]]
 
 
 class Names:
-    """N strings in one piece of memory, which a million of them need no more of than their letters."""
+    """N strings in one piece of memory: a million of them need no more than their letters."""
 
-    def __init__(self, text: bytes, ends: np.ndarray) -> None:
-        self.text, self.ends = text, ends
+    def __init__(self, text: bytes = b"", ends: Sequence[int] = ()) -> None:
+        self._text, self._ends = bytearray(text), array("q", ends)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
         """From strings, which may be file names of any encoding."""
-        encoded = [os.fsencode(name) for name in names]
-        return cls(b"".join(encoded), np.cumsum([len(each) for each in encoded], dtype=np.int64))
+        made = cls()
+        made.extend(names)
+        return made
+
+    def extend(self, names: Iterable[str]) -> None:
+        """Add some."""
+        for name in names:
+            self._text += os.fsencode(name)
+            self._ends.append(len(self._text))
+
+    def to_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The letters [M] uint8, and where each name ends in them, [N] int64."""
+        return np.array(self._text, dtype=np.uint8), np.array(self._ends, dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, text: np.ndarray, ends: np.ndarray) -> "Names":
+        """Undo `to_arrays`."""
+        made = cls(text.tobytes())
+        made._ends.frombytes(ends.tobytes())
+        return made
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self._ends)
 
     def __getitem__(self, i: int) -> str:
-        return os.fsdecode(self.text[self.ends[i - 1] if i else 0 : self.ends[i]])
+        return os.fsdecode(bytes(self._text[self._ends[i - 1] if i else 0 : self._ends[i]]))
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
@@ -113,57 +132,50 @@ def shown(name: str) -> str:
 
 
 def list_tree(
-    path: Path, names: Sequence[str], folders: Iterable[str], extents: Sequence[tuple[int, int]] | None = None
+    path: Path, files: Mapping[str, Sequence[str]], extents: Mapping[str, tuple[int, int]] | None = None
 ) -> Listing:
-    """The files of a tree `train/CLASS/...` and `test/CLASS/...`, or of `CLASS/...`, in the order of their names.
+    """The image files of a tree `train/CLASS/...` and `test/CLASS/...`, or of `CLASS/...`.
+
+    They are in the order of their folders, and in each of their names.
 
     Args:
         path: the folder of the tree, or the file that holds it.
-        names: paths in the tree; hidden files, and those that are no images by their suffix, are left out.
-        folders: all folders of the tree, since one without images is a class too.
-        extents: offset and length of each file, where one file holds all of them.
+        files: folder in the tree -> names of the files in it. A folder without any can be a class too.
+        extents: path in the tree -> offset and length, where one file holds all of them.
 
     Raises:
-        InputError: there are no images, or a class of the test split is none of the training split.
+        InputError: a class of the test split is none of the training split.
     """
-    tops = {name.partition("/")[0] for name in (*folders, *names)}
+    tops = {folder.partition("/")[0] for folder in files}
     test_names = [name for name in TEST_NAMES if name in tops]
     splits = {"train": "train", **dict.fromkeys(test_names[:1], "test")} if "train" in tops else {"": "all"}
-
-    def place(name: str) -> tuple[str, str] | None:
-        """The split and the class of a path; None outside of them."""
-        parts = name.split("/") if "train" in tops else ["", *name.split("/")]
-        return (splits[parts[0]], _class_name(parts[1])) if len(parts) > 2 and parts[0] in splits else None
-
-    classes: dict[str, set[str]] = {split: set() for split in splits.values()}
-    for folder in folders:
-        if (found := place(f"{folder}/")) is not None:
-            classes[found[0]].add(found[1])
-    rows: dict[str, list[int]] = {split: [] for split in splits.values()}
-    for i, name in enumerate(names):
-        if is_image(name) and (found := place(name)) is not None:
-            rows[found[0]].append(i)
-            classes[found[0]].add(found[1])
-
-    trained = classes.get("train", classes.get("all", set()))
-    unknown = sorted(classes.get("test", set()) - trained)
+    places = {}  # folder -> split and class
+    for folder in sorted(files, key=lambda folder: folder.split("/")):
+        top, *rest = folder.split("/") if "train" in tops else ["", *folder.split("/")]
+        if rest and rest != [""] and top in splits:
+            places[folder] = splits[top], _class_name(rest[0])
+    trained = {name for split, name in places.values() if split != "test"}
+    unknown = sorted({name for split, name in places.values() if split == "test"} - trained)
     if unknown:
         raise InputError(
             f"{path}: there are test images of {shorten(unknown)}, and no training images of that class; "
             f"the training classes are {shorten(sorted(trained))}"
         )
-    class_names = tuple(sorted(trained))
-    number = {name: k for k, name in enumerate(class_names)}
-    listing = Listing(class_names, {})
-    for split, chosen in rows.items():
-        chosen.sort(key=lambda i: names[i].split("/"))
-        labels = np.array([number[place(names[i])[1]] for i in chosen], dtype=np.int64)  # type: ignore[index]
-        files = Files(Names.of(names[i] for i in chosen), labels, str(path))
+    number = {name: k for k, name in enumerate(sorted(trained))}
+    listing = Listing(tuple(number), {})
+    for split in splits.values():
+        names, labels, found = Names(), array("q"), array("q")
+        for folder in (folder for folder, place in places.items() if place[0] == split):
+            images = sorted(filter(is_image, files[folder]))
+            names.extend(f"{folder}/{name}" for name in images)
+            labels.extend([number[places[folder][1]]] * len(images))
+            if extents is not None:
+                found.extend(value for name in images for value in extents[f"{folder}/{name}"])
+        listing.splits[split] = Files(names, np.array(labels, dtype=np.int64), str(path))
         if extents is not None:
-            places = np.array([extents[i] for i in chosen], dtype=np.int64).reshape(-1, 2)
-            files = files._replace(store=str(path), extents=places)
-        listing.splits[split] = files
-    _note_ignored(path, names, sum(map(len, rows.values())))
+            table = np.array(found, dtype=np.int64).reshape(-1, 2)
+            listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
+    _note_ignored(path, files, sum(each.size for each in listing.splits.values()))
     return listing
 
 
@@ -184,11 +196,13 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
-def _note_ignored(path: Path, names: Sequence[str], used: int) -> None:
-    if used < len(names):
-        others = sorted({os.path.splitext(name)[1] or "no suffix" for name in names if not is_image(name)})
-        kinds = f", such as {shorten(others, 4)}" if others else ""
-        distributed.print0(f"note: {len(names) - used} files of {path} are no images of a class{kinds}: not used")
+def _note_ignored(path: Path, files: Mapping[str, Sequence[str]], used: int) -> None:
+    number = sum(map(len, files.values()))
+    if used < number:
+        others = (name for names in files.values() for name in names if not is_image(name))
+        kinds = sorted({os.path.splitext(name)[1] or "no suffix" for name in others})
+        such = f", such as {shorten(kinds, 4)}" if kinds else ""
+        distributed.print0(f"note: {number - used} files of {path} are no images of a class{such}: not used")
 
 
 def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Files, Files]:
@@ -280,11 +294,8 @@ def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
     places = {split: (files.root, files.store) for split, files in listing.splits.items()}
     arrays = {"about": _bytes([listing.class_names, places])}
     for split, files in listing.splits.items():
-        arrays |= {
-            f"{split}_names": np.frombuffer(files.names.text, dtype=np.uint8),
-            f"{split}_ends": files.names.ends,
-            f"{split}_labels": files.labels,
-        }
+        arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()
+        arrays[f"{split}_labels"] = files.labels
         if files.extents is not None:
             arrays[f"{split}_extents"] = files.extents
     return arrays
@@ -294,7 +305,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
     class_names, places = json.loads(bytes(arrays["about"]))
     splits = {
         split: Files(
-            Names(bytes(arrays[f"{split}_names"]), arrays[f"{split}_ends"]),
+            Names.from_arrays(arrays[f"{split}_names"], arrays[f"{split}_ends"]),
             arrays[f"{split}_labels"],
             root,
             store,

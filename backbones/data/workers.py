@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,8 @@ class Workers:
 
         def start(index: Tensor, keys: Tensor) -> Callable[[], Tensor]:
             parts = zip(index.chunk(self.number), keys.chunk(self.number), strict=True)
-            waits = [self.start(name, "read", *part) for part in parts]
+            # as arrays, which are copied: a tensor is moved to shared memory, by another thread, while it is used here
+            waits = [self.start(name, "read", *(each.numpy() for each in part)) for part in parts]
             return lambda: torch.cat([wait() for wait in waits])
 
         return start
@@ -107,4 +109,5 @@ def _end_with_parent() -> None:
 
 
 def _call(name: str, method: str, *args: Any) -> Any:
-    return getattr(_objects[name], method)(*args)
+    tensors = [torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in args]
+    return getattr(_objects[name], method)(*tensors)
