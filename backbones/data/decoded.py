@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.listing import UNREADABLE
+from backbones.data.kept import UNREADABLE
 from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"

@@ -15,7 +15,8 @@ from tqdm import tqdm
 import backbones.distributed as distributed
 import backbones.machine as machine
 from backbones.data.decoded import Decoded, keep_decoded, read_decoded
-from backbones.data.listing import Files, Listing, stamp, train_test
+from backbones.data.kept import stamp
+from backbones.data.listing import Files, Listing, train_test
 from backbones.data.reader import Fit, Reader, unreadable
 from backbones.data.source import CPU, Color, DataInfo, Dataset, Source, channel_statistics, check_labels
 from backbones.data.workers import Workers

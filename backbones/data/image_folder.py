@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data.files import image_files
-from backbones.data.listing import Listing, Stamps, is_image, kept, list_tree, stamp
+from backbones.data.kept import Stamps, kept_listing, stamp
+from backbones.data.listing import Listing, is_image, list_tree
 from backbones.errors import InputError
 
 
@@ -20,7 +21,7 @@ def list_folder(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
-    return kept(root, lambda: _scan(root))
+    return kept_listing(root, lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:

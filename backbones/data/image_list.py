@@ -41,7 +41,7 @@ def list_table(root: Path) -> Listing:
     folder = root if root.is_dir() else root.parent
     splits = {
         split: Files(
-            Names.of(path for path, _ in lines),
+            Names(path for path, _ in lines),
             np.array([number[label] for _, label in lines], dtype=np.int64),
             str(folder),
         )

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data.files import image_files
-from backbones.data.listing import Listing, Stamps, is_image, kept, list_tree, stamp
+from backbones.data.kept import Stamps, kept_listing, stamp
+from backbones.data.listing import Listing, is_image, list_tree
 from backbones.errors import InputError
 
 COMPRESSED = {
@@ -31,7 +32,7 @@ def list_tar(root: Path) -> Listing:
     """
     if not root.is_file():
         raise InputError(f"{root} is no file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
-    return kept(root, lambda: _scan(root))
+    return kept_listing(root, lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:

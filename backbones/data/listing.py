@@ -4,18 +4,13 @@ N files of one split, K classes.
 """
 
 import hashlib
-import json
 import os
-import tempfile
-import time
 import unicodedata
-import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,28 +21,16 @@ from backbones.errors import InputError
 TEST_NAMES = ("test", "val", "validation", "valid")
 """Names of the split that is held out; of several the first one is taken."""
 
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
-"""What numpy raises for a damaged file of arrays."""
-
-Stamps = dict[str, tuple[int, int]]
-"""Path -> modification time in nanoseconds and size in bytes, before it was read."""
-
 
 class Names:
     """N strings in one piece of memory: a million of them need no more than their letters."""
 
-    def __init__(self, text: bytes = b"", ends: Sequence[int] = ()) -> None:
-        self._text, self._ends = bytearray(text), array("q", ends)
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> "Names":
-        """From strings, which may be file names of any encoding."""
-        made = cls()
-        made.extend(names)
-        return made
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._text, self._ends = bytearray(), array("q")
+        self.extend(names)
 
     def extend(self, names: Iterable[str]) -> None:
-        """Add some."""
+        """Add some, which may be file names of any encoding."""
         for name in names:
             self._text += os.fsencode(name)
             self._ends.append(len(self._text))
@@ -59,8 +42,8 @@ class Names:
     @classmethod
     def from_arrays(cls, text: np.ndarray, ends: np.ndarray) -> "Names":
         """Undo `to_arrays`."""
-        made = cls(text.tobytes())
-        made._ends.frombytes(ends.tobytes())
+        made = cls()
+        made._text, made._ends = bytearray(text), array("q", ends.tobytes())
         return made
 
     def __len__(self) -> int:
@@ -106,7 +89,7 @@ class Files(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Files":
         """Some of the files, by number [M] int64."""
-        names = Names.of(self.names[i] for i in rows.tolist())
+        names = Names(self.names[i] for i in rows.tolist())
         extents = None if self.extents is None else self.extents[rows]
         return Files(names, self.labels[rows], self.root, self.store, extents)
 
@@ -232,85 +215,3 @@ def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Fil
     hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in files.names)
     is_test = np.fromiter((int.from_bytes(each, "big") < below for each in hashes), bool, len(files.names))
     return files.take(np.flatnonzero(~is_test)), files.take(np.flatnonzero(is_test))
-
-
-def stamp(path: Path | str) -> tuple[int, int]:
-    """What changes when a file is written to, or a folder gets or loses an entry."""
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
-
-
-def kept(path: Path, make: Callable[[], tuple[Listing, Stamps]]) -> Listing:
-    """The listing of `path` from an earlier run, if nothing has changed since, else `make()`; on the main process.
-
-    It is kept in $XDG_CACHE_HOME/backbones (~/.cache/backbones), if that can be written.
-    """
-    file = kept_path(path, "listing", "npz")
-    with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
-        stored = json.loads(bytes(arrays["stamps"]))
-        listing = _from_arrays(arrays)
-        if all(list(stamp(each)) == value for each, value in stored.items()) and _is_complete(listing):
-            return listing
-    began = time.time_ns()
-    listing, stamps = make()
-    newest = max(time_ns for time_ns, _ in stamps.values())
-    if newest < began - 2 * 10**9:  # else it may change once more without another time
-        with suppress(OSError), replacing(file) as temporary:
-            np.savez(temporary, allow_pickle=False, stamps=_bytes(stamps), **_to_arrays(listing))
-    return listing
-
-
-def kept_path(path: Path, kind: str, suffix: str) -> Path:
-    """Where something about the data set at `path` is kept between runs."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
-    return home / f"{kind}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.{suffix}"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=path.suffix, delete=False) as temporary:
-        try:
-            yield temporary
-            temporary.flush()
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
-
-
-def _is_complete(listing: Listing) -> bool:
-    """Whether the stores are as long as they must be."""
-    stores = [files for files in listing.splits.values() if files.store is not None and files.extents is not None]
-    return all(os.path.getsize(each.store) >= each.extents.sum(axis=1).max(initial=0) for each in stores)  # type: ignore
-
-
-def _bytes(values: Any) -> np.ndarray:
-    return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
-
-
-def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
-    places = {split: (files.root, files.store) for split, files in listing.splits.items()}
-    arrays = {"about": _bytes([listing.class_names, places])}
-    for split, files in listing.splits.items():
-        arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()
-        arrays[f"{split}_labels"] = files.labels
-        if files.extents is not None:
-            arrays[f"{split}_extents"] = files.extents
-    return arrays
-
-
-def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
-    class_names, places = json.loads(bytes(arrays["about"]))
-    splits = {
-        split: Files(
-            Names.from_arrays(arrays[f"{split}_names"], arrays[f"{split}_ends"]),
-            arrays[f"{split}_labels"],
-            root,
-            store,
-            arrays.get(f"{split}_extents"),
-        )
-        for split, (root, store) in places.items()
-    }
-    return Listing(tuple(class_names), splits)

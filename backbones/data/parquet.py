@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data.files import image_files
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names, Stamps, kept, kept_path, replacing, stamp
+from backbones.data.kept import Stamps, kept_listing, kept_path, replacing, stamp
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names
 from backbones.errors import InputError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -27,7 +28,7 @@ def list_parquet(root: Path) -> Listing:
 
     A file belongs to the split that its name begins with, such as `data/train-00000-of-00001.parquet`, or that a folder
     it is in is named after. No image in it can be read alone: all are copied once, encoded as they are, into one file
-    beside the listing (see `kept`).
+    beside the listing (see `kept.py`).
 
     Raises:
         InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
@@ -35,7 +36,7 @@ def list_parquet(root: Path) -> Listing:
     paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not paths or not paths[0].is_file():
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
-    return kept(root, lambda: _extract(root, paths))
+    return kept_listing(root, lambda: _extract(root, paths))
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
@@ -74,7 +75,7 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
         class_names,
         {
             split: Files(
-                Names.of(names[split]), numbers[split], str(root), str(store), np.array(extents[split], dtype=np.int64)
+                Names(names[split]), numbers[split], str(root), str(store), np.array(extents[split], dtype=np.int64)
             )
             for split in names
         },

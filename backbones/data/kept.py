@@ -1,0 +1,104 @@
+"""What is kept between runs: listings, since a million files take a while to find, and what they are made from."""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from backbones.data.listing import Files, Listing, Names
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+"""What numpy raises for a damaged file of arrays."""
+
+Stamps = dict[str, tuple[int, int]]
+"""Path -> modification time in nanoseconds and size in bytes, before it was read."""
+
+
+def stamp(path: Path | str) -> tuple[int, int]:
+    """What changes when a file is written to, or a folder gets or loses an entry."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+def kept_listing(path: Path, make: Callable[[], tuple[Listing, Stamps]]) -> Listing:
+    """The listing of `path` from an earlier run, if nothing has changed since, else `make()`; on the main process.
+
+    It is kept in $XDG_CACHE_HOME/backbones (~/.cache/backbones), if that can be written.
+    """
+    file = kept_path(path, "listing", "npz")
+    with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
+        stored = json.loads(bytes(arrays["stamps"]))
+        listing = _from_arrays(arrays)
+        if all(list(stamp(each)) == value for each, value in stored.items()) and _is_complete(listing):
+            return listing
+    began = time.time_ns()
+    listing, stamps = make()
+    newest = max(time_ns for time_ns, _ in stamps.values())
+    if newest < began - 2 * 10**9:  # else it may change once more without another time
+        with suppress(OSError), replacing(file) as temporary:
+            np.savez(temporary, allow_pickle=False, stamps=_bytes(stamps), **_to_arrays(listing))
+    return listing
+
+
+def kept_path(path: Path, kind: str, suffix: str) -> Path:
+    """Where something about the data set at `path` is kept between runs."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
+    return home / f"{kind}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.{suffix}"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=path.suffix, delete=False) as temporary:
+        try:
+            yield temporary
+            temporary.flush()
+            os.replace(temporary.name, path)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
+
+
+def _is_complete(listing: Listing) -> bool:
+    """Whether the stores are as long as they must be."""
+    stores = [files for files in listing.splits.values() if files.store is not None and files.extents is not None]
+    return all(os.path.getsize(each.store) >= each.extents.sum(axis=1).max(initial=0) for each in stores)  # type: ignore
+
+
+def _bytes(values: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
+
+
+def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
+    places = {split: (files.root, files.store) for split, files in listing.splits.items()}
+    arrays = {"about": _bytes([listing.class_names, places])}
+    for split, files in listing.splits.items():
+        arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()
+        arrays[f"{split}_labels"] = files.labels
+        if files.extents is not None:
+            arrays[f"{split}_extents"] = files.extents
+    return arrays
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
+    class_names, places = json.loads(bytes(arrays["about"]))
+    splits = {
+        split: Files(
+            Names.from_arrays(arrays[f"{split}_names"], arrays[f"{split}_ends"]),
+            arrays[f"{split}_labels"],
+            root,
+            store,
+            arrays.get(f"{split}_extents"),
+        )
+        for split, (root, store) in places.items()
+    }
+    return Listing(tuple(class_names), splits)
