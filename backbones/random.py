@@ -73,8 +73,8 @@ def uniform(key: Tensor) -> Tensor:
     return _shift_right(key, 40).to(torch.float32) * 2.0**-24
 
 
-def randint(key: Tensor, high: int) -> Tensor:
-    """int64 in [0, high), one for each key; `high` is small beside 2^24."""
+def randint(key: Tensor, high: Tensor | int) -> Tensor:
+    """int64 in [0, high), one for each key; both broadcast. `high` is small beside 2^24."""
     return (uniform(key) * high).to(torch.int64)
 
 

@@ -3,6 +3,19 @@
 from collections.abc import Callable
 
 from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize
-from backbones.augment.geometry import crop_flip, random_crop, random_flip
+from backbones.augment.geometry import (
+    alternating_flip,
+    crop_flip,
+    random_crop,
+    random_flip,
+    random_rotation,
+    resized_crop,
+)
 
-AUGMENTS: dict[str, Callable[..., Augment]] = {"crop-flip": crop_flip, "identity": identity}
+AUGMENTS: dict[str, Callable[..., Augment]] = {
+    "crop-flip": crop_flip,
+    "alternating-flip": alternating_flip,
+    "resized-crop": resized_crop,
+    "random-rotation": random_rotation,
+    "identity": identity,
+}
