@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize
+from backbones.augment.color import color_jitter, random_grey
 from backbones.augment.geometry import (
     alternating_flip,
     crop_flip,
@@ -17,5 +18,7 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
     "alternating-flip": alternating_flip,
     "resized-crop": resized_crop,
     "random-rotation": random_rotation,
+    "color-jitter": color_jitter,
+    "random-grey": random_grey,
     "identity": identity,
 }
