@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize
 from backbones.augment.color import color_jitter, random_grey
+from backbones.augment.erase import cutout, random_erasing
 from backbones.augment.geometry import (
     alternating_flip,
     crop_flip,
@@ -20,5 +21,7 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
     "random-rotation": random_rotation,
     "color-jitter": color_jitter,
     "random-grey": random_grey,
+    "cutout": cutout,
+    "random-erasing": random_erasing,
     "identity": identity,
 }
