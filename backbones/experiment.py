@@ -213,8 +213,11 @@ class Experiment:
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         state = init_train_state(model, optimizer, seed=self.seed, device=device)
 
+        batches = make_batches(dataset.train, seed=self.seed, batch_size=self.batch_size, device=device)
+        augment = self.augment.make(num_classes=dataset.info.num_classes, device=device)
         mode = self._mode(device)
         if mode != "eager":
+            augment(batches(0).index, batches(0))  # raises its own error if the batch does not suit it, not Dynamo's
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
@@ -229,7 +232,7 @@ class Experiment:
                 transform="autograd" if mode == "eager" else "func",
             ),
             optimizer,
-            augment=self.augment.make(num_classes=dataset.info.num_classes),
+            augment=augment,
             normalize=normalize,
             accumulate=self.accumulate,
             skip_nonfinite=self.nonfinite == "skip",
@@ -242,7 +245,7 @@ class Experiment:
         return Program(
             state,
             _seeded(train_step, self.seed),
-            make_batches(dataset.train, seed=self.seed, batch_size=self.batch_size, device=device),
+            batches,
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
         )

@@ -1,7 +1,11 @@
-"""Augmentations by name. Keyword-only parameters are the fields that `--augment.FIELD` sets."""
+"""Augmentations by name. Keyword-only parameters are the fields that `--augment.FIELD` sets.
+
+`num_classes` and `device` are given by the experiment.
+"""
 
 from collections.abc import Callable
 
+from backbones.augment.autoaugment import auto_augment
 from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize
 from backbones.augment.color import color_jitter, random_grey
 from backbones.augment.erase import cutout, random_erasing
@@ -13,6 +17,7 @@ from backbones.augment.geometry import (
     random_rotation,
     resized_crop,
 )
+from backbones.augment.policy import rand_augment, trivial_augment
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {
     "crop-flip": crop_flip,
@@ -23,5 +28,8 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
     "random-grey": random_grey,
     "cutout": cutout,
     "random-erasing": random_erasing,
+    "rand-augment": rand_augment,
+    "trivial-augment": trivial_augment,
+    "auto-augment": auto_augment,
     "identity": identity,
 }
