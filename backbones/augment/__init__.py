@@ -17,6 +17,7 @@ from backbones.augment.geometry import (
     random_rotation,
     resized_crop,
 )
+from backbones.augment.mix import cutmix, mixup, mixup_cutmix, repeated
 from backbones.augment.policy import rand_augment, trivial_augment
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {
@@ -31,5 +32,9 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
     "rand-augment": rand_augment,
     "trivial-augment": trivial_augment,
     "auto-augment": auto_augment,
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "mixup-cutmix": mixup_cutmix,
+    "repeated": repeated,
     "identity": identity,
 }
