@@ -132,7 +132,7 @@ def lookup(images: Tensor, table: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor) -> Tensor:
     """The table that stretches the levels of each channel to 0 to 255, [B, C, 256] uint8; a flat channel stays."""
-    low, high = images.flatten(2).to(torch.int32).aminmax(dim=2, keepdim=True)
+    low, high = (each.to(torch.int32) for each in images.flatten(2).aminmax(dim=2, keepdim=True))
     levels = torch.arange(256, dtype=torch.int32, device=images.device)
     stretched = ((levels - low) * 255 // (high - low).clamp(min=1)).clamp(0, 255)
     return torch.where(high > low, stretched, levels).to(torch.uint8)
@@ -144,7 +144,7 @@ def equalize(images: Tensor) -> Tensor:
     one = torch.ones((), dtype=torch.int32, device=images.device)
     levels = torch.arange(256, dtype=torch.int32, device=images.device)
     counts = one.new_zeros((*images.shape[:2], 256)).scatter_add(2, pixels, one.expand(pixels.shape))
-    highest = counts.gather(2, pixels.amax(dim=2, keepdim=True))
+    highest = counts.gather(2, images.flatten(2).amax(dim=2, keepdim=True).to(torch.int64))
     step = (pixels.shape[2] - highest) // 255
     below = counts.cumsum(dim=2, dtype=torch.int32) - counts
     flat = (below + step // 2) // step.clamp(min=1)

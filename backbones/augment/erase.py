@@ -73,6 +73,8 @@ def inside(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Ten
 
 def random_levels(keys: Tensor, images: Tensor) -> Tensor:
     """Independent random levels for every pixel and channel, [B, C, H, W] of the dtype of `images`."""
-    numbers = torch.arange(images[0].numel(), device=images.device).view(images.shape[1:])
+    size = images[0].numel()
+    numbers = torch.arange((size + 7) // 8, device=images.device)
     # not fold_in(keys, numbers): inductor multiplies the numbers in Python, where they do not wrap around at 64 bits
-    return random.randint(random.fold_in(per_image(keys) ^ numbers, 0), 256).to(images.dtype)
+    eight = random.fold_in(keys[:, None] ^ numbers, 0)  # levels in each number of 64 bits
+    return eight.view(torch.uint8)[:, :size].reshape(images.shape).to(images.dtype)
