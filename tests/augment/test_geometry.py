@@ -112,6 +112,13 @@ def test_rectangles_lie_in_the_image_and_cover_the_ranges() -> None:
         torch.testing.assert_close(fraction.quantile(steps), steps, atol=0.04, rtol=0)
 
 
+def test_every_position_in_which_a_rectangle_fits_occurs() -> None:
+    top, left, rows, columns = random_rectangle(make_keys(2000), 4, 6, (0.08, 1.0), (1 / 4, 4.0))
+    for start, length, size in ((top, rows, 4), (left, columns, 6)):
+        found = set(zip(start.tolist(), length.tolist(), strict=True))
+        assert found == {(i, n) for n in set(length.tolist()) for i in range(size - n + 1)}
+
+
 def test_rectangles_are_spread_like_torchvisions() -> None:
     """Which draws a small area a little more often: it throws away large ones that do not fit."""
     torch.manual_seed(0)

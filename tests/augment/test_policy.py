@@ -80,19 +80,22 @@ def frequencies(values: Tensor, number: int) -> Tensor:
     return torch.bincount(values, minlength=number) / len(values)
 
 
+def assert_independent(*values: Tensor) -> None:
+    assert torch.corrcoef(torch.stack(values).double()).triu(1).abs().max() < 0.05
+
+
 def assert_uniform(values: Tensor, number: int) -> None:
     assert ((frequencies(values, number) * number - 1).abs() < 0.3).all() and values.max() == number - 1
 
 
 def test_rand_augment_draws_each_operation_but_inversion(drawn) -> None:
-    batch = make_batch(3000, (1, 4, 4))
-    rand_augment(num_ops=3, magnitude=7)(make_keys(3000), batch)
+    rand_augment(num_ops=3, magnitude=7)(make_keys(6000), make_batch(6000, (1, 4, 4)))
     assert len(drawn) == 3
     for op, level, sign, strength in drawn:
         assert_uniform(op, 14)
         assert_uniform((sign + 1) // 2, 2)
         assert (level == 7).all() and strength is RAND
-    assert abs((drawn[0][0] == drawn[1][0]).float().mean() - 1 / 14) < 0.02
+    assert_independent(*(values for op, _, sign, _ in drawn for values in (op, sign)))
 
 
 def test_trivial_augment_draws_one_operation_at_one_of_31_levels(drawn) -> None:
@@ -102,7 +105,7 @@ def test_trivial_augment_draws_one_operation_at_one_of_31_levels(drawn) -> None:
     assert_uniform(op, 14)
     assert_uniform(level, 31)
     assert_uniform((sign + 1) // 2, 2)
-    assert torch.corrcoef(torch.stack([op, level, sign]).double()).triu(1).abs().max() < 0.05
+    assert_independent(op, level, sign)
 
 
 def test_the_policy_for_cifar10_is_torchvisions() -> None:
@@ -124,7 +127,8 @@ def test_auto_augment_draws_the_pairs_of_its_policy(drawn) -> None:
         assert_uniform((sign + 1) // 2, 2)
         cases = {(pair[i][0], pair[i][2]) for pair in CIFAR10 if pair[i][1]}
         assert {each for each in zip(op.tolist(), level.tolist(), strict=True) if each[0] != Op.IDENTITY} == cases
-    first, second = drawn[0][0], drawn[1][0]
+    (first, _, sign_1, _), (second, _, sign_2, _) = drawn
+    assert_independent(*((op == Op.IDENTITY) for op in (first, second)), sign_1, sign_2)
     together = {(a, b) for (a, p, _), (b, q, _) in CIFAR10 if p and q}
     got = set(zip(first.tolist(), second.tolist(), strict=True))
     assert {pair for pair in got if Op.IDENTITY not in pair} == together
