@@ -6,7 +6,7 @@
 from collections.abc import Callable
 
 from backbones.augment.autoaugment import auto_augment
-from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize
+from backbones.augment.base import Augment, Normalize, chain, identity, make_normalize, of_images, per_image
 from backbones.augment.color import color_jitter, random_grey
 from backbones.augment.erase import cutout, random_erasing
 from backbones.augment.geometry import (

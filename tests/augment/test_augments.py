@@ -1,8 +1,11 @@
 """What holds for every augmentation."""
 
+import re
+
 import pytest
 import torch
 from helpers.batches import check_augment, check_same, compiled, make_batch, make_keys
+from helpers.runs import ROOT
 
 import backbones.random as random
 from backbones.augment import AUGMENTS, Augment, chain, crop_flip, mixup, random_erasing, trivial_augment
@@ -59,6 +62,11 @@ def test_crop_and_flip_come_first(name: str) -> None:
         check_same(together, crop(crop_keys, make(name)(keys, batch)))
     else:
         check_same(together, make(name)(keys, crop(crop_keys, batch)))
+
+
+def test_the_table_in_docs_has_them_all() -> None:
+    text = (ROOT / "docs" / "augment.md").read_text()
+    assert re.findall(r"^\| `(\S+)` \|", text, flags=re.MULTILINE) == [name for name in AUGMENTS if name != "identity"]
 
 
 @pytest.mark.parametrize("name", sorted(OF_UINT8))
