@@ -229,8 +229,13 @@ class Experiment:
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         state = init_train_state(model, optimizer, seed=self.seed, device=device)
 
+        make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
+        batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
+        augment = self.augment.make(num_classes=dataset.info.num_classes, device=device)
         mode = self._mode(device)
         if mode != "eager":
+            first = batches(0)
+            augment(first.index, first)  # raises its own error if the batch does not suit it, not Dynamo's
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
@@ -248,23 +253,20 @@ class Experiment:
                 transform="autograd" if mode == "eager" else "func",
             ),
             optimizer,
-            augment=self.augment.make(num_classes=dataset.info.num_classes),
+            augment=augment,
             normalize=normalize,
             accumulate=self.accumulate,
             skip_nonfinite=self.nonfinite == "skip",
         )
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        batches = partial(
-            make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
-        )
-        plain_batches = batches(seed=0, num_steps=NUM_BN_BATCHES)
+        plain_batches = make(seed=0, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize, loss=loss, tta=self.tta), mode=mode)
         return Program(
             state,
             _seeded(train_step, self.seed),
-            batches(seed=self.seed, num_steps=self.num_steps(dataset)),
+            batches,
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
         )

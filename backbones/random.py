@@ -73,8 +73,8 @@ def uniform(key: Tensor) -> Tensor:
     return _shift_right(key, 40).to(torch.float32) * 2.0**-24
 
 
-def randint(key: Tensor, high: int) -> Tensor:
-    """int64 in [0, high), one for each key; `high` is small beside 2^24."""
+def randint(key: Tensor, high: Tensor | int) -> Tensor:
+    """int64 in [0, high), one for each key; both broadcast. `high` is small beside 2^24."""
     return (uniform(key) * high).to(torch.int64)
 
 
@@ -82,6 +82,27 @@ def normal(key: Tensor) -> Tensor:
     """float32 of mean 0 and variance 1, one for each key (Box and Muller, 1958)."""
     radius = torch.sqrt(-2 * torch.log1p(-uniform(fold_in(key, 0))))
     return radius * torch.cos(2 * pi * uniform(fold_in(key, 1)))
+
+
+def rectangle(
+    key: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A rectangle in an image, one for each key: top, left, height and width, int64 (arXiv 1409.4842, section 6).
+
+    Its area, as a share of the image's, is uniform in `scale`, and the logarithm of its width over its height is
+    uniform in the part of log `ratio` with which it fits into the image; if there is none, the longer side is that of
+    the image. torchvision draws both up to ten times, until it fits, so that large areas are rarer.
+    """
+    area = scale[0] + (scale[1] - scale[0]) * uniform(fold_in(key, 0))
+    low = (area * (width / height)).clamp(min=ratio[0]).log()
+    high = (width / height / area).clamp(max=ratio[1]).log()
+    aspect = (low + (high - low) * uniform(fold_in(key, 1))).exp()
+    pixels = area * (height * width)
+    rows = (pixels / aspect).sqrt().round().to(torch.int64).clamp(1, height)
+    columns = (pixels * aspect).sqrt().round().to(torch.int64).clamp(1, width)
+    top = randint(fold_in(key, 2), height - rows + 1)
+    left = randint(fold_in(key, 3), width - columns + 1)
+    return top, left, rows, columns
 
 
 def generator(*numbers: int) -> torch.Generator:

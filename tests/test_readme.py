@@ -208,3 +208,16 @@ def test_submitit(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_imports_is_current() -> None:
     assert (ROOT / "docs" / "architecture.md").read_text() == draw(), "run python -m docs.architecture"
+
+
+def test_an_augmentation_of_ones_own(tmp_path: Path) -> None:
+    (text,) = code_after("docs/augment.md", "Chain them, or write one", "python")
+    (tmp_path / "mine.py").write_text(text)
+    train, preview = code_after("docs/augment.md", "Augmentations", "sh")[0].splitlines()
+    shell(preview, tmp_path)
+    assert (tmp_path / "a.png").exists()
+    shell(train, tmp_path, *SMALL.split(), "--steps", "2")
+    own = ["--augment", "mine:inverted", "--augment.probability", "0.5"]
+    shell("python train.py", tmp_path, *own, *SMALL.split(), "--steps", "2")
+    shell("python -m backbones augment-preview runs/digits-vit-tiny-2", tmp_path, *own, "--out", "b.png")
+    assert (tmp_path / "b.png").exists()

@@ -1,6 +1,9 @@
 """What an augmentation is: a pure function of whole batches, on the device where they lie.
 
-B images, C channels.
+Those of uint8 images compute in integers after the draw, so that rounding is the same on every device, eager or
+compiled.
+
+B images, C channels, H and W height and width.
 """
 
 from collections.abc import Callable
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 import backbones.random as random
+from backbones.errors import InputError
 from backbones.types import Batch
 
 
@@ -37,6 +41,35 @@ def chain(*augments: Augment) -> Augment:
 def identity() -> Augment:
     """Leave the batch as it is."""
     return lambda keys, batch: batch
+
+
+def of_images(function: Callable[[Tensor, Tensor], Tensor]) -> Augment:
+    """The augmentation that changes nothing but the images.
+
+    Args:
+        function: (keys [B] int64, images [B, C, H, W]) -> images of the same shape and dtype.
+    """
+    return lambda keys, batch: batch._replace(images=function(keys, batch.images))
+
+
+def of_uint8_images(function: Callable[[Tensor, Tensor], Tensor]) -> Augment:
+    """`of_images`, for a function that computes in the integers of uint8 images.
+
+    Raises:
+        InputError: when it is called with images of another dtype.
+    """
+
+    def check(keys: Tensor, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise InputError(f"got {images.dtype} images, wanted uint8: in a chain, put what mixes images last")
+        return function(keys, images)
+
+    return of_images(check)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1], to broadcast with images."""
+    return values[:, None, None, None]
 
 
 Normalize = Callable[[Tensor], Tensor]

@@ -12,8 +12,9 @@ COMMANDS = {
     "reproduce": "run a finished run again and compare the parameters",
     "profile": "parameters, multiply-accumulates, activations and time of models",
     "schedule": "draw a learning-rate schedule",
+    "augment-preview": "draw training images before and after augmentation",
 }
-"""Name -> what it does. Each is a module of this package with a function `main(args)`."""
+"""Name -> what it does. Each is a module of this package, with `_` for `-`, that has a function `main(args)`."""
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def _run(name: str = "--help", *args: str) -> bool | None:
     if name in ("-h", "--help"):
         print("usage: backbones COMMAND [--help]\n")
         for command, summary in COMMANDS.items():
-            print(f"  {command:12s}{summary}")
+            print(f"  {command:17s}{summary}")
         return None
     check_known("command", name, COMMANDS)
-    return importlib.import_module(f"backbones.commands.{name}").main([*args])
+    return importlib.import_module(f"backbones.commands.{name.replace('-', '_')}").main([*args])

@@ -3,7 +3,6 @@
 N files, B images of a batch, C channels, H and W height and width for the model, h and w those of a file.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +16,8 @@ from backbones.data.listing import Files, shown
 from backbones.data.source import Color
 from backbones.errors import InputError
 
-RATIO = 4 / 3
-"""Largest ratio of the sides of a random crop; the least is its inverse (arXiv 1409.4842, section 6)."""
-
-Draws = tuple[float, float, float, float]
-"""Random numbers in [0, 1) for the area, the ratio of sides and the two coordinates of a random crop."""
+RATIO = (3 / 4, 4 / 3)
+"""Least and largest width over height of a random crop (arXiv 1409.4842, section 6)."""
 
 
 class Fit(NamedTuple):
@@ -59,8 +55,7 @@ class Reader(NamedTuple):
         Raises:
             InputError: a file cannot be read, or is of another size than the others and not scaled.
         """
-        draws = torch.stack([random.uniform(random.fold_in(keys, j)) for j in range(4)], dim=1).tolist()
-        return torch.stack([self._fitted(i, each) for i, each in zip(index.tolist(), draws, strict=True)])
+        return torch.stack([self._fitted(i, key) for i, key in zip(index.tolist(), keys, strict=True)])
 
     def load(self, i: int) -> Tensor:
         """File `i`, [C, h, w] uint8.
@@ -91,12 +86,13 @@ class Reader(NamedTuple):
     def _decode(self, i: int) -> Tensor:
         return decode(self.files.content(i), channels=self.channels, background=self.background)
 
-    def _fitted(self, i: int, draws: Draws) -> Tensor:
+    def _fitted(self, i: int, key: Tensor) -> Tensor:
         assert self.fit is not None
         image, (height, width, center, smallest) = self.load(i), self.fit
         if smallest is not None:
-            top, left, box_height, box_width = random_box(image.shape[1], image.shape[2], smallest, draws)
-            return resize(image[:, top : top + box_height, left : left + box_width], height, width)
+            box = random.rectangle(key, image.shape[1], image.shape[2], (smallest, 1.0), RATIO)
+            top, left, rows, columns = (int(each) for each in box)
+            return resize(image[:, top : top + rows, left : left + columns], height, width)
         if center is not None:
             return center_crop(image, height, width, center)
         if image.shape[1:] != (height, width):
@@ -114,17 +110,3 @@ def unreadable(file: str) -> str:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def random_box(height: int, width: int, smallest: float, draws: Draws) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop (Szegedy et al., arXiv 1409.4842, section 6).
-
-    Its area is uniform in [smallest, 1] of the image's, the logarithm of its ratio of sides uniform in
-    [-log 4/3, log 4/3], and its position uniform. A side that is longer than that of the image is cut to it, where
-    torchvision draws again.
-    """
-    area = height * width * (smallest + (1 - smallest) * draws[0])
-    ratio = RATIO ** (2 * draws[1] - 1)
-    box_height = min(max(round(math.sqrt(area / ratio)), 1), height)
-    box_width = min(max(round(math.sqrt(area * ratio)), 1), width)
-    return int(draws[2] * (height - box_height + 1)), int(draws[3] * (width - box_width + 1)), box_height, box_width

@@ -15,7 +15,6 @@ import backbones.random as random
 from backbones.component import use
 from backbones.data import DATASETS, Dataset, eval_batches, files as files_module, image_folder, make_batches
 from backbones.data.images import center_crop, decode, resize
-from backbones.data.reader import random_box
 from backbones.data.source import CPU
 from backbones.errors import InputError
 
@@ -120,23 +119,11 @@ def test_a_crop_depends_on_the_key_alone(tmp_path: Path) -> None:
     assert torch.equal(images[1:], dataset.train.read(index[1:], keys[1:]))
     assert not torch.equal(images[0], images[1])
     whole = decode(in_order(folder / "train")[3].read_bytes(), channels=3, background=(0, 0, 0))
-    draws = tuple(random.uniform(random.fold_in(keys[0], j)).item() for j in range(4))
-    top, left, height, width = random_box(24, 32, 0.2, draws)
+    top, left, height, width = random.rectangle(keys[0], 24, 32, (0.2, 1.0), (3 / 4, 4 / 3))
     assert torch.equal(images[0], resize(whole[:, top : top + height, left : left + width], 12, 12))
     held_out = decode(in_order(folder / "test")[0].read_bytes(), channels=3, background=(0, 0, 0))
     assert torch.equal(dataset.test.read(index * 0, keys)[0], center_crop(held_out, 12, 12, 0.875))
     assert dataset.info.center == 0.875
-
-
-def test_random_boxes_are_drawn_as_the_paper_says() -> None:
-    draws = torch.rand(4000, 4, generator=random.generator(0)).tolist()
-    boxes = torch.tensor([random_box(100, 100, 0.08, tuple(each)) for each in draws]).double()
-    top, left, height, width = boxes.T
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 100).all() and (left + width <= 100).all()
-    area, ratio = height * width / 100**2, width / height
-    assert 0.07 < area.min() < 0.1 and area.max() > 0.95 and abs(area.mean() - 0.53) < 0.02
-    assert 0.72 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.4 and abs(ratio.log().mean()) < 0.02
-    assert {(0, 0), (0, 99)} >= {(t, left) for t, left, *_ in (random_box(1, 100, 1.0, (0, 0.5, 0, 0)),)}
 
 
 def test_workers_and_cache_change_no_pixel(tmp_path: Path) -> None:
