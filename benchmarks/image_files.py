@@ -29,6 +29,7 @@ import backbones.machine as machine
 from backbones.commands.exit import run_command
 from backbones.data import Dataset, image_folder, image_tar, in_memory, make_batches
 from backbones.data.source import CPU
+from backbones.data.workers import Workers
 from backbones.types import Batch
 from benchmarks import interleaved
 from benchmarks.contenders import Precision, Setting
@@ -39,25 +40,38 @@ Read = Callable[[int], Tensor | Batch]
 """The batch of a step."""
 
 
-def read(tar: Positional[Path], *, batches: int = 40, rounds: int = 5) -> None:
+def read(tar: Positional[Path], *, image_size: int | None = None, batches: int = 40, rounds: int = 5) -> None:
     """Images a second that are read and decoded, in batches of 128.
 
     Args:
-        tar: of JPEG files of one size in a tree of train/CLASS/* and test/CLASS/*.
+        tar: of JPEG files in a tree of train/CLASS/* and test/CLASS/*.
+        image_size: of a random resized crop; None where all files have one size.
         batches: of each measurement.
         rounds: measurements of each kind, interleaved; the median counts.
     """
     cores = machine.num_cores()
     with unpacked(tar) as folder:
-        contents = [path.read_bytes() for path in itertools.islice(folder.glob("train/*/*"), BATCH)]
+        paths = sorted(folder.glob("train/*/*"))
+        contents = [paths[i].read_bytes() for i in torch.randperm(len(paths))[: BATCH * batches].tolist()]
+
+        ours = partial(image_tar, root=str(tar), image_size=image_size, crop="random")
+
+        def torchcodec(step: int) -> Tensor:
+            start = BATCH * step % len(contents)
+            return torch.stack([decode_jpeg(content) for content in contents[start : start + BATCH]])  # type: ignore
+
         reads: dict[str, Read] = {
-            "torchcodec alone": lambda _: torch.stack(decode_jpeg(contents)),  # type: ignore[arg-type]
-            "ours, in the process that trains": plain(image_tar(root=str(tar))),
-            **{f"ours, {n} workers": plain(image_tar(root=str(tar), workers=n)) for n in (1, cores)},
-            "ours, decoded before": plain(image_tar(root=str(tar), cache=str(folder / "kept"))),
-            **{f"ImageFolder, {n} workers": loaded(folder, n) for n in (1, cores)},
+            "torchcodec alone": torchcodec,
+            "ours, in the process that trains": plain(ours()),
+            **{f"ours, {n} workers": plain(ours(workers=n)) for n in (1, cores)},
+            "ours, decoded before": plain(ours(cache=str(folder / "kept"))),
+            **{f"ImageFolder, {n} workers": loaded(folder, n, image_size) for n in (1, cores)},
         }
-        rates = medians({name: partial(rate, each, batches) for name, each in reads.items()}, rounds)
+        measurements: dict[str, Callable[[], float]] = {
+            f"ours, decoding alone, {cores} workers": decoding(ours(), cores, batches),
+            **{name: partial(rate, each, batches) for name, each in reads.items()},
+        }
+        rates = medians(measurements, rounds)
     print(f"| read by | images/s | over torchcodec alone times {cores} |\n|---|--:|--:|")
     for name, value in rates.items():
         print(f"| {name} | {value:,.0f} | {value / rates['torchcodec alone'] / cores:.2f} |")
@@ -111,6 +125,22 @@ def plain(dataset: Dataset) -> Read:
     return make_batches(dataset.train, seed=0, batch_size=BATCH, device=CPU)
 
 
+def decoding(dataset: Dataset, number: int, batches: int) -> Callable[[], float]:
+    """Images a second that worker processes decode, and keep to themselves."""
+    reader = dataset.train.read.__self__  # type: ignore[attr-defined]
+    parts = torch.randperm(dataset.train.size)[: BATCH * batches].split(BATCH)
+    workers = Workers({"": reader}, number)
+
+    def measure() -> float:
+        time.sleep(0.5)  # what others have begun to read ahead
+        start = time.perf_counter()
+        for _ in workers.in_order("", "find_bad", [part.tolist() for part in parts]):
+            pass
+        return BATCH * len(parts) / (time.perf_counter() - start)
+
+    return measure
+
+
 def in_memory_copy(dataset: Dataset) -> Dataset:
     """The same images in memory."""
     splits = []
@@ -120,10 +150,11 @@ def in_memory_copy(dataset: Dataset) -> Dataset:
     return in_memory(splits[0], splits[1], dataset.info.class_names, CPU)
 
 
-def loaded(folder: Path, workers: int) -> Read:
+def loaded(folder: Path, workers: int, image_size: int | None = None) -> Read:
     """The usual script: ImageFolder behind a DataLoader."""
+    crop = [transforms.RandomResizedCrop(image_size)] if image_size else []
     loader = DataLoader(
-        ImageFolder(str(folder / "train"), transforms.PILToTensor()),
+        ImageFolder(str(folder / "train"), transforms.Compose([*crop, transforms.PILToTensor()])),
         BATCH,
         shuffle=True,
         num_workers=workers,
@@ -143,12 +174,11 @@ _next_step = itertools.count()
 
 
 def rate(read: Read, batches: int) -> float:
-    """Images a second of some steps, after one to begin with."""
-    first = next(_next_step) * (batches + 1)
-    read(first)
-    start = time.perf_counter()
+    """Images a second of some steps in a row, from a step that nothing was read ahead for."""
+    time.sleep(0.5)  # what others have begun to read ahead
+    first, start = next(_next_step) * 2 * batches, time.perf_counter()
     for i in range(batches):
-        read(first + 1 + i)
+        read(first + i)
     return BATCH * batches / (time.perf_counter() - start)
 
 

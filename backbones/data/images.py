@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,25 +42,27 @@ def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
     image = _decode_fast(content, channels)
     if image is None:
         image = _decode_any(content)
-    if len(image) == 4:
+    if image.shape[0] == 4:
         image = _compose(image, background)
-    return _to_grey(image) if channels == 1 and len(image) == 3 else image
+    return _to_grey(image) if image.shape[0] > channels else image
 
 
 def _decode_fast(content: bytes, channels: int) -> Tensor | None:
     """A JPEG or a PNG, [1, 3 or 4, H, W] uint8; None for what torchcodec does not know or refuses."""
     codec = _torchcodec()
-    if codec is None:
+    is_jpeg, is_png = content[:3] == b"\xff\xd8\xff", content[:8] == b"\x89PNG\r\n\x1a\n"
+    if codec is None or not (is_jpeg or is_png):
         return None
-    with suppress(RuntimeError):
-        if content[:3] == b"\xff\xd8\xff":
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    try:
+        if is_jpeg:
             _check_pixels(_jpeg_pixels(content))
-            return codec.decode_jpeg(content, mode="GRAY" if channels == 1 else "RGB")
-        if content[:8] == b"\x89PNG\r\n\x1a\n":
-            _check_pixels(int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big"))
-            has_alpha = content[25:26] in (b"\x04", b"\x06") or b"tRNS" in content
-            return codec.decode_png(content, mode="RGB_ALPHA" if has_alpha else "RGB")
-    return None
+            return codec.decode_jpeg(data, mode="GRAY" if channels == 1 else "RGB")
+        _check_pixels(int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big"))
+        has_alpha = content[25:26] in (b"\x04", b"\x06") or b"tRNS" in content
+        return codec.decode_png(data, mode="RGB_ALPHA" if has_alpha else "RGB")
+    except RuntimeError:
+        return None
 
 
 @cache

@@ -3,6 +3,7 @@
 N files, B images of a batch, C channels, H and W height and width for the model, h and w those of a file.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from backbones.data.images import BadImage, center_crop, decode, resize
 from backbones.data.listing import Files, shown
 from backbones.data.source import Color
 from backbones.errors import InputError
+
+LARGE = 2**20
+"""Bytes from which it is faster to share memory with another process than to send a copy."""
 
 RATIO = (3 / 4, 4 / 3)
 """Least and largest width over height of a random crop (arXiv 1409.4842, section 6)."""
@@ -55,7 +59,16 @@ class Reader(NamedTuple):
         Raises:
             InputError: a file cannot be read, or is of another size than the others and not scaled.
         """
-        return torch.stack([self._fitted(i, key) for i, key in zip(index.tolist(), keys, strict=True)])
+        return torch.stack(self._images(index, keys))
+
+    def read_elsewhere(self, index: np.ndarray, keys: np.ndarray) -> np.ndarray | Tensor:
+        """What `read` returns, to be sent to another process: an array as a copy, a tensor in shared memory."""
+        images = self._images(torch.from_numpy(index), torch.from_numpy(keys))
+        size = len(images) * images[0].numel()
+        if size < LARGE:
+            return torch.stack(images).numpy()
+        shared = images[0].new_empty(0).set_(torch.UntypedStorage._new_shared(size))  # as torch's default_collate
+        return torch.stack(images, out=shared.view(len(images), *images[0].shape))
 
     def load(self, i: int) -> Tensor:
         """File `i`, [C, h, w] uint8.
@@ -70,18 +83,22 @@ class Reader(NamedTuple):
 
     def decode_some(self, index: list[int]) -> tuple[list[np.ndarray], dict[int, str]]:
         """Some files, each [C, h, w] uint8 or empty; and number -> reason of those that cannot be read."""
-        images, bad = [], {}
+        images = {i: np.empty((0, 0, 0), dtype=np.uint8) for i in index}
+        bad = self.find_bad(index, lambda i, image: images.update({i: image.contiguous().numpy()}))
+        return list(images.values()), bad
+
+    def find_bad(self, index: list[int], use: Callable[[int, Tensor], None] = lambda i, image: None) -> dict[int, str]:
+        """Number -> reason of those of some files that cannot be read; the others are given to `use`, decoded."""
+        bad = {}
         for i in index:
             try:
-                images.append(self._decode(i).contiguous().numpy())
+                use(i, self._decode(i))
             except (OSError, BadImage) as error:
-                images.append(np.empty((0, 0, 0), dtype=np.uint8))
                 bad[i] = _reason(error)
-        return images, bad
+        return bad
 
-    def find_bad(self, index: list[int]) -> dict[int, str]:
-        """Number -> reason of those of some files that cannot be read."""
-        return self.decode_some(index)[1]
+    def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
+        return [self._fitted(i, keys[row]) for row, i in enumerate(index.tolist())]
 
     def _decode(self, i: int) -> Tensor:
         return decode(self.files.content(i), channels=self.channels, background=self.background)

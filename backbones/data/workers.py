@@ -68,9 +68,9 @@ class Workers:
 
         def start(index: Tensor, keys: Tensor) -> Callable[[], Tensor]:
             parts = zip(index.chunk(self.number), keys.chunk(self.number), strict=True)
-            # as arrays, which are copied: a tensor is moved to shared memory, by another thread, while it is used here
-            waits = [self.start(name, "read", *(each.numpy() for each in part)) for part in parts]
-            return lambda: torch.cat([wait() for wait in waits])
+            waits = [self.start(name, "read_elsewhere", *(each.numpy() for each in part)) for part in parts]
+            # by numpy, in one thread: torch's would wait for each other on the cores that decode
+            return lambda: torch.from_numpy(np.concatenate([np.asarray(wait()) for wait in waits]))
 
         return start
 
@@ -109,5 +109,4 @@ def _end_with_parent() -> None:
 
 
 def _call(name: str, method: str, *args: Any) -> Any:
-    tensors = [torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in args]
-    return getattr(_objects[name], method)(*tensors)
+    return getattr(_objects[name], method)(*args)
