@@ -244,7 +244,7 @@ def list_and_read(root: str) -> None:
     )
 
 
-def memory(tar: Positional[Path], *, steps: int = 30, images: tuple[int, ...] = (1_000, 60_000)) -> None:
+def memory(tar: Positional[Path], *, steps: int = 30, images: tuple[int, ...] = (1_000, 50_000)) -> None:
     """Memory of a training on more and more images of a tar, each in a process of its own.
 
     Args:
