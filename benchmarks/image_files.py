@@ -54,7 +54,7 @@ def read(tar: Positional[Path], *, image_size: int | None = None, batches: int =
         paths = sorted(folder.glob("train/*/*"))
         contents = [paths[i].read_bytes() for i in torch.randperm(len(paths))[: BATCH * batches].tolist()]
 
-        ours = partial(image_tar, root=str(tar), image_size=image_size, crop="random")
+        ours = partial(image_tar, root=str(tar), image_size=image_size, crop="random" if image_size else "center")
 
         def torchcodec(step: int) -> Tensor:
             start = BATCH * step % len(contents)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.kept import UNREADABLE
+from backbones.data.kept import UNREADABLE, stamp
 from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
@@ -32,6 +32,8 @@ class Decoded(NamedTuple):
     """[N, 3] int64, C, h and w."""
     checks: np.ndarray
     """[N] int64, Adler-32 of the pixels of each, which is fast."""
+    version: tuple[int, int] | None = None
+    """Of that file: it may be replaced by another one while this process lives."""
 
     def image(self, i: int) -> Tensor:
         """Image `i`, [C, h, w] uint8.
@@ -40,18 +42,18 @@ class Decoded(NamedTuple):
             InputError: it is not what was written.
         """
         start, shape = int(self.starts[i]), tuple(self.shapes[i].tolist())
-        pixels = _mapped(self.path)[start : start + int(np.prod(shape))]
+        pixels = _mapped(self.path, self.version)[start : start + int(np.prod(shape))]
         if zlib.adler32(pixels.data) != self.checks[i]:
             raise damaged(Path(self.path).parent)
         return torch.from_numpy(pixels).reshape(shape)
 
     def take(self, rows: np.ndarray) -> "Decoded":
         """Some of the images, by number [M] int64."""
-        return Decoded(self.path, self.starts[rows], self.shapes[rows], self.checks[rows])
+        return Decoded(self.path, self.starts[rows], self.shapes[rows], self.checks[rows], self.version)
 
 
 @cache
-def _mapped(path: str) -> np.ndarray:
+def _mapped(path: str, version: tuple[int, int] | None) -> np.ndarray:
     return np.memmap(path, dtype=np.uint8, mode="c")  # changes, which nobody makes, would stay in memory
 
 
@@ -65,8 +67,9 @@ def read_decoded(folder: Path) -> tuple[Decoded, dict[int, str]]:
         with (folder / INDEX).open("rb") as file, np.load(file) as arrays:
             decoded = Decoded(str(folder / PIXELS), *(arrays[name] for name in ("starts", "shapes", "checks")))
             bad = {int(i): reason for i, reason in json.loads(bytes(arrays["bad"])).items()}
-        if (folder / PIXELS).stat().st_size == decoded.shapes.prod(axis=1).sum():
-            return decoded, bad
+        version = stamp(folder / PIXELS)
+        if version[1] == decoded.shapes.prod(axis=1).sum():
+            return decoded._replace(version=version), bad
     except UNREADABLE:
         pass
     raise damaged(folder)
@@ -114,6 +117,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def keep_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarray], dict[int, str]]]]) -> None:
     """Write the images in `parts()` into `folder`, unless an earlier run has."""
+    if folder.exists():
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         if not folder.exists():

@@ -69,10 +69,15 @@ def image_files(
     Raises:
         InputError: the files cannot be read, or make no data set.
     """
-    path = Path(root).expanduser()
+    if crop == "random" and image_size is None:
+        raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
+    path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
-    readers = {name: Reader(files, channels, background) for name, files in splits.items()}
+    readers = {
+        name: Reader(files._replace(version=stamp(files.store) if files.store else None), channels, background)
+        for name, files in splits.items()
+    }
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers
     readers, bad_files = _without_bad_files(readers, on_error, cache, num_workers)
 
@@ -106,7 +111,7 @@ def _without_bad_files(
         if cache is None:
             bad = distributed.on_main(partial(_find_bad, reader, num_workers))
         else:
-            decoded, bad = _keep_decoded(reader, Path(cache).expanduser(), num_workers)
+            decoded, bad = _keep_decoded(reader, Path(cache).expanduser().absolute(), num_workers)
             reader = reader._replace(decoded=decoded)
         bad_files[name] = tuple(f"{reader.name(i)}: {reason}" for i, reason in sorted(bad.items()))
         if bad and on_error == "stop":
@@ -128,7 +133,8 @@ def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decode
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
     stamps = [stamp(path) if os.path.exists(path) else None for path in paths]
     about = hashlib.sha256(json.dumps([files.root, stamps, reader.channels, reader.background]).encode())
-    about.update(files.names.to_arrays()[0].data)
+    for array in (*files.names.to_arrays(), files.extents):
+        about.update(b"" if array is None else array.tobytes())
     folder = cache / f"decoded-{about.hexdigest()[:16]}"
 
     def keep() -> None:
@@ -158,8 +164,8 @@ def _sampled_statistics(reader: Reader) -> tuple[tuple[float, ...], tuple[float,
 def _digest(listing: Listing, files: Files) -> Callable[[], str]:
     def digest() -> str:
         content = hashlib.sha256(json.dumps(listing.class_names).encode())
-        content.update(files.names.to_arrays()[0].data)
-        content.update(files.labels.data)
+        for array in (*files.names.to_arrays(), files.labels):
+            content.update(array.tobytes())
         return content.hexdigest()
 
     return digest

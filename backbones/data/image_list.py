@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.data.files import image_files
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names, shorten
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits, shorten
 from backbones.errors import InputError
 
 COLUMNS = "path, label and, if it holds both splits, split (train or test)"
@@ -25,12 +25,12 @@ def list_table(root: Path) -> Listing:
     if root.is_dir():
         tests = [table for name in TEST_NAMES if (table := root / f"{name}.csv").exists()]
         tables = {"train": root / "train.csv", **dict(zip(["test"], tests, strict=False))}
-    rows: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for table_split, table in tables.items():
         for split, path, label in _read_table(table):
-            rows.setdefault(table_split or split, []).append((path, label))
-    if "all" in rows and len(rows) > 1:
-        raise InputError(f"{root} has lines without a split, and others with one")
+            found.setdefault(table_split or split, []).append((path, label))
+    chosen = {**choose_splits(root, found), "all": "all"}
+    rows = {chosen[split]: lines for split, lines in found.items() if split in chosen}
     trained = {label for _, label in rows.get("train", rows.get("all", []))}
     unknown = sorted({label for _, label in rows.get("test", [])} - trained)
     if unknown:
@@ -66,8 +66,7 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
                 split, path, label = (
                     line.get(name, "all" if name == "split" else None) for name in ("split", "path", "label")
                 )
-                split = "test" if split in TEST_NAMES else split
-                if not path or not label or split not in ("train", "test", "all"):
+                if not path or not label or split not in ("train", "all", *TEST_NAMES):
                     raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
                 found.append((split, path, label))
             return found

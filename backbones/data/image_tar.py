@@ -48,20 +48,31 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
         with tarfile.open(root, "r:") as tar:
             for member in tqdm(tar, f"listing {root}", unit=" files", disable=None if distributed.is_main() else True):
                 name = str(PurePosixPath(member.name))
-                if member.isfile():
-                    extents[name] = member.offset_data, member.size
-                    folders.add(name.rpartition("/")[0])
-                elif member.isdir() and name != ".":
+                if name == "." or any(part.startswith(".") for part in name.split("/")):
+                    continue
+                if member.isdir():
                     folders.add(name)
-    except tarfile.TarError as error:
+                elif is_image(name) and (member.issym() or member.issparse()):
+                    raise InputError(
+                        f"{name} in {root} is a symbolic link or a sparse file, which cannot be read from where it "
+                        "lies; make the tar anew: tar --dereference -cf, without --sparse"
+                    )
+                elif member.isfile() or member.islnk():
+                    original = str(PurePosixPath(member.linkname))
+                    extents[name] = extents[original] if member.islnk() else (member.offset_data, member.size)
+                    folders.add(name.rpartition("/")[0])
+            end = tar.offset  # where no further member was found
+    except (tarfile.TarError, KeyError) as error:  # KeyError: a link to a file that is not before it
         raise InputError(f"{root} is no tar, or is damaged ({error})") from error
-    if any(start + length > root.stat().st_size for start, length in extents.values()):
-        raise InputError(f"{root} is cut short: a file in it ends behind its end; copy it again")
+    with root.open("rb") as file:
+        file.seek(end)
+        if file.read(512) != bytes(512):  # which ends a tar
+            raise InputError(f"{root} is cut short, or is damaged at byte {end:,}; copy it again")
     top = _top(filter(is_image, extents))
-    files: dict[str, list[str]] = {folder.removeprefix(top): [] for folder in folders}
+    files: dict[str, list[str]] = {folder.removeprefix(top): [] for folder in folders if folder + "/" != top}
     for name in extents:
         folder, _, file_name = name.removeprefix(top).rpartition("/")
-        files[folder].append(file_name)
+        files.setdefault(folder, []).append(file_name)
     return list_tree(root, files, {name.removeprefix(top): extent for name, extent in extents.items()}), stamps
 
 

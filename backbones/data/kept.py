@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +14,9 @@ from typing import IO, Any
 import numpy as np
 
 from backbones.data.listing import Files, Listing, Names
+
+VERSION = 1
+"""Of how files are listed: another one lists them anew."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 """What numpy raises for a damaged file of arrays."""
@@ -28,16 +31,22 @@ def stamp(path: Path | str) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def kept_listing(path: Path, make: Callable[[], tuple[Listing, Stamps]]) -> Listing:
+def kept_listing(
+    path: Path, make: Callable[[], tuple[Listing, Stamps]], sources: Collection[Path] | None = None
+) -> Listing:
     """The listing of `path` from an earlier run, if nothing has changed since, else `make()`; on the main process.
+
+    `sources` are the files that it is made from now, where new ones would change no stamp.
 
     It is kept in $XDG_CACHE_HOME/backbones (~/.cache/backbones), if that can be written.
     """
-    file = kept_path(path, "listing", "npz")
+    file = kept_path(path, f"listing-{VERSION}", "npz")
+    names = None if sources is None else {str(each.resolve()) for each in sources}
     with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
         stored = json.loads(bytes(arrays["stamps"]))
         listing = _from_arrays(arrays)
-        if all(list(stamp(each)) == value for each, value in stored.items()) and _is_complete(listing):
+        is_same = all(list(stamp(each)) == value for each, value in stored.items()) and names in (None, stored.keys())
+        if is_same and _is_complete(listing):
             return listing
     began = time.time_ns()
     listing, stamps = make()

@@ -7,7 +7,7 @@ import hashlib
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +69,8 @@ class Files(NamedTuple):
     """One file that holds the bytes of all; None for files of their own."""
     extents: np.ndarray | None = None
     """[N, 2] int64, where each begins in `store`, and how many bytes it has."""
+    version: tuple[int, int] | None = None
+    """Of `store`: it may be replaced by another one while this process lives."""
 
     @property
     def size(self) -> int:
@@ -85,17 +87,17 @@ class Files(NamedTuple):
             with open(self.path_of(i), "rb", buffering=0) as file:
                 return file.read()
         start, length = self.extents[i].tolist()
-        return os.pread(_opened(self.store), length, start)
+        return os.pread(_opened(self.store, self.version), length, start)
 
     def take(self, rows: np.ndarray) -> "Files":
         """Some of the files, by number [M] int64."""
         names = Names(self.names[i] for i in rows.tolist())
         extents = None if self.extents is None else self.extents[rows]
-        return Files(names, self.labels[rows], self.root, self.store, extents)
+        return self._replace(names=names, labels=self.labels[rows], extents=extents)
 
 
 @cache
-def _opened(path: str) -> int:
+def _opened(path: str, version: tuple[int, int] | None) -> int:
     """A file, which this process opens once."""
     return os.open(path, os.O_RDONLY)
 
@@ -130,8 +132,7 @@ def list_tree(
         InputError: a class of the test split is none of the training split.
     """
     tops = {folder.partition("/")[0] for folder in files}
-    test_names = [name for name in TEST_NAMES if name in tops]
-    splits = {"train": "train", **dict.fromkeys(test_names[:1], "test")} if "train" in tops else {"": "all"}
+    splits = choose_splits(path, tops) if "train" in tops else {"": "all"}
     places = {}  # folder -> split and class
     for folder in sorted(files, key=lambda folder: folder.split("/")):
         top, *rest = folder.split("/") if "train" in tops else ["", *folder.split("/")]
@@ -160,6 +161,14 @@ def list_tree(
             listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
     _note_ignored(path, files, sum(each.size for each in listing.splits.values()))
     return listing
+
+
+def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:
+    """What a split is called -> `train` or `test`; of several test splits the first one of `TEST_NAMES` counts."""
+    tests = [name for name in TEST_NAMES if name in names]
+    if len(tests) > 1:
+        distributed.print0(f"note: {path} has the splits {', '.join(tests)}: {tests[0]} is held out, the rest not used")
+    return {"train": "train", **dict.fromkeys(tests[:1], "test")}
 
 
 def is_image(name: str) -> bool:
@@ -203,9 +212,14 @@ def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Fil
             f"there are no images in {path}; wanted train/CLASS/* and test/CLASS/*, or CLASS/* and --data.holdout 0.1 "
             f"(files named {shorten(SUFFIXES, 20)})"
         )
+    if splits.keys() not in ({"train", "test"}, {"train"}, {"all"}):
+        raise InputError(f"{path} has the splits {', '.join(splits)}; wanted train and test, or one that is not split")
     if "test" in splits and holdout is not None:
         raise InputError(f"{path} has a test split, and --data.holdout is {holdout}; leave it out")
     if "test" in splits:
+        for name, files in splits.items():
+            if not files.size:
+                raise InputError(f"{path}: the {name} split has no images; wanted one at least")
         return splits["train"], splits["test"]
     if holdout is None:
         wanted = "a folder test or val beside train" if "train" in splits else "folders train and test"
@@ -214,4 +228,9 @@ def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Fil
     below = int(holdout * 2**64)
     hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in files.names)
     is_test = np.fromiter((int.from_bytes(each, "big") < below for each in hashes), bool, len(files.names))
+    if is_test.all() or not is_test.any():
+        raise InputError(
+            f"--data.holdout {holdout} of the {files.size} images in {path} holds {is_test.sum()} of them out; wanted "
+            "some, and not all"
+        )
     return files.take(np.flatnonzero(~is_test)), files.take(np.flatnonzero(is_test))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import backbones.distributed as distributed
 from backbones.data.files import image_files
 from backbones.data.kept import Stamps, kept_listing, kept_path, replacing, stamp
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits
 from backbones.errors import InputError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -36,7 +36,7 @@ def list_parquet(root: Path) -> Listing:
     paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not paths or not paths[0].is_file():
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
-    return kept_listing(root, lambda: _extract(root, paths))
+    return kept_listing(root, lambda: _extract(root, paths), paths)
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
@@ -58,13 +58,17 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
             tqdm(desc=f"copying {root}", total=sum(file.metadata.num_rows for file in files), unit=" images",
                  disable=None if distributed.is_main() else True) as bar,
         ):  # fmt: skip
-            for path, file in zip(paths, files, strict=True):
-                split = _split_of(path.relative_to(root) if root.is_dir() else Path(path.name))
+            splits = [_split_of(path.relative_to(root) if root.is_dir() else Path(path.name)) for path in paths]
+            chosen = {**choose_splits(root, splits), "all": "all"}
+            for path, file, name in zip(paths, files, splits, strict=True):
+                if name not in chosen:
+                    continue
+                split = chosen[name]
                 image_column, label_column = _columns(path, file.schema_arrow)
                 known = _class_names(file.schema_arrow, label_column) or known
                 for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
-                    content, name = image if isinstance(image, tuple) else (image, None)
-                    names.setdefault(split, []).append(name or f"{os.path.relpath(path, root)}, row {row}")
+                    content, file_name = image if isinstance(image, tuple) else (image, None)
+                    names.setdefault(split, []).append(file_name or f"{os.path.relpath(path, root)}, row {row}")
                     labels.setdefault(split, []).append(label)
                     extents.setdefault(split, []).append((output.tell(), output.write(content or b"")))
                     bar.update()
@@ -86,7 +90,7 @@ def _split_of(path: Path) -> str:
     for part in reversed(path.parts):
         for name in ("train", *TEST_NAMES):
             if part == name or part.startswith((f"{name}-", f"{name}.", f"{name}_")):
-                return "train" if name == "train" else "test"
+                return name
     return "all"
 
 
@@ -129,9 +133,11 @@ def _number(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The classes, and the labels of each split as their numbers; a label may be a number already."""
     found = {label for each in labels.values() for label in each}
-    if None in found:
-        raise InputError(f"{root} has rows without a label")
+    if None in found or len({type(label) for label in found}) > 1:
+        raise InputError(f"{root} has rows without a label, or labels of several types")
     if all(isinstance(label, int) for label in found):
+        if known is None and max(found) > 10 * sum(map(len, labels.values())):
+            raise InputError(f"{root} has labels up to {max(found)}, which are no class numbers; make them strings")
         class_names = tuple(known or map(str, range(max(found) + 1)))
         return class_names, {split: np.array(each, dtype=np.int64) for split, each in labels.items()}
     class_names = tuple(sorted(found))

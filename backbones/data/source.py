@@ -141,6 +141,8 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
                 f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
             )
         counts.append(torch.bincount(labels, minlength=len(class_names)))
+    if len(class_names) == 1:
+        distributed.print0(f"note: there is one class only: {class_names[0]}")
     for what, classes in (("training images", counts[0] == 0), ("test images", (counts[1] == 0) & (counts[0] > 0))):
         names = [class_names[k] for k in classes.nonzero()[:, 0].tolist()]
         if names:
