@@ -6,8 +6,8 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ OTHER_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 TIMEOUT = 600.0
 """Seconds that a process waits for the others before it ends with an error, unless `set_timeout` says otherwise."""
+
+_timeout: float = TIMEOUT
 
 
 def join() -> None:
@@ -113,10 +115,23 @@ def _store(rank: int, size: int) -> dist.Store:
 
 def set_timeout(seconds: float) -> None:
     """How long a process waits for the others before it ends with an error."""
+    global _timeout
+    _timeout = seconds
     group = dist.group.WORLD
     if group is not None:
         for device in group._device_types:
             group._get_backend(device)._set_default_timeout(timedelta(seconds=seconds))
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Within the block processes wait a day for each other: one of them may download, or decode a million files."""
+    before = _timeout
+    set_timeout(24 * 3600.0)
+    try:
+        yield
+    finally:
+        set_timeout(before)
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -95,6 +95,9 @@ def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, devi
     got, wanted = (f"images of {each.image_shape} and {each.num_classes} classes" for each in (dataset.info, info))
     if got != wanted:
         raise InputError(f"{component.name} has {got}; the model was trained for {wanted}: name another --data")
+    if dataset.info.class_names != info.class_names:
+        theirs, ours = (", ".join(each.class_names[:5]) for each in (dataset.info, info))
+        distributed.warn0(f"the classes of {component.name} are called {theirs}, ...; those of the model {ours}, ...")
     return dataset
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ class Decoded(NamedTuple):
     """[N, 3] int64, C, h and w."""
     checks: np.ndarray
     """[N] int64, Adler-32 of the pixels of each, which is fast."""
-    version: tuple[int, int] | None = None
+    version: tuple[int, ...] | None = None
     """Of that file: it may be replaced by another one while this process lives."""
 
     def image(self, i: int) -> Tensor:
@@ -53,7 +54,7 @@ class Decoded(NamedTuple):
 
 
 @cache
-def _mapped(path: str, version: tuple[int, int] | None) -> np.ndarray:
+def _mapped(path: str, version: tuple[int, ...] | None) -> np.ndarray:
     return np.memmap(path, dtype=np.uint8, mode="c")  # changes, which nobody makes, would stay in memory
 
 
@@ -84,7 +85,10 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
     """Write images into a new folder, in parts, each with number -> reason of those in it that are missing."""
     shapes, checks = [], []
     bad: dict[int, str] = {}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-", ignore_cleanup_errors=True) as name:
+    with (
+        _named_after(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-", ignore_cleanup_errors=True) as name,
+    ):
         unfinished = Path(name) / "unfinished"
         unfinished.mkdir()
         with (unfinished / PIXELS).open("wb") as file:
@@ -107,6 +111,16 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
 
 
 @contextmanager
+def _named_after(folder: Path) -> Iterator[None]:
+    """Let errors of writing say where: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
+
+
+@contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Within the block no other process on this machine is in it for the same folder."""
     with open(f"{folder}.lock", "w") as file:
@@ -122,4 +136,6 @@ def keep_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarra
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         if not folder.exists():
+            for left in folder.parent.glob(f"{folder.name}-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             write_decoded(folder, parts())

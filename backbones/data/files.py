@@ -73,6 +73,9 @@ def image_files(
         raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
+    stores = [files.store for files in listing.splits.values() if files.store is not None]
+    if not all(map(os.path.exists, stores)):  # on another machine than that of rank 0
+        list_files(path)
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
         name: Reader(files._replace(version=stamp(files.store) if files.store else None), channels, background)
@@ -80,6 +83,8 @@ def image_files(
     }
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers
     readers, bad_files = _without_bad_files(readers, on_error, cache, num_workers)
+    if distributed.on_main(lambda: bad_files) != bad_files:
+        raise InputError(f"{distributed.this_process()} cannot read other files of {path} than rank 0: {bad_files}")
 
     labels = {name: torch.from_numpy(reader.files.labels) for name, reader in readers.items()}
     check_labels(labels["train"], labels["test"], listing.class_names)

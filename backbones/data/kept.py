@@ -21,14 +21,16 @@ VERSION = 1
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 """What numpy raises for a damaged file of arrays."""
 
-Stamps = dict[str, tuple[int, int]]
-"""Path -> modification time in nanoseconds and size in bytes, before it was read."""
+Stamp = tuple[int, int, int]
+"""Modification time in nanoseconds, size in bytes, and mode of a file or folder."""
+Stamps = dict[str, Stamp]
+"""Path -> stamp, before it was read."""
 
 
-def stamp(path: Path | str) -> tuple[int, int]:
-    """What changes when a file is written to, or a folder gets or loses an entry."""
+def stamp(path: Path | str) -> Stamp:
+    """What changes when a file is written to or becomes readable, or a folder gets or loses an entry."""
     status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_size, status.st_mode
 
 
 def kept_listing(
@@ -50,7 +52,7 @@ def kept_listing(
             return listing
     began = time.time_ns()
     listing, stamps = make()
-    newest = max(time_ns for time_ns, _ in stamps.values())
+    newest = max(time_ns for time_ns, *_ in stamps.values())
     if newest < began - 2 * 10**9:  # else it may change once more without another time
         with suppress(OSError), replacing(file) as temporary:
             np.savez(temporary, allow_pickle=False, stamps=_bytes(stamps), **_to_arrays(listing))

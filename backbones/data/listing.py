@@ -69,7 +69,7 @@ class Files(NamedTuple):
     """One file that holds the bytes of all; None for files of their own."""
     extents: np.ndarray | None = None
     """[N, 2] int64, where each begins in `store`, and how many bytes it has."""
-    version: tuple[int, int] | None = None
+    version: tuple[int, ...] | None = None
     """Of `store`: it may be replaced by another one while this process lives."""
 
     @property
@@ -97,7 +97,7 @@ class Files(NamedTuple):
 
 
 @cache
-def _opened(path: str, version: tuple[int, int] | None) -> int:
+def _opened(path: str, version: tuple[int, ...] | None) -> int:
     """A file, which this process opens once."""
     return os.open(path, os.O_RDONLY)
 

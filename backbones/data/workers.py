@@ -83,8 +83,9 @@ def _death_is_one_message() -> Iterator[None]:
         for process in multiprocessing.active_children():  # the others ignore the signal that the pool sends them
             process.kill()
         raise InputError(
-            "a process that reads images has died, as when it is killed for want of memory (of /dev/shm too); "
-            "--data.workers sets their number, and --resume continues the run"
+            "a process that reads images has died: it was killed for want of memory (of /dev/shm too), or could not "
+            'begin, where the script that trains has no `if __name__ == "__main__":`; --data.workers sets their '
+            "number, and --resume continues the run"
         ) from error
 
 

@@ -50,7 +50,10 @@ def record_start(
         "data_sha256": {"train": dataset.train.digest(), "test": dataset.test.digest()},
         "packages": _packages(),
     }
-    atomic_write(run_dir / PROVENANCE, json.dumps([*read_starts(run_dir), entry], indent=2) + "\n")
+    starts = read_starts(run_dir)
+    if starts and starts[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
+        distributed.warn0("the images or labels are others than when this run was started last; it goes on with these")
+    atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:

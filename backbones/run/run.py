@@ -85,7 +85,8 @@ def _run(
     experiment: Experiment, device: torch.device, folder: Path, resume: Which | None, profile: range | None
 ) -> dict[str, Any]:
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
-    dataset = experiment.data.make(device=device)
+    with distributed.patience():
+        dataset = experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
     distributed.print0(describe(experiment, dataset, overhead, device))

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import tarfile
@@ -13,8 +14,17 @@ from PIL import Image
 
 import backbones.random as random
 from backbones.component import use
-from backbones.data import DATASETS, Dataset, eval_batches, files as files_module, image_folder, make_batches
+from backbones.data import (
+    DATASETS,
+    Dataset,
+    decoded as decoded_module,
+    eval_batches,
+    files as files_module,
+    image_folder,
+    make_batches,
+)
 from backbones.data.images import center_crop, decode, resize
+from backbones.data.kept import stamp
 from backbones.data.reader import LARGE
 from backbones.data.source import CPU
 from backbones.errors import InputError
@@ -415,3 +425,34 @@ def test_large_batches_come_through_shared_memory(tmp_path: Path) -> None:
     index = torch.arange(24)
     images = dataset.train.start(index, index)()
     assert images.nbytes > LARGE and torch.equal(images, plain.train.read(index, index))
+
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path: Path) -> None:
+    folder, cache = write_folder(tmp_path / "photos"), tmp_path / "kept"
+    image_folder(root=str(folder), cache=str(cache))
+    for made in cache.glob("decoded-*"):
+        if made.is_dir():
+            made.rename(made.with_name(f"{made.name}-x1y2"))
+    image_folder(root=str(folder), cache=str(cache))
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2 and not list(cache.glob("decoded-*-*"))
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "photos")
+    image_folder(root=str(folder))
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoded_module.zlib, "adler32", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        image_folder(root=str(folder), cache=str(tmp_path / "kept"))
+    assert str(error.value.filename).startswith(str(tmp_path / "kept" / "decoded-"))
+    assert not [path for path in (tmp_path / "kept").iterdir() if path.is_dir()]
+
+
+def test_a_file_that_becomes_readable_is_read_again(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    before = stamp(in_order(folder)[0])
+    in_order(folder)[0].chmod(0)
+    assert stamp(in_order(folder)[0]) != before

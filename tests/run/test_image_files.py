@@ -63,6 +63,18 @@ def test_bad_files_are_listed_in_the_run_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "bad_files.txt").exists()
 
 
+def test_a_run_that_goes_on_with_other_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "photos")
+    experiment = small("image-folder", folder)
+    run(experiment, run_dir=tmp_path / "run")
+    longer = dataclasses.replace(experiment, steps=8)
+    run(longer, run_dir=tmp_path / "run", resume="latest")
+    assert "the images or labels" not in capsys.readouterr().err
+    in_order(folder / "train")[4].unlink()
+    run(dataclasses.replace(experiment, steps=9), run_dir=tmp_path / "run", resume="latest")
+    assert "warning: the images or labels are others than when this run was" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_ends_as_the_whole_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", size=(20, 16))
