@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 P = ParamSpec("P")
@@ -23,6 +23,11 @@ def check_known(kind: str, name: str, names: Iterable[str]) -> str:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
     return name
+
+
+def shorten(names: Sequence[str], most: int = 8) -> str:
+    """The first few of many names, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
 class Range:

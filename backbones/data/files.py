@@ -84,7 +84,10 @@ def image_files(
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers
     readers, bad_files = _without_bad_files(readers, on_error, cache, num_workers)
     if distributed.on_main(lambda: bad_files) != bad_files:
-        raise InputError(f"{distributed.this_process()} cannot read other files of {path} than rank 0: {bad_files}")
+        raise InputError(
+            f"{distributed.this_process()} finds other unreadable files in {path} than rank 0, and all must train on "
+            "the same; make the files equal on all machines"
+        )
 
     labels = {name: torch.from_numpy(reader.files.labels) for name, reader in readers.items()}
     check_labels(labels["train"], labels["test"], listing.class_names)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.data.files import image_files
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits, shorten
+from backbones.data.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
 from backbones.errors import InputError
 
 COLUMNS = "path, label and, if it holds both splits, split (train or test)"
@@ -32,9 +32,7 @@ def list_table(root: Path) -> Listing:
     chosen = {**choose_splits(root, found), "all": "all"}
     rows = {chosen[split]: lines for split, lines in found.items() if split in chosen}
     trained = {label for _, label in rows.get("train", rows.get("all", []))}
-    unknown = sorted({label for _, label in rows.get("test", [])} - trained)
-    if unknown:
-        raise InputError(f"{root}: there are test images of {shorten(unknown)}, and no training images of that class")
+    check_test_classes(root, trained, {label for _, label in rows.get("test", [])})
     is_numeric = all(label.isdecimal() for label in trained)
     class_names = tuple(sorted(trained, key=lambda label: (int(label) if is_numeric else 0, label)))
     number = {name: k for k, name in enumerate(class_names)}

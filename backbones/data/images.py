@@ -18,11 +18,16 @@ MAX_PIXELS = 178_956_970
 """More of them are refused before they are decoded: small files can hold images that fill the memory."""
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-"""Of the files that are taken for images."""
+"""File suffixes of images."""
 
 
 class BadImage(ValueError):
     """A file is no image, or a damaged one; the message is the reason."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read or decoded, in a few words."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
@@ -164,7 +169,7 @@ def read_images(paths: Sequence[Path], info: DataInfo, *, squeeze: bool) -> Tens
         try:
             image = decode(path.read_bytes(), channels=channels, background=info.background)
         except (OSError, BadImage) as error:
-            raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
         if info.center is not None:
             image = center_crop(image, height, width, info.center)
         elif squeeze:

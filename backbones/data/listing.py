@@ -16,7 +16,7 @@ import numpy as np
 
 import backbones.distributed as distributed
 from backbones.data.images import SUFFIXES
-from backbones.errors import InputError
+from backbones.errors import InputError, shorten
 
 TEST_NAMES = ("test", "val", "validation", "valid")
 """Names of the split that is held out; of several the first one is taken."""
@@ -139,12 +139,7 @@ def list_tree(
         if rest and rest != [""] and top in splits:
             places[folder] = splits[top], _class_name(rest[0])
     trained = {name for split, name in places.values() if split != "test"}
-    unknown = sorted({name for split, name in places.values() if split == "test"} - trained)
-    if unknown:
-        raise InputError(
-            f"{path}: there are test images of {shorten(unknown)}, and no training images of that class; "
-            f"the training classes are {shorten(sorted(trained))}"
-        )
+    check_test_classes(path, trained, {name for split, name in places.values() if split == "test"})
     number = {name: k for k, name in enumerate(sorted(trained))}
     listing = Listing(tuple(number), {})
     for split in splits.values():
@@ -171,8 +166,18 @@ def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:
     return {"train": "train", **dict.fromkeys(tests[:1], "test")}
 
 
+def check_test_classes(path: Path, trained: set[str], tested: set[str]) -> None:
+    """Raise InputError if there are test images of a class that has no training images."""
+    unknown = sorted(tested - trained)
+    if unknown:
+        raise InputError(
+            f"{path}: there are test images of {shorten(unknown)}, and no training images of that class; "
+            f"the training classes are {shorten(sorted(trained))}"
+        )
+
+
 def is_image(name: str) -> bool:
-    """Whether a path is taken for an image file: by its suffix, and not hidden."""
+    """Whether a file is an image by its suffix, and not hidden."""
     file = name.rpartition("/")[2]
     return file.lower().endswith(SUFFIXES) and not file.startswith(".")
 
@@ -181,11 +186,6 @@ def is_image(name: str) -> bool:
 def _class_name(folder: str) -> str:
     """The name of a class: the same for each way to encode its accents."""
     return unicodedata.normalize("NFC", shown(folder))
-
-
-def shorten(names: Sequence[str], most: int = 8) -> str:
-    """The first few of many names, for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
 def _note_ignored(path: Path, files: Mapping[str, Sequence[str]], used: int) -> None:

@@ -47,9 +47,7 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
 
     stamps = {str(path.resolve()): stamp(path) for path in paths}
     store = kept_path(root, "images", "bin")
-    names: dict[str, list[str]] = {}
-    labels: dict[str, list[Any]] = {}
-    extents: dict[str, list[tuple[int, int]]] = {}
+    rows: dict[str, list[tuple[str, Any, int, int]]] = {}  # name, label, and where the bytes are in the store
     known: list[str] | None = None
     try:
         files = [pyarrow.parquet.ParquetFile(path) for path in paths]
@@ -63,27 +61,23 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
             for path, file, name in zip(paths, files, splits, strict=True):
                 if name not in chosen:
                     continue
-                split = chosen[name]
+                split_rows = rows.setdefault(chosen[name], [])
                 image_column, label_column = _columns(path, file.schema_arrow)
                 known = _class_names(file.schema_arrow, label_column) or known
                 for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
                     content, file_name = image if isinstance(image, tuple) else (image, None)
-                    names.setdefault(split, []).append(file_name or f"{os.path.relpath(path, root)}, row {row}")
-                    labels.setdefault(split, []).append(label)
-                    extents.setdefault(split, []).append((output.tell(), output.write(content or b"")))
+                    start, length = output.tell(), output.write(content or b"")
+                    called = file_name or f"{os.path.relpath(path, root)}, row {row}"
+                    split_rows.append((called, label, start, length))
                     bar.update()
     except pyarrow.ArrowException as error:
         raise InputError(f"{root} cannot be read as parquet: {error}") from error
-    class_names, numbers = _number(root, labels, known)
-    return Listing(
-        class_names,
-        {
-            split: Files(
-                Names(names[split]), numbers[split], str(root), str(store), np.array(extents[split], dtype=np.int64)
-            )
-            for split in names
-        },
-    ), stamps
+    class_names, numbers = _number(root, {split: [row[1] for row in each] for split, each in rows.items()}, known)
+    listing = Listing(class_names, {})
+    for split, each in rows.items():
+        extents = np.array([row[2:] for row in each], dtype=np.int64).reshape(-1, 2)
+        listing.splits[split] = Files(Names(row[0] for row in each), numbers[split], str(root), str(store), extents)
+    return listing, stamps
 
 
 def _split_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import backbones.random as random
 from backbones.data.decoded import Decoded
-from backbones.data.images import BadImage, center_crop, decode, resize
+from backbones.data.images import BadImage, center_crop, decode, reason_of, resize
 from backbones.data.listing import Files, shown
 from backbones.data.source import Color
 from backbones.errors import InputError
@@ -79,7 +79,7 @@ class Reader(NamedTuple):
         try:
             return self._decode(i) if self.decoded is None else self.decoded.image(i)
         except (OSError, BadImage) as error:
-            raise InputError(unreadable(f"{self.name(i)}: {_reason(error)}")) from error
+            raise InputError(unreadable(f"{self.name(i)}: {reason_of(error)}")) from error
 
     def decode_some(self, index: list[int]) -> tuple[list[np.ndarray], dict[int, str]]:
         """Some files, each [C, h, w] uint8 or empty; and number -> reason of those that cannot be read."""
@@ -94,7 +94,7 @@ class Reader(NamedTuple):
             try:
                 use(i, self._decode(i))
             except (OSError, BadImage) as error:
-                bad[i] = _reason(error)
+                bad[i] = reason_of(error)
         return bad
 
     def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
@@ -123,7 +123,3 @@ class Reader(NamedTuple):
 def unreadable(file: str) -> str:
     """The message about a file that cannot be read, of which `file` is the name and the reason."""
     return f"cannot read {file}; remove it, or train without such files by --data.on-error skip"
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.errors import InputError
+from backbones.errors import InputError, shorten
 
 CPU = torch.device("cpu")
 
@@ -146,8 +146,7 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
     for what, classes in (("training images", counts[0] == 0), ("test images", (counts[1] == 0) & (counts[0] > 0))):
         names = [class_names[k] for k in classes.nonzero()[:, 0].tolist()]
         if names:
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
-            distributed.print0(f"note: no {what} in {len(names)} of {len(class_names)} classes: {shown}")
+            distributed.print0(f"note: no {what} in {len(names)} of {len(class_names)} classes: {shorten(names)}")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
