@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def choose_precision(precision: str, device: torch.device) -> str:
     else:
         is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if is_fast else "float32"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process had at once: tensors on a GPU, or all of it on a CPU; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def malloc() -> str:

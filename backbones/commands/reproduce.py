@@ -12,7 +12,7 @@ from backbones.commands.train import parse, train
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
-from backbones.run.metric_writer import METRICS, read_metrics
+from backbones.run.metric_writer import METRICS, TIMES, read_metrics
 from backbones.run.provenance import read_starts
 from backbones.run.run import RESULT, torch_settings_kept
 from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
@@ -80,7 +80,7 @@ def compare_runs(before: Path, now: Path) -> bool:
 
 def _first_difference(before: Path, now: Path) -> str:
     for one, other in zip(read_metrics(before / METRICS), read_metrics(now / METRICS), strict=False):
-        for name in sorted(one.keys() - {"images_per_second"}):
+        for name in sorted(one.keys() - set(TIMES)):
             if one[name] != other.get(name):
                 where = f"step {one['step']}, {one['split']}"
                 return f"the first metric that differs: {where}: {name} {one[name]} -> {other.get(name)}"

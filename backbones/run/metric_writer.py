@@ -18,6 +18,9 @@ from backbones.run.files import Appender, atomic_write, to_json
 
 METRICS = "metrics.jsonl"
 
+TIMES = ("images_per_second", "seconds")
+"""Metrics that another run of the same experiment does not repeat."""
+
 SECONDS_BETWEEN_LINES = 10.0
 """Seconds between lines on training where there is no progress bar, as in output that is piped to a file."""
 
@@ -44,6 +47,7 @@ class MetricWriter:
         path = run_dir / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= start_step]
         last = max((line["step"] for line in kept), default=0)
+        self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
         if last + log_every <= start_step:
             distributed.warn0(f"{path} has no lines of steps {last + 1} to {start_step}; go on without them")
         atomic_write(path, "".join(to_json(line) + "\n" for line in kept))
@@ -60,15 +64,21 @@ class MetricWriter:
         self._start = (time.perf_counter(), start_step)
         self._last_line = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run up to now: this process, and earlier ones up to the lines that they wrote."""
+        return time.perf_counter() - self._started if self._is_main else math.nan
+
     def step_done(self) -> None:
         """Move the progress bar by one step."""
         if self._is_main:
             self._bar.update()
 
     def write(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of one split (`train` or `test`) after `step` steps."""
+        """Record the metrics of one split (`train` or `test`) after `step` steps, and the time up to now."""
         if not self._is_main:
             return
+        metrics = {**metrics, "seconds": self.seconds}
         self._lines.write(to_json({"step": step, "split": split, **metrics}).encode() + b"\n")
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         self._write_event(step=step, summary=Summary(value=values))

@@ -145,6 +145,8 @@ def _run(
         "macs": overhead.macs,
         "steps": state.step.item(),
         **metrics,
+        "seconds": writer.seconds,
+        "peak_memory": machine.peak_memory(device),
         "params_sha256": tree.sha256(state.params),
         "torch": torch.__version__,
         "device": device_name(device),

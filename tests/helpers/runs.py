@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from backbones.run.checkpoint import list_steps
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_writer import TIMES, read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,9 +21,9 @@ SMALL = (
 
 
 def without_times(run_dir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl` without speeds: a reproduced run writes the same."""
+    """The lines of `metrics.jsonl` without times: a reproduced run writes the same."""
     lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def free_port() -> int:

@@ -26,7 +26,18 @@ def test_lines_are_json_with_their_step(tmp_path: Path) -> None:
     write_some(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert 0 < lines[2].pop("seconds") <= lines[3].pop("seconds") < 60
     assert lines[3] == {"step": 3, "split": "test", **TEST}
+
+
+def test_seconds_are_those_of_all_processes_of_the_run(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = [{**line, "seconds": 1000.0 * line["step"]} for line in read_metrics(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_some(tmp_path, start_step=4)
+    seconds = {line["step"]: line["seconds"] for line in read_metrics(path)}
+    assert seconds[4] == 4000 and 4000 < seconds[5] <= seconds[6] < 4060
 
 
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:

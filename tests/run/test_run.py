@@ -39,6 +39,7 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert result["experiment"] == "digits-vit-tiny" and result["model"] == "vit-tiny" and result["steps"] == 12
     assert result["torch"] == torch.__version__ and result["device"] == "cpu" and result["num_processes"] == 1
     assert 0 <= result["top1"] <= result["top5"] <= 1 and result["images_per_second"] > 0
+    assert 0 < result["seconds"] < 600 and 50e6 < result["peak_memory"] < 50e9
     assert len(result["params_sha256"]) == 64
     config = tmp_path / "run" / "config.json"
     assert read_experiment(config, read_config(config)) == experiment
