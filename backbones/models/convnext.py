@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, check_image_size
+from backbones.models.layers import DepthwiseConv, DropPath, check_image_size, drop_paths
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -26,20 +26,6 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class DropPath(nn.Module):
-    """Drop the residual branch for some samples, in training (stochastic depth, arXiv 1603.09382)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, ...] -> [B, ...]
-        if not self.training or self.probability == 0:
-            return x
-        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.probability
-        return x * kept / (1 - self.probability)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -86,15 +72,14 @@ class ConvNeXt(Backbone):
         check_image_size(image_shape, smallest=32 if stem == "imagenet" else 16)
         patch_size = 4 if stem == "imagenet" else 2
         self.stem = nn.Sequential(nn.Conv2d(image_shape[0], widths[0], patch_size, patch_size), ChannelNorm(widths[0]))
-        last = sum(stage_depths) - 1
-        drop_paths = (drop_path * i / last for i in range(last + 1))  # grow linearly from the first to the last block
+        of_blocks = iter(drop_paths(drop_path, sum(stage_depths)))
         self.stages = nn.Sequential()
         for stage, (width, depth) in enumerate(zip(widths, stage_depths, strict=True)):
             downsample = nn.Sequential()
             if stage > 0:
                 channels = widths[stage - 1]
                 downsample.extend([ChannelNorm(channels), nn.Conv2d(channels, width, 2, stride=2)])
-            blocks = nn.Sequential(*(ConvNeXtBlock(width, next(drop_paths)) for _ in range(depth)))
+            blocks = nn.Sequential(*(ConvNeXtBlock(width, next(of_blocks)) for _ in range(depth)))
             self.stages.append(nn.Sequential(downsample, blocks))
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
         self.head = nn.Linear(widths[-1], num_classes)

@@ -15,6 +15,25 @@ from backbones.models.base import ImageShape, Stem
 Reduction = Annotated[int, Range("[1, 64]"), Doc("r, the factor by which the attention narrows its channels")]
 
 
+class DropPath(nn.Module):
+    """Drop the residual branch for some samples, in training (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, ...] -> [B, ...]
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.probability
+        return x * kept / (1 - self.probability)
+
+
+def drop_paths(last: float, depth: int) -> list[float]:
+    """The probability of `DropPath` in each of `depth` blocks: a line from 0 to `last` (arXiv 1603.09382)."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
 class ResidualBlock(nn.Module):
     """What a stage consists of."""
 

@@ -13,8 +13,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
-from backbones.models.layers import Block, ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.models.layers import (
+    Block,
+    DropPath,
+    ResidualBlock,
+    conv1x1,
+    conv3x3,
+    drop_paths,
+    init_conv_net,
+    make_stages,
+    make_stem,
+)
 
 MakeAttention = Callable[[int], nn.Module]
 """channels -> a module that reweights the residual before the shortcut is added."""
@@ -37,12 +48,13 @@ class BasicBlock(ResidualBlock):
         self.conv2 = conv3x3(width, width)
         self.norm2 = nn.BatchNorm2d(width)
         self.attention = attention(width)
+        self.drop_path = DropPath(0.0)
         self.shortcut = make_shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, width, H/stride, W/stride]
         y = torch.relu_(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return torch.relu_(self.attention(y) + self.shortcut(x))
+        return torch.relu_(self.drop_path(self.attention(y)) + self.shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
@@ -58,13 +70,14 @@ class Bottleneck(ResidualBlock):
         self.conv3 = conv1x1(width, self.out_channels)
         self.norm3 = nn.BatchNorm2d(self.out_channels)
         self.attention = attention(self.out_channels)
+        self.drop_path = DropPath(0.0)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 4 width, H/stride, W/stride]
         y = torch.relu_(self.norm1(self.conv1(x)))
         y = torch.relu_(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return torch.relu_(self.attention(y) + self.shortcut(x))
+        return torch.relu_(self.drop_path(self.attention(y)) + self.shortcut(x))
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -75,7 +88,11 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 
 
 class ResNet(Backbone):
-    """Deep residual network (arXiv 1512.03385, table 1), for images of any size."""
+    """Deep residual network (arXiv 1512.03385, table 1), for images of any size.
+
+    Args:
+        drop_path: probability of dropping the last block of a sample; less for earlier blocks (arXiv 1603.09382).
+    """
 
     def __init__(
         self,
@@ -85,10 +102,14 @@ class ResNet(Backbone):
         num_classes: NumClasses,
         *,
         stem: Stem = "cifar",
+        drop_path: Probability = 0.0,
     ) -> None:
         super().__init__()
         self.stem = make_stem(stem, image_shape[0], 64)
         self.stages, channels = make_stages(block, 64, 64, stage_depths)
+        drops = [each for each in self.stages.modules() if isinstance(each, DropPath)]
+        for drop, probability in zip(drops, drop_paths(drop_path, len(drops)), strict=True):
+            drop.probability = probability
         self.head = nn.Linear(channels, num_classes)
 
 

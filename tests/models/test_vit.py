@@ -1,4 +1,6 @@
-"""Sizes of timm's ViTs, and dropout. Their logits: test_convert.py."""
+"""Sizes of timm's ViTs, dropout, and the options of later papers. The logits of timm's: test_convert.py."""
+
+from math import cos, sin
 
 import pytest
 import timm
@@ -72,11 +74,55 @@ def test_gradients_under_autocast_with_dropout() -> None:
     assert all(leaf.dtype == torch.float32 for leaf in torch.func.grad(loss)(params).values())
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_registers_and_mean_pool_are_those_of_timm(train: bool) -> None:
+    """timm has the registers before the patches: the order does not matter."""
+    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": (16, 24), "patch_size": 4, "num_classes": 10}
+    theirs = timm.models.VisionTransformer(
+        **sizes, class_token=False, reg_tokens=3, global_pool="avg", fc_norm=False, no_embed_class=True
+    ).train(train)
+    options = {"patch_size": 4, "width": 64, "depth": 2, "heads": 4, "mlp_width": 256}
+    ours = MODELS["vit-tiny"]((3, 16, 24), 10, **options, pool="mean", registers=3)
+    names = {name: name.replace("patch_embed.proj", "patch_embed") for name, _ in theirs.named_parameters()}
+    names |= {"reg_token": "register_tokens"}
+    params = {names[name]: leaf.detach() for name, leaf in theirs.named_parameters()}
+    assert params.keys() == ours.roles.keys()
+    images = torch.randn(2, 3, 16, 24)
+    torch.testing.assert_close(ours.apply(params, {}, images, train=train)[0], theirs(images), rtol=1e-4, atol=1e-5)
+
+
+def test_fixed_positions() -> None:
+    """Each quarter: sine and cosine of x, sine and cosine of y, times 10000^-i/(n - 1)."""
+    model = MODELS["vit-tiny"]((3, 8, 12), 10, width=24, heads=2, depth=1, positions="sincos", pool="mean")
+    params, model_state = model.init(random.generator(0))
+    assert "pos_embed" not in params and model_state["pos_embed"].shape == (1, 6, 24)
+    for token in range(6):
+        y, x = divmod(token, 3)
+        expected = [
+            function(position * 10000 ** (-i / 5)) for position in (x, y) for function in (sin, cos) for i in range(6)
+        ]
+        torch.testing.assert_close(model_state["pos_embed"][0, token], torch.tensor(expected))
+
+
+def test_patches_by_convolutions() -> None:
+    model = MODELS["vit-tiny"]((3, 32, 16), 10, patch_size=8, patch_embed="conv", depth=1)
+    layers = [layer for layer in model.skeleton.patch_embed if isinstance(layer, torch.nn.Conv2d)]
+    assert [(layer.out_channels, layer.kernel_size, layer.stride) for layer in layers] == [
+        (48, (3, 3), (2, 2)), (96, (3, 3), (2, 2)), (192, (3, 3), (2, 2)), (192, (1, 1), (1, 1)),
+    ]  # fmt: skip
+    params, model_state = model.init(random.generator(0))
+    assert model.features(params, model_state, torch.randn(2, 3, 32, 16))["stem"].shape == (2, 1 + 4 * 2, 192)
+    with pytest.raises(InputError, match="got patches of 6 and a width of 192: set patch_size to one of these"):
+        MODELS["vit-tiny"]((3, 36, 36), 10, patch_size=6, patch_embed="conv")
+
+
 def test_messages_for_bad_sizes() -> None:
     with pytest.raises(InputError, match=r"size of 5 does not divide .* 32x32 .* one of 1, 2, 4, 8, 16, 32"):
         MODELS["vit-tiny"]((3, 32, 32), 10, patch_size=5)
     with pytest.raises(InputError, match="5 attention heads do not divide a width of 192"):
         MODELS["vit-tiny"]((3, 32, 32), 10, heads=5)
+    with pytest.raises(InputError, match="a width that is a multiple of 4; got 30"):
+        MODELS["vit-tiny"]((3, 32, 32), 10, width=30, positions="sincos")
     for name, value in (("patch_size", 0), ("heads", -1), ("width", 0), ("depth", 0), ("dropout", 1.0)):
         with pytest.raises(InputError, match=f"{name} is {value}; it must be"):
             MODELS["vit-tiny"]((3, 32, 32), 10, **{name: value})
