@@ -22,7 +22,7 @@ import backbones.machine as machine
 import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
-from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
+from backbones.data import Batches, DataInfo, Dataset, Sampling, Source, make_batches
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
@@ -198,7 +198,8 @@ class Experiment:
 
     def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
-        given = {"schedule": self.schedule.make(num_steps=num_steps), "hidden": hidden_matrices(roles)}
+        schedule = self.schedule.make(num_steps=num_steps)
+        given = {"schedule": schedule, "num_steps": num_steps, "hidden": hidden_matrices(roles)}
         if self.weight_decay_mask is not None:
             given["decays"] = DECAY_MASKS[self.weight_decay_mask]
         optimizer = self.optim.make(**given)
@@ -227,7 +228,9 @@ class Experiment:
             model = with_sync_batch_norm(model)
         model = with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
-        state = init_train_state(model, optimizer, seed=self.seed, device=device)
+        normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
+        images = None if model.init_from_images is None else normalize(_some_images(dataset.train, device))
+        state = init_train_state(model, optimizer, seed=self.seed, device=device, images=images)
 
         make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
         batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
@@ -241,7 +244,6 @@ class Experiment:
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
         # before it is then a graph of its own.
         one_process = distributed.world_size() == 1
-        normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         loss, class_weights = LOSSES[self.loss], None
         if self.class_weights == "auto":
             class_weights = balanced_class_weights(dataset.train.labels, dataset.info.num_classes).to(device)
@@ -322,6 +324,12 @@ class Experiment:
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
+
+
+def _some_images(source: Source, device: torch.device, number: int = 5000) -> torch.Tensor:
+    """At most `number` images of a source, at equal distances, [N, C, H, W] uint8."""
+    index = torch.linspace(0, source.size - 1, min(number, source.size), device=source.labels.device).long()
+    return source.read(index, torch.zeros_like(index)).to(device)
 
 
 def set_deterministic(mode: bool, *, warn_only: bool = False) -> None:

@@ -35,14 +35,28 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_train_state(
-    model: Model, optimizer: optim.GradientTransformation, *, seed: int, device: torch.device
+    model: Model,
+    optimizer: optim.GradientTransformation,
+    *,
+    seed: int,
+    device: torch.device,
+    images: Tensor | None = None,
 ) -> TrainState:
-    """The state before the first step, on `device`; a function of the seed alone. No two leaves share memory.
+    """The state before the first step, on `device`; a function of the seed and the images. No two leaves share memory.
+
+    Args:
+        model: what is trained.
+        optimizer: what trains it.
+        seed: of `model.init`.
+        device: where the state is kept.
+        images: [N, C, H, W] float32 normalized training images, for a model that has `init_from_images`.
 
     Raises:
         InputError: the optimizer's state is not a tree of tensors.
     """
     params, model_state = tree.map(lambda leaf: leaf.to(device), model.init(random.generator(seed, Stream.INIT)))
+    if model.init_from_images is not None and images is not None:
+        params, model_state = model.init_from_images(params, model_state, images)
     opt_state = optimizer.init(params)
     for path, leaf in tree.named_leaves(opt_state).items():
         if not isinstance(leaf, Tensor):

@@ -1,8 +1,8 @@
 """airbench: Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
 
-The small network of airbench94, as a reference for speed. Differs from the paper: `init` sees no images, so the filters
-of the first layer start as a random orthonormal basis and are learnt, where the paper freezes those that whiten the
-training images; the last pool is over all positions, which is the paper's 3x3 pool for images of 32x32.
+The small network of airbench94. The filters of its first layer whiten the training images, and are not trained: the
+train state that `Experiment.make` gives has them. Without images, as after `Model.init` alone, they are a random
+orthonormal basis. The last pool is over all positions, which is the paper's 3x3 pool for images of 32x32.
 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
@@ -13,21 +13,18 @@ from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, make_constructor
 from backbones.models.layers import check_image_size, conv3x3
+from backbones.types import ModelState, Params
 
 WIDTHS = (64, 256, 256)
 """Channels of the three stages (section 3.1)."""
 
 
-class CenterNorm(nn.Module):
+class BiasNorm(nn.BatchNorm2d):
     """BatchNorm with a bias and no weight (section 3.1)."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4, affine=False)
-        self.bias = nn.Parameter(torch.empty(channels))
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
-        return self.norm(x) + self.bias[:, None, None]
+        super().__init__(channels, eps=1e-12, momentum=0.4)
+        self.register_parameter("weight", None)
 
 
 class ConvGroup(nn.Module):
@@ -36,9 +33,9 @@ class ConvGroup(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels)
-        self.norm1 = CenterNorm(out_channels)
+        self.norm1 = BiasNorm(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.norm2 = CenterNorm(out_channels)
+        self.norm2 = BiasNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/2, W/2]
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
@@ -69,6 +66,7 @@ class Airbench(Backbone):
         in_channels = image_shape[0]
         channels = 2 * in_channels * 2 * 2  # each filter of a basis of the patches, and its negative
         self.whiten = nn.Conv2d(in_channels, channels, 2)
+        self.whiten.weight.requires_grad_(False)
         self.stages = nn.Sequential()
         for width in WIDTHS:
             self.stages.append(ConvGroup(channels, width))
@@ -98,10 +96,23 @@ def init_airbench(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.dirac_(module.weight.data[: module.in_channels])
         case nn.Linear():
             nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
-        case nn.BatchNorm2d():
-            module.reset_parameters()  # zeros and ones: draws nothing
-        case CenterNorm():
+        case BiasNorm():
+            module.reset_running_stats()
             nn.init.zeros_(module.bias)
 
 
-airbench = make_constructor(Airbench, init_airbench)
+def whiten(params: Params, model_state: ModelState, images: Tensor) -> tuple[Params, ModelState]:
+    """Set the filters of the first layer to those that whiten the 2x2 patches of images [N, C, H, W], normalized.
+
+    They are the eigenvectors of the covariance of the patches, each over the root of its eigenvalue, and their
+    negatives (section 3.2). So responses to a patch have no correlation, and variance 1.
+    """
+    weight = model_state["whiten.weight"]
+    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)  # [N positions, C 2 2]
+    covariance = patches.T @ patches / len(patches)
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance.double())
+    filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(-1, *weight.shape[1:])
+    return params, {**model_state, "whiten.weight": torch.empty_like(weight).copy_(torch.cat([filters, -filters]))}
+
+
+airbench = make_constructor(Airbench, init_airbench, whiten)

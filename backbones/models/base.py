@@ -33,6 +33,13 @@ InitModel = Callable[[torch.Generator], tuple[Params, ModelState]]
 """New trees on the CPU. Equal generators give equal trees; torch's global generator is not used."""
 
 
+InitFromImages = Callable[[Params, ModelState, Tensor], tuple[Params, ModelState]]
+"""(params, model_state, images) -> the same trees, with those leaves set that depend on training images.
+
+The images are [N, C, H, W] float32, normalized as for `apply`.
+"""
+
+
 class ApplyModel(Protocol):
     """Logits [B, K] of images [B, C, H, W], and the next model state. The arguments stay as they are.
 
@@ -69,6 +76,8 @@ class Model(NamedTuple):
     skeleton: nn.Module
     """The layers without their weights, on the meta device: for `print`, and for tools that look into modules."""
     roles: Roles
+    init_from_images: InitFromImages | None = None
+    """What else there is to initialise once training images are at hand; `init_train_state` calls it after `init`."""
 
 
 class Backbone(nn.Module):
@@ -117,7 +126,9 @@ class Backbone(nn.Module):
 
 
 def make_constructor(
-    network: Callable[P, Backbone], init_module: Callable[[nn.Module, torch.Generator], None]
+    network: Callable[P, Backbone],
+    init_module: Callable[[nn.Module, torch.Generator], None],
+    init_from_images: InitFromImages | None = None,
 ) -> Callable[P, Model]:
     """The function that takes the arguments of a `Backbone` class and returns a `Model`, with float32 parameters.
 
@@ -127,6 +138,7 @@ def make_constructor(
     Args:
         network: the class.
         init_module: `(submodule, generator)`; initialises a submodule that has parameters or buffers of its own.
+        init_from_images: what training images decide, if anything.
     """
 
     @checked
@@ -146,7 +158,7 @@ def make_constructor(
             return functional_call(skeleton, (params, model_state), (images,), {"features": True})
 
         roles = make_roles(skeleton, stem=skeleton.STEM, head=("head",))
-        return Model(init, make_apply(skeleton), features, skeleton, roles)
+        return Model(init, make_apply(skeleton), features, skeleton, roles, init_from_images)
 
     return construct
 
@@ -234,4 +246,4 @@ def with_pretrained(model: Model, weights: dict[str, Tensor]) -> tuple[Model, li
                 leaf.copy_(weights[name])
         return params, model_state
 
-    return model._replace(init=init), fresh
+    return model._replace(init=init, init_from_images=None), fresh

@@ -35,8 +35,8 @@ class Leaves:
         if not self.train:
             mean, var = self.leaves[f"{name}.running_mean"], self.leaves[f"{name}.running_var"]
         x = (x - mean[:, None, None]) / (var[:, None, None] + eps).sqrt()
-        weight = self.leaves.get(f"{name}.weight")
-        return x if weight is None else x * weight[:, None, None] + self.leaves[f"{name}.bias"][:, None, None]
+        weight = self.leaves.get(f"{name}.weight", torch.ones(()).expand(x.shape[1]))
+        return x * weight[:, None, None] + self.leaves[f"{name}.bias"][:, None, None]
 
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight, bias = self.leaves[f"{name}.weight"], self.leaves.get(f"{name}.bias")
@@ -146,7 +146,7 @@ def airbench(layers: Leaves, x: Tensor, _: None) -> Tensor:
     x = F.gelu(F.conv2d(x, weight, bias))
 
     def norm(name: str, x: Tensor) -> Tensor:
-        return layers.norm(f"{name}.norm", x, eps=1e-12) + layers.leaves[f"{name}.bias"][:, None, None]
+        return layers.norm(name, x, eps=1e-12)
 
     for stage in range(3):
         x = F.max_pool2d(layers.conv(f"stages.{stage}.conv1", x), 2)
@@ -218,7 +218,18 @@ def test_airbench_has_a_batchnorm_momentum_of_three_fifths() -> None:
     params, model_state = random_trees("airbench")
     images = torch.randn(3, 3, 32, 32, generator=random.generator(2), dtype=torch.float64)
     _, new_model_state = MODELS["airbench"]((3, 32, 32), 10).apply(params, model_state, images, train=True)
-    x = F.gelu(F.conv2d(images, params["whiten.weight"], params["whiten.bias"]))
+    x = F.gelu(F.conv2d(images, model_state["whiten.weight"], params["whiten.bias"]))
     x = F.max_pool2d(F.conv2d(x, params["stages.0.conv1.weight"], padding=1), 2)
-    name = "stages.0.norm1.norm.running_mean"
+    name = "stages.0.norm1.running_mean"
     torch.testing.assert_close(new_model_state[name], 0.6 * model_state[name] + 0.4 * x.mean((0, 2, 3)))
+
+
+def test_filters_of_airbench_whiten_the_patches() -> None:
+    """Responses to all 2x2 patches of the images have unit covariance, but for the eps on the eigenvalues."""
+    model = MODELS["airbench"]((3, 32, 32), 10)
+    images = torch.randn(50, 3, 32, 32, generator=random.generator(0)).cumsum(2) + torch.rand(50, 3, 1, 1)
+    _, model_state = model.init_from_images(*model.init(random.generator(0)), images)
+    responses = F.conv2d(images, model_state["whiten.weight"]).transpose(0, 1).flatten(1).double()  # [24, patches]
+    torch.testing.assert_close(responses[12:], -responses[:12])
+    covariance = responses[:12] @ responses[:12].T / responses.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), rtol=0, atol=0.02)
