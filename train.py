@@ -2,7 +2,7 @@
 
 from backbones.commands.exit import run_command
 from backbones.commands.train import main
-from experiments import EXPERIMENTS
+from experiments import CLAIMS, EXPERIMENTS
 
 if __name__ == "__main__":
-    run_command(lambda args: main(args, EXPERIMENTS))
+    run_command(lambda args: main(args, EXPERIMENTS, CLAIMS))

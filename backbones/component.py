@@ -9,8 +9,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -122,7 +122,8 @@ use = Use
 """As a verb, for those who write experiments."""
 
 
-def options_of(function: Callable[..., Any], given: Collection[str] = GIVEN) -> dict[str, Option]:
+@cache  # an experiment asks a dozen times, and there are many experiments
+def options_of(function: Callable[..., Any], given: tuple[str, ...] = GIVEN) -> Mapping[str, Option]:
     """Name -> option, of all parameters but those that are given.
 
     Args:

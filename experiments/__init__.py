@@ -1,17 +1,16 @@
-"""Every experiment by name; `train.py` runs the first where none is named."""
+"""Every experiment by name; `train.py` runs the first where none is named. Each file is headed by its claims."""
 
+from backbones.commands.show import read_claims
 from backbones.experiment import Experiment
-from experiments.cifar10 import cifar10_resnet18, cifar10_vit_tiny
-from experiments.digits import digits_resnet18, digits_vit_tiny
-from experiments.fashion_mnist import fashion_mnist_resnet18, fashion_mnist_vit_tiny
-from experiments.optimizers import OPTIMIZER_EXPERIMENTS
+from experiments import digits, optimizers, reference
+
+_MODULES = (digits, optimizers, reference)
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "digits-vit-tiny": digits_vit_tiny,
-    "digits-resnet18": digits_resnet18,
-    "fashion-mnist-resnet18": fashion_mnist_resnet18,
-    "fashion-mnist-vit-tiny": fashion_mnist_vit_tiny,
-    "cifar10-resnet18": cifar10_resnet18,
-    "cifar10-vit-tiny": cifar10_vit_tiny,
-    **OPTIMIZER_EXPERIMENTS,
-}
+    value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, Experiment)
+} | optimizers.OPTIMIZER_EXPERIMENTS
+
+CLAIMS: dict[str, str] = {}
+"""Name -> hardware, time and accuracy of those that were run to their end."""
+for _module in _MODULES:
+    CLAIMS |= read_claims(_module.__doc__, EXPERIMENTS)

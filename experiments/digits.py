@@ -1,14 +1,23 @@
 """UCI digits, 1,433 + 364 grey images scaled up to 16x16; nothing to download. 2 cores of an AMD EPYC, no GPU:
 
-digits_vit_tiny    python train.py digits-vit-tiny    2 min 28 s    98.81 +- 0.32 % top-1 (seeds 0, 1, 2; last step)
-digits_resnet18    python train.py digits-resnet18    1 min 16 s    99.54 +- 0.42 % top-1 (seeds 0, 1, 2; last step)
+digits-vit-tiny    2 min 28 s    98.81 +- 0.32 % top-1 (seeds 0, 1, 2; last step)
+digits-resnet18    1 min 16 s    99.54 +- 0.42 % top-1 (seeds 0, 1, 2; last step)
 """
+
+from dataclasses import replace
 
 from backbones.augment import crop_flip
 from backbones.component import use
 from backbones.data import digits
 from backbones.experiment import Experiment
+from backbones.models.cbam_resnet import cbam_resnet18
+from backbones.models.mobilenet import mobilenet
+from backbones.models.preact_resnet import preactresnet18
 from backbones.models.resnet import resnet18
+from backbones.models.resnext import resnext29_32x4d
+from backbones.models.se_resnet import se_resnet18
+from backbones.models.shufflenet import shufflenet_g8
+from backbones.models.vgg import vgg11, vgg19_bn
 from backbones.models.vit import vit_tiny
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import cosine
@@ -38,3 +47,12 @@ digits_resnet18 = Experiment(
     eval_every=100,
     save_every=100,
 )
+
+digits_vgg11 = replace(digits_resnet18, name="digits-vgg11", model=use(vgg11))
+digits_vgg19_bn = replace(digits_resnet18, name="digits-vgg19-bn", model=use(vgg19_bn))
+digits_preactresnet18 = replace(digits_resnet18, name="digits-preactresnet18", model=use(preactresnet18))
+digits_resnext29_32x4d = replace(digits_resnet18, name="digits-resnext29-32x4d", model=use(resnext29_32x4d))
+digits_se_resnet18 = replace(digits_resnet18, name="digits-se-resnet18", model=use(se_resnet18))
+digits_cbam_resnet18 = replace(digits_resnet18, name="digits-cbam-resnet18", model=use(cbam_resnet18))
+digits_mobilenet = replace(digits_resnet18, name="digits-mobilenet", model=use(mobilenet))
+digits_shufflenet_g8 = replace(digits_resnet18, name="digits-shufflenet-g8", model=use(shufflenet_g8))

@@ -78,7 +78,7 @@ def _rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     return None
 
 
-def _spec(make: Callable[..., Any], options: dict[str, Option], values: Mapping[str, Any]) -> StructConstructorSpec:
+def _spec(make: Callable[..., Any], options: Mapping[str, Option], values: Mapping[str, Any]) -> StructConstructorSpec:
     fields = []
     for name, option in options.items():
         value, annotation = values[name], option.annotation

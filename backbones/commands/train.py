@@ -11,6 +11,7 @@ import tyro
 
 import backbones.distributed as distributed
 from backbones.commands.options import FUNCTIONS, find_components, find_object, read_options
+from backbones.commands.show import list_experiments, show
 from backbones.component import Use
 from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
@@ -40,12 +41,30 @@ class Command:
     """Start a new run of the experiment in this config.json."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Trace the steps A to B - 1 by torch.profiler, into the run folder, and print where time and memory went."""
+    list_all: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """Print every experiment with what it reaches, and exit."""
+    show: bool = False
+    """Print the experiment as Python to paste and as JSON, and exit."""
 
 
-def main(args: list[str], experiments: Mapping[str, Experiment] | None = None) -> None:
-    """Run a command line; without an experiment in it, the first of `experiments`."""
+def main(
+    args: list[str], experiments: Mapping[str, Experiment] | None = None, claims: Mapping[str, str] | None = None
+) -> None:
+    """Run a command line; without an experiment in it, the first of `experiments`.
+
+    Args:
+        args: the command line, without the name of the program.
+        experiments: those with a short name.
+        claims: name -> what is known of an experiment, for `--list`.
+    """
     distributed.join()
-    train(parse(args, experiments or {}))
+    command = parse(args, experiments or {})
+    if command.list_all:
+        distributed.print0(list_experiments(experiments or {}, claims or {}))
+    elif command.show:
+        distributed.print0(show(command.experiment))
+    else:
+        train(command)
 
 
 def train(command: Command) -> None:
@@ -66,6 +85,8 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
         SystemExit: tyro has printed help or what is wrong with the options.
     """
     args = _resume_the_latest(args)
+    if args[:1] == ["--show"]:  # the name of the experiment follows
+        args = [*args[1:], "--show"]
     name = args.pop(0) if args and not args[0].startswith("-") else next(iter(experiments), "")
     known, _ = _EARLY.parse_known_args(args)
     if known.config is not None:

@@ -1,0 +1,61 @@
+"""Every named experiment: frozen as JSON in golden/experiments.json, and run for two steps on images of its kind.
+
+`python tests/test_experiments.py` freezes them anew, which is right only where a setting is meant to change.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones.data import Dataset
+from backbones.data.source import in_memory
+from backbones.experiment import Experiment
+from experiments import EXPERIMENTS
+
+FILE = Path(__file__).parent / "golden" / "experiments.json"
+
+IMAGES = {"digits": (1, 16, 10), "fashion-mnist": (1, 32, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+"""Data set -> channels, height and classes."""
+
+
+def to_lines() -> str:
+    """All experiments as one JSON object, one line each."""
+    lines = [f"{json.dumps(name)}: {json.dumps(experiment.to_json())}" for name, experiment in EXPERIMENTS.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def test_every_experiment_is_as_it_was() -> None:
+    frozen = {name: Experiment.from_json(values) for name, values in json.loads(FILE.read_text()).items()}
+    assert frozen == EXPERIMENTS
+    assert to_lines() == FILE.read_text()
+
+
+def images_of(experiment: Experiment) -> Dataset:
+    channels, size, num_classes = IMAGES[experiment.data.name]
+    generator = random.generator(0)
+    images = torch.randint(0, 256, (24, channels, size, size), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, (24,), generator=generator)
+    split = images, labels
+    return in_memory(split, split, tuple(f"class {i}" for i in range(num_classes)), torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = dataclasses.replace(EXPERIMENTS[name], steps=2, epochs=None, batch_size=8, device="cpu")
+    program = experiment.make(images_of(experiment))
+    state = program.state
+    for step in range(2):
+        state, metrics = program.train_step(state, program.batches(step))
+        assert metrics["loss"].isfinite() and metrics["nonfinite"] == 0
+    before = tree.map(torch.clone, program.state.params)
+    assert any(not torch.equal(leaf, before[key]) for key, leaf in state.params.items())
+
+
+if __name__ == "__main__":
+    FILE.write_text(to_lines())
