@@ -53,6 +53,7 @@ from backbones.optim.transform import (
     add_noise,
     centralize,
     ema,
+    keep_norm,
     normalize_by_update_norm,
     sam,
     scale,

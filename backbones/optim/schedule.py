@@ -112,6 +112,20 @@ def one_cycle(
 
 
 @checked
+def triangle(
+    num_steps: int,
+    *,
+    peak: Annotated[float, Fraction, Doc("when the factor is 1, as a fraction of the run")] = 0.23,
+    start: Annotated[NonNegative, Doc("factor at the first step")] = 0.2,
+    floor: Floor = 0.07,
+) -> Schedule:
+    """A straight line from `start` to 1, then one to `floor` (as in airbench, arXiv 2404.00498)."""
+    rise_steps = round(peak * num_steps)
+    rise, fall = linear(rise_steps, floor=start), linear(num_steps - rise_steps, floor=floor)
+    return join_schedules([lambda step: rise(rise_steps - step), fall], boundaries=[rise_steps])
+
+
+@checked
 def restarts(
     num_steps: int,
     *,
@@ -166,5 +180,5 @@ def _fraction(step: Tensor, num_steps: int) -> Tensor:
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     schedule.__name__.replace("_", "-"): schedule
-    for schedule in (constant, linear, cosine, polynomial, exponential, multi_step, wsd, one_cycle, restarts)
+    for schedule in (constant, linear, cosine, polynomial, exponential, multi_step, wsd, one_cycle, triangle, restarts)
 }

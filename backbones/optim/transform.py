@@ -180,6 +180,20 @@ def centralize() -> GradientTransformation:
     return stateless_with_tree_map(leaf)
 
 
+def keep_norm() -> GradientTransformation:
+    """g <- sqrt(R) (p + g) / |p + g| - p for each matrix [R, ...]: it gets the norm of one with orthonormal rows.
+
+    The last of a chain, for layers whose output does not depend on the norm of their weights, as before a BatchNorm:
+    the norm, which sets the size of a step relative to the weights, then stays the same.
+    """
+
+    def leaf(g: Tensor, p: Tensor) -> Tensor:
+        moved = p + g
+        return moved * (len(p) ** 0.5 / torch.linalg.vector_norm(moved)) - p
+
+    return stateless_with_tree_map(leaf)
+
+
 def zero_nans() -> GradientTransformation:
     """g <- 0 where g is NaN."""
     return stateless_with_tree_map(lambda g, p: torch.where(g.isnan(), torch.zeros_like(g), g))

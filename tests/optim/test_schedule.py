@@ -21,6 +21,7 @@ from backbones.optim.schedule import (
     one_cycle,
     polynomial,
     restarts,
+    triangle,
     wsd,
 )
 
@@ -37,6 +38,10 @@ CASES = {
     "polynomial": (polynomial(N, power=3.0, floor=0.1), optax.polynomial_schedule(1.0, 0.1, 3.0, N)),
     "exponential": (exponential(N, floor=0.05), optax.exponential_decay(1.0, N, 0.05, end_value=0.05)),
     "one-cycle": (one_cycle(N), optax.cosine_onecycle_schedule(N, 1.0, 0.3, 25.0, 1e4)),
+    "triangle": (
+        triangle(N),
+        optax.join_schedules([optax.linear_schedule(0.2, 1.0, 23), optax.linear_schedule(1.0, 0.07, 77)], [23]),
+    ),
     "wsd": (
         wsd(N, warmup_steps=10, decay_fraction=0.3, floor=0.1),
         optax.join_schedules(
@@ -84,7 +89,7 @@ def test_every_schedule_has_a_case() -> None:
     assert set(SCHEDULES) <= set(CASES)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one-cycle"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in ("one-cycle", "triangle")])
 def test_warm_up_rises_from_zero_to_one(name: str) -> None:
     schedule = SCHEDULES[name](N, warmup_steps=10)
     assert [round(schedule(torch.tensor(step)).item(), 6) for step in range(11)] == [i / 10 for i in range(11)]

@@ -200,6 +200,16 @@ def test_apply_if_finite_skips_updates_that_are_not_finite(descent: Descent) -> 
     assert not torch.isfinite(updates["head.weight"]).all() and state.skipped == 3
 
 
+def test_keep_norm(descent: Descent) -> None:
+    """The new matrix is the moved one, scaled to the norm of a matrix with orthonormal rows."""
+    params, grads = ({"weight": each["head.weight"]} for each in (descent.params, descent.grads[0]))
+    transform = optim.keep_norm()
+    updates, _ = transform.update(grads, transform.init(params), params)
+    moved, new = params["weight"] + grads["weight"], params["weight"] + updates["weight"]
+    torch.testing.assert_close(new / new.norm(), moved / moved.norm())
+    assert new.norm().item() == pytest.approx(torch.eye(*moved.flatten(1).shape).norm().item())
+
+
 def test_partition_gives_each_transform_only_its_own_leaves(descent: Descent) -> None:
     transforms = {"matrices": optim.trace(0.5), "rest": optim.scale_by_adam(), "none": optim.trace(0.5)}
     transform = optim.partition(transforms, lambda name, leaf: "matrices" if leaf.ndim > 1 else "rest")
