@@ -19,7 +19,13 @@ from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "experiments.json"
 
-IMAGES = {"digits": (1, 16, 10), "fashion-mnist": (1, 32, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+IMAGES = {
+    "digits": (1, 16, 10),
+    "fashion-mnist": (1, 32, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+    "image-folder": (3, 64, 20),
+}
 """Data set -> channels, height and classes."""
 
 

@@ -21,9 +21,10 @@ def list_experiments(experiments: Mapping[str, Experiment], claims: Mapping[str,
 
 
 def read_claims(docstring: str | None, experiments: Iterable[str]) -> dict[str, str]:
-    """Name -> claim, of the lines of a module's docstring that begin with the name of an experiment."""
-    lines = [line.split(maxsplit=1) for line in (docstring or "").splitlines()]
-    return {line[0]: " ".join(line[1].split()) for line in lines if len(line) == 2 and line[0] in set(experiments)}
+    """Name -> claim, of the rows of a table in a module's docstring: the name of an experiment, spaces, its claim."""
+    rows = [re.fullmatch(r"(\S+) {2,}(.+)", line) for line in (docstring or "").splitlines()]
+    claims = {row[1]: re.sub(" +", " ", row[2]) for row in rows if row}
+    return {name: claims[name] for name in experiments if name in claims}
 
 
 def to_python(experiment: Experiment) -> str:
