@@ -1,4 +1,4 @@
-"""Better recipes for the reference's ten, for 3 to 50 epochs: Muon, label smoothing, one cycle of the learning rate, and
+"""Better recipes for the reference's ten, for 3 to 50 epochs: Muon, label smoothing, one cycle of the learning rate,
 each image flipped in every second epoch. The ViT embeds patches by convolutions, with registers and no class token.
 """
 
