@@ -15,11 +15,18 @@ from backbones.commands.options import find_object
 from backbones.component import use
 from backbones.data import DATASETS, DataInfo, Dataset
 from backbones.data.images import read_images
-from backbones.errors import Count, InputError, check_values
+from backbones.errors import Count, check_values
 from backbones.experiment import Experiment
 from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
-from backbones.run.report import Predict, Report, load_predictor, make_report, write_report
+from backbones.run.model_evaluation import (
+    Evaluation,
+    Predict,
+    check_fits,
+    evaluate_model,
+    load_predictor,
+    write_evaluation,
+)
 from backbones.run.run_dir import read_experiment
 from backbones.tta import Tta
 
@@ -77,11 +84,11 @@ def evaluate(
     dataset = _read_dataset(data, experiment, info, torch_device)
     source = dataset.train if split == "train" else dataset.test
     loss = LOSSES[experiment.loss]
-    report = make_report(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
+    evaluation = evaluate_model(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
-    _print_report(report, info.class_names, about)
+    _print_evaluation(evaluation, info.class_names, about)
     folder = out or path.parent.parent
-    write_report(folder, report, info.class_names, about)
+    write_evaluation(folder, evaluation, info.class_names, about)
     print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
 
 
@@ -92,12 +99,7 @@ def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, devi
         shared = inspect.signature(function).parameters.keys() & component.values.keys()  # its root, if both have one
         component = use(function, **{option: component.values[option] for option in shared})
     dataset = component.make(device=device)
-    got, wanted = (f"images of {each.image_shape} and {each.num_classes} classes" for each in (dataset.info, info))
-    if got != wanted:
-        raise InputError(f"{component.name} has {got}; the model was trained for {wanted}: name another --data")
-    if dataset.info.class_names != info.class_names:
-        theirs, ours = (", ".join(each.class_names[:5]) for each in (dataset.info, info))
-        distributed.warn0(f"the classes of {component.name} are called {theirs}, ...; those of the model {ours}, ...")
+    check_fits(dataset, info, component.name)
     return dataset
 
 
@@ -110,20 +112,18 @@ def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize
         print(f"{path!s:{width}s}  {'  '.join(guesses)}")
 
 
-def _print_report(report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
+def _print_evaluation(evaluation: Evaluation, class_names: Sequence[str], about: dict[str, str]) -> None:
     views = "" if about["tta"] == "none" else f", test-time augmentation {about['tta']}"
-    print(f"{about['checkpoint']} on the {report.confusion.sum()} images of {about['data']} {about['split']}{views}:")
-    print("top-1 {top1:.2%}  top-5 {top5:.2%}  loss {loss:.4f}".format(**report.summary))
+    print(f"{about['checkpoint']} on the {len(evaluation.labels)} images of {about['data']} {about['split']}{views}:")
+    print("top-1 {top1:.2%}  top-5 {top5:.2%}  loss {loss:.4f}".format(**evaluation.summary))
     text = (
         "balanced accuracy {balanced_accuracy:.2%}  macro F1 {macro_f1:.2%}  calibration error {calibration_error:.2%}"
     )
-    print(text.format(**report.summary), end="\n\n")
+    print(text.format(**evaluation.summary), end="\n\n")
     width = max(len("class"), *(len(name) for name in class_names))
     print(f"{'class':{width}s}  images  accuracy  precision       F1  most often confused with")
-    confusion = report.confusion
-    mistakes = confusion - torch.diag(confusion.diagonal())
-    for k, name in enumerate(class_names):
-        wrong, other = mistakes[k].max(dim=0)
-        confused = f"{class_names[int(other)]} ({wrong})" if wrong else ""
-        recall, precision, f1 = ("-" if each[k].isnan() else f"{each[k]:.2%}" for each in report.scores)
+    confusion = evaluation.confusion
+    for k, (name, other) in enumerate(zip(class_names, evaluation.confused_with, strict=True)):
+        confused = f"{class_names[other[0]]} ({other[1]})" if other else ""
+        recall, precision, f1 = ("-" if each[k].isnan() else f"{each[k]:.2%}" for each in evaluation.scores)
         print(f"{name:{width}s}  {confusion[k].sum():6d}  {recall:>8s}  {precision:>9s}  {f1:>7s}  {confused}".rstrip())

@@ -21,7 +21,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.metrics import calibration
 from backbones.run.checkpoint import read_checkpoint
-from backbones.run.report import load_predictor, make_report
+from backbones.run.model_evaluation import evaluate_model, load_predictor
 from backbones.run.run import run
 
 
@@ -31,7 +31,7 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     logits = torch.randn(53, 7, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 7)
     split = torch.arange(53, dtype=torch.uint8)[:, None, None, None], labels
     source = in_memory(split, split, tuple("abcdefg"), CPU).test
-    evaluation = make_report(lambda images: logits[images[:, 0, 0, 0].long()], source, batch_size=8, device=CPU)
+    evaluation = evaluate_model(lambda images: logits[images[:, 0, 0, 0].long()], source, batch_size=8, device=CPU)
     guesses = logits.argmax(dim=1)
     assert evaluation.confusion.tolist() == confusion_matrix(labels, guesses, labels=range(7)).tolist()
     assert evaluation.top1 == pytest.approx((guesses == labels).double().mean().item())

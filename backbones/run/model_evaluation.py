@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import backbones.distributed as distributed
 import backbones.machine as machine
 import backbones.tree as tree
 from backbones.augment import make_normalize
-from backbones.data import Source, eval_batches
+from backbones.data import DataInfo, Dataset, Source, eval_batches
+from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores
@@ -28,7 +30,18 @@ Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W] uint8 -> logits [N, K]."""
 
 
-class Report(NamedTuple):
+class Mistake(NamedTuple):
+    """An image that was predicted as another class than its own."""
+
+    index: int  # type: ignore[assignment]  # tuple.index is not needed
+    """Of the image in its split."""
+    label: int
+    predicted: int
+    probability: float
+    """Of the predicted class, in [0, 1]."""
+
+
+class Evaluation(NamedTuple):
     """Metrics of a model on N labelled images."""
 
     loss: float
@@ -38,6 +51,12 @@ class Report(NamedTuple):
     confusion: Tensor
     """[K, K] int64: how many images of class i (row) were predicted as class j (column)."""
     calibration: Calibration
+    labels: Tensor
+    """[N] int64."""
+    predicted: Tensor
+    """[N] int64, the predicted classes."""
+    confidence: Tensor
+    """[N] float32, their probabilities."""
 
     @property
     def scores(self) -> ClassScores:
@@ -55,6 +74,20 @@ class Report(NamedTuple):
             "macro_f1": self.scores.f1.nanmean().item(),
             "calibration_error": self.calibration.error,
         }
+
+    @property
+    def confused_with(self) -> list[tuple[int, int] | None]:
+        """For each class the one that its images are most often mistaken for, and how many; None if there is none."""
+        counts, others = (self.confusion - torch.diag(self.confusion.diagonal())).max(dim=1)
+        pairs = zip(others.tolist(), counts.tolist(), strict=True)
+        return [(other, count) if count else None for other, count in pairs]
+
+    def worst_mistakes(self, most: int) -> list[Mistake]:
+        """The wrong predictions, those of the highest probability first, and no more than `most` of them."""
+        wrong = (self.predicted != self.labels).nonzero()[:, 0]
+        worst = wrong[self.confidence[wrong].argsort(descending=True, stable=True)][:most]
+        columns = worst, self.labels[worst], self.predicted[worst], self.confidence[worst]
+        return [Mistake(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
@@ -75,15 +108,35 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
     return predict
 
 
-def make_report(
-    predict: Predict, source: Source, *, batch_size: int, device: torch.device, loss: Loss = cross_entropy
-) -> Report:
-    """Loss, accuracies, confusion and calibration over all images of a source."""
+def check_fits(dataset: Dataset, info: DataInfo, name: str) -> None:
+    """Check a data set called `name` against the `info` of the images that a model was trained on.
+
+    Raises:
+        InputError: the images have another shape, or there is another number of classes.
+    """
+    got, wanted = (f"images of {each.image_shape} and {each.num_classes} classes" for each in (dataset.info, info))
+    if got != wanted:
+        raise InputError(f"{name} has {got}; the model was trained for {wanted}: evaluate it on other data")
+    if dataset.info.class_names != info.class_names:
+        theirs, ours = (", ".join(each.class_names[:5]) for each in (dataset.info, info))
+        distributed.warn0(f"the classes of {name} are called {theirs}, ...; those of the model {ours}, ...")
+
+
+def evaluate_model(
+    predict: Predict,
+    source: Source,
+    *,
+    batch_size: int,
+    device: torch.device,
+    loss: Loss = cross_entropy,
+    title: str | None = None,
+) -> Evaluation:
+    """Loss, accuracies, confusion and calibration over all images of a source; `title` is that of the progress bar."""
     batches = eval_batches(source, batch_size=batch_size, device=device)
     num_batches = -(-source.size // batch_size)
     rows = [
         (predict(batch.images)[batch.weight > 0], batch.labels[batch.weight > 0])
-        for batch in tqdm(batches, total=num_batches, disable=None)
+        for batch in tqdm(batches, total=num_batches, desc=title, disable=None)
     ]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
     # of equal logits the lower class comes first, as in training
@@ -91,26 +144,29 @@ def make_report(
     hits = guesses == labels[:, None]
     num_classes = source.info.num_classes
     confusion = torch.bincount(labels * num_classes + guesses[:, 0], minlength=num_classes**2)
-    return Report(
+    return Evaluation(
         loss=loss(logits, labels).to(torch.float64).mean().item(),
         top1=hits[:, 0].to(torch.float64).mean().item(),
         top5=hits[:, :5].any(dim=1).to(torch.float64).mean().item(),
         confusion=confusion.reshape(num_classes, num_classes),
         calibration=calibration(logits, labels),
+        labels=labels,
+        predicted=guesses[:, 0],
+        confidence=logits.to(torch.float32).softmax(dim=1).amax(dim=1),
     )
 
 
-def plot_confusion(report: Report, class_names: Sequence[str], path: Path) -> None:
+def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix, rows scaled to 1, with the counts in its cells where they are large enough."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    counts, size = report.confusion, max(4.0, 0.45 * len(class_names))
+    counts, size = evaluation.confusion, max(4.0, 0.45 * len(class_names))
     figure = Figure(figsize=(min(size, 20) + 1.5, min(size, 20)), layout="constrained")
     axes = figure.subplots()
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class")
     ticks = range(len(class_names))
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {report.top1:.2%}")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {evaluation.top1:.2%}")
     axes.set_xticks(ticks, class_names, rotation=90)
     axes.set_yticks(ticks, class_names)
     if len(class_names) <= 30:
@@ -120,11 +176,11 @@ def plot_confusion(report: Report, class_names: Sequence[str], path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
-def plot_calibration(report: Report, path: Path) -> None:
+def plot_calibration(evaluation: Evaluation, path: Path) -> None:
     """Draw the reliability diagram: accuracy beside confidence in each bin, and below it how many images are there."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    counts, confidence, accuracy = report.calibration
+    counts, confidence, accuracy = evaluation.calibration
     width, filled = 1 / len(counts), counts > 0
     centers = ((torch.arange(len(counts)) + 0.5) * width)[filled].tolist()
     right, gap = accuracy[filled].tolist(), (confidence - accuracy)[filled].tolist()
@@ -134,30 +190,30 @@ def plot_calibration(report: Report, path: Path) -> None:
     style = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///"}
     upper.bar(centers, gap, 0.8 * width, bottom=right, label="gap to confidence", **style)
     upper.plot([0, 1], [0, 1], "--", color="gray", lw=1, label="no gap")
-    upper.set(ylabel="accuracy", ylim=(0, 1), title=f"expected calibration error {report.calibration.error:.2%}")
+    upper.set(ylabel="accuracy", ylim=(0, 1), title=f"expected calibration error {evaluation.calibration.error:.2%}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     lower.bar(centers, (counts / counts.sum())[filled].tolist(), width, color="lightgray", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1))
     figure.savefig(path, dpi=120)
 
 
-def write_report(folder: Path, report: Report, class_names: Sequence[str], about: dict[str, str]) -> None:
+def write_evaluation(folder: Path, evaluation: Evaluation, class_names: Sequence[str], about: dict[str, str]) -> None:
     """Write `evaluation.json`, headed by `about`, `confusion.png` and `calibration.png`, into a folder that is created
     if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         **about,
-        **report.summary,
-        "confusion": report.confusion.tolist(),
+        **evaluation.summary,
+        "confusion": evaluation.confusion.tolist(),
         "classes": list(class_names),
-        "class_accuracy": _null_for_nan(report.scores.recall),
-        "class_precision": _null_for_nan(report.scores.precision),
-        "class_f1": _null_for_nan(report.scores.f1),
-        "calibration": {name: _null_for_nan(value) for name, value in report.calibration._asdict().items()},
+        "class_accuracy": _null_for_nan(evaluation.scores.recall),
+        "class_precision": _null_for_nan(evaluation.scores.precision),
+        "class_f1": _null_for_nan(evaluation.scores.f1),
+        "calibration": {name: _null_for_nan(value) for name, value in evaluation.calibration._asdict().items()},
     }
     atomic_write(folder / "evaluation.json", to_json(values) + "\n")
-    plot_confusion(report, class_names, folder / "confusion.png")
-    plot_calibration(report, folder / "calibration.png")
+    plot_confusion(evaluation, class_names, folder / "confusion.png")
+    plot_calibration(evaluation, folder / "calibration.png")
 
 
 def _null_for_nan(values: Tensor) -> list[float | None]:
