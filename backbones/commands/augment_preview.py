@@ -4,14 +4,12 @@ S samples, V variants of each, C channels, H and W height and width of an image,
 """
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 from torch import Tensor
 
 import backbones.random as random
@@ -21,11 +19,10 @@ from backbones.data import make_batches
 from backbones.data.source import CPU
 from backbones.errors import Count, InputError, Range, check_values
 from backbones.experiment import Experiment
+from backbones.run.pictures import Tile, caption, draw_tiles
 from backbones.run.run_dir import CONFIG, read_config, read_experiment
 
 Step = Annotated[int, Range("[0, inf)")]
-TILE, GAP, LINE, DPI = 96, 6, 13, 100
-"""Pixels: least side of an image on the sheet, space between two, a line of text; and pixels an inch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,53 +133,24 @@ def make_sheet(experiment: Experiment, augment: Use, samples: int, variants: int
     )
 
 
-def caption(target: Tensor, class_names: Sequence[str]) -> list[str]:
-    """The class of a target [K], or its two largest with their shares; a line each."""
-    shares, classes = target.topk(min(2, len(target)))
-    names = [class_names[k] for k in classes.tolist()]
-    if len(names) == 1 or shares[1] < 0.005:
-        return names[:1]
-    return [f"{share:.0%} {name}" for name, share in zip(names, shares.tolist(), strict=True)]
-
-
 def draw(sheet: Sheet, path: Path, *, title: str) -> None:
     """Draw each sample on a line of its own: the original with its class, then the variants.
 
-    A variant has a caption only where its target is not the class of the original. Pixels are enlarged by a whole
-    number, so that none is interpolated.
+    A variant has a caption only where its target is not the class of the original.
 
     Raises:
         InputError: the file cannot be written.
     """
-    height, width = sheet.original.shape[-2:]
-    zoom = max(1, round(TILE / max(height, width)))
     own = F.one_hot(sheet.labels, len(sheet.class_names)).to(torch.float32)
-    rows = [[own[i], *targets] for i, targets in enumerate(sheet.targets)]
-    captions = [[caption(target, sheet.class_names) for target in row] for row in rows]
-    lines = max(len(each) for row in captions for each in row)
-    tiles = torch.cat([sheet.original[:, None], sheet.variants], dim=1).round().to(torch.uint8)
-    across, down = zoom * width + GAP, zoom * height + LINE * lines + GAP
-    columns = [GAP + across * j + (2 * GAP if j else 0) for j in range(tiles.shape[1])]  # the original stands apart
-    header = textwrap.wrap(title, (columns[-1] + across) // 8, break_on_hyphens=False)
-    start = LINE * (len(header) + 1)
-    size = columns[-1] + across, start + down * len(tiles)
-
-    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
-
-    def write(lines: Sequence[str], x: float, y: float, **options: Any) -> None:
-        for n, line in enumerate(lines, start=1):
-            figure.text(x / size[0], 1 - (y + LINE * n - 3) / size[1], line, **options)
-
-    write(header, GAP, LINE / 2, fontsize=9)
-    for i, row in enumerate(tiles):
-        top = start + down * i
-        for j, tile in enumerate(row):
-            pixels = tile.expand(3, -1, -1) if len(tile) == 1 else tile[:3]
-            pixels = pixels.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2).permute(1, 2, 0)
-            figure.figimage(pixels.numpy(), columns[j], size[1] - top - zoom * height)
-            shown = captions[i][j] if j == 0 or captions[i][j] != captions[i][0] else []
-            write(shown, columns[j] + zoom * width / 2, top + zoom * height, ha="center", fontsize=7, color="0.25")
+    rows = []
+    for i, original in enumerate(sheet.original):
+        first = caption(own[i], sheet.class_names)
+        row = [Tile(original, first)]
+        for image, target in zip(sheet.variants[i], sheet.targets[i], strict=True):
+            shown = caption(target, sheet.class_names)
+            row.append(Tile(image, shown if shown != first else ()))
+        rows.append(row)
     try:
-        figure.savefig(path, dpi=DPI)
+        draw_tiles(rows, path, title=title, first_apart=True)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {error}") from error

@@ -7,7 +7,7 @@ from PIL import Image
 
 from backbones import commands
 from backbones.augment import repeated, trivial_augment
-from backbones.commands.augment_preview import caption, draw, main, make_sheet, read_run
+from backbones.commands.augment_preview import draw, main, make_sheet, read_run
 from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
@@ -47,13 +47,6 @@ def test_the_pixels_are_drawn_as_they_are(tmp_path: Path) -> None:
             drawn = pixels[top : top + 96, left : left + 96].permute(2, 0, 1)
             assert torch.equal(drawn[:, 3::6, 3::6], tile)
     assert pixels.shape[:2] == (26 + 3 * 115, 6 + 12 + 5 * 102)
-
-
-def test_captions() -> None:
-    names = ("cat", "dog", "cow")
-    assert caption(torch.tensor([0.0, 1.0, 0.0]), names) == ["dog"]
-    assert caption(torch.tensor([0.3, 0.7, 0.0]), names) == ["70% dog", "30% cat"]
-    assert caption(torch.tensor([1.0]), names) == ["cat"]
 
 
 def test_targets_of_the_sheet() -> None:

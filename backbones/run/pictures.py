@@ -1,0 +1,84 @@
+"""Pictures of images as a model sees them: lines of tiles, each with text below it.
+
+C channels, H and W height and width of an image, K classes.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE, GAP, LINE, DPI = 96, 6, 13, 100
+"""Pixels: least side of a drawn image, space between two, a line of text; and pixels an inch."""
+
+
+class Tile(NamedTuple):
+    """An image and what is written below it."""
+
+    image: Tensor
+    """[C, H, W], uint8 or floating in [0, 255]."""
+    caption: Sequence[str] = ()
+    """Lines of text."""
+
+
+def draw_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_apart: bool = False) -> None:
+    """Draw lines of tiles, whose images have one size. Pixels are enlarged by a whole number: none is interpolated.
+
+    Args:
+        rows: the tiles of each line.
+        path: file to write; its suffix is the format.
+        title: stands above all of them.
+        first_apart: whether the first tile of each line stands apart from the others.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: its suffix is no format.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    height, width = rows[0][0].image.shape[-2:]
+    zoom = max(1, round(TILE / max(height, width)))
+    across = zoom * width + GAP
+    down = zoom * height + LINE * max(len(tile.caption) for row in rows for tile in row) + GAP
+    columns = [GAP + across * j + (2 * GAP if j and first_apart else 0) for j in range(max(map(len, rows)))]
+    header = textwrap.wrap(title, (columns[-1] + across) // 8, break_on_hyphens=False)
+    start = LINE * (len(header) + 1)
+    size = columns[-1] + across, start + down * len(rows)
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+
+    def write(lines: Sequence[str], x: float, y: float, **options: Any) -> None:
+        for n, line in enumerate(lines, start=1):
+            figure.text(x / size[0], 1 - (y + LINE * n - 3) / size[1], line, parse_math=False, **options)
+
+    write(header, GAP, LINE / 2, fontsize=9)
+    for i, row in enumerate(rows):
+        top = start + down * i
+        for left, tile in zip(columns, row, strict=False):
+            pixels = to_rgb(tile.image).repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
+            figure.figimage(pixels.numpy(), left, size[1] - top - zoom * height)
+            middle = left + zoom * width / 2
+            write(tile.caption, middle, top + zoom * height, ha="center", fontsize=7, color="0.25")
+    figure.savefig(path, dpi=DPI)
+
+
+def to_rgb(image: Tensor) -> Tensor:
+    """[C, H, W], uint8 or floating in [0, 255] -> [H, W, 3] uint8; of more than three channels the first three.
+
+    What is outside of [0, 255] is drawn as the nearer of the two, and NaN as 0.
+    """
+    image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    if image.is_floating_point():
+        image = image.nan_to_num(0.0).round().clamp(0, 255)
+    return image.to(torch.uint8).permute(1, 2, 0).cpu()
+
+
+def caption(target: Tensor, class_names: Sequence[str]) -> list[str]:
+    """The class of a target [K], or its two largest with their shares; a line each."""
+    shares, classes = target.topk(min(2, len(target)))
+    names = [class_names[k] for k in classes.tolist()]
+    if len(names) == 1 or shares[1] < 0.005:
+        return names[:1]
+    return [f"{share:.0%} {name}" for name, share in zip(names, shares.tolist(), strict=True)]
