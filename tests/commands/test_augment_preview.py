@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +8,24 @@ from PIL import Image
 
 from backbones import commands
 from backbones.augment import repeated, trivial_augment
-from backbones.commands.augment_preview import draw, main, make_sheet, read_run
+from backbones.commands.augment_preview import main, read_run
 from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.run.augment_sheet import make_sheet
+from backbones.run.pictures import draw_tiles
 from experiments.digits import digits_vit_tiny
 
 NAME = "experiments.digits:digits_vit_tiny"
 
 
-def test_a_sheet_is_what_the_run_trains_on(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
+def test_a_sheet_is_what_the_run_trains_on(
+    sampling: str, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At its own step, to the last bit; the variants after it are others."""
+    experiment = dataclasses.replace(experiment, sampling=sampling)
     seen = []
     monkeypatch.setattr(
         "backbones.experiment.make_normalize",
@@ -27,7 +34,7 @@ def test_a_sheet_is_what_the_run_trains_on(experiment: Experiment, monkeypatch: 
     program = experiment.make()
     state, _ = program.train_step(program.state, program.batches(0))
     program.train_step(state, program.batches(1))
-    sheet = make_sheet(experiment, experiment.augment, samples=5, variants=3, step=1)
+    sheet = make_sheet(experiment, digits(), experiment.augment, samples=5, variants=3, step=1)
     assert sheet.variants.shape == (5, 3, 3, 16, 16)
     batch = program.batches(1)
     assert torch.equal(sheet.original, batch.images[:5]) and torch.equal(sheet.labels, batch.labels[:5])
@@ -36,8 +43,8 @@ def test_a_sheet_is_what_the_run_trains_on(experiment: Experiment, monkeypatch: 
 
 
 def test_the_pixels_are_drawn_as_they_are(tmp_path: Path) -> None:
-    sheet = make_sheet(digits_vit_tiny, use(trivial_augment), samples=3, variants=4, step=0)
-    draw(sheet, tmp_path / "out.png", title="title")
+    sheet = make_sheet(digits_vit_tiny, digits(), use(trivial_augment), samples=3, variants=4, step=0)
+    draw_tiles(sheet.rows, tmp_path / "out.png", title="title", first_apart=True)
     with Image.open(tmp_path / "out.png") as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB")))
     tiles = torch.cat([sheet.original[:, None], sheet.variants], dim=1)
@@ -50,7 +57,7 @@ def test_the_pixels_are_drawn_as_they_are(tmp_path: Path) -> None:
 
 
 def test_targets_of_the_sheet() -> None:
-    sheet = make_sheet(digits_vit_tiny, use(repeated), samples=4, variants=2, step=0)
+    sheet = make_sheet(digits_vit_tiny, digits(), use(repeated), samples=4, variants=2, step=0)
     assert sheet.targets.argmax(dim=2).tolist() == [[label] * 2 for label in sheet.labels[[0, 0, 2, 2]].tolist()]
     assert sheet.class_names == digits().info.class_names
 
@@ -70,7 +77,8 @@ def test_any_augmentation_with_its_fields(
 ) -> None:
     titles = []
     monkeypatch.setattr(
-        "backbones.commands.augment_preview.draw", lambda *args, title: (titles.append(title), draw(*args, title=title))
+        "backbones.commands.augment_preview.draw_tiles",
+        lambda *args, title, **options: (titles.append(title), draw_tiles(*args, title=title, **options)),
     )
     out = str(tmp_path / "a.png")
     main([NAME, *arguments, "--out", out, "--samples", "2", "--variants", "2", "--step", "7"])
