@@ -29,6 +29,7 @@ DOORS = {
     "orbax": "backbones.run.checkpoint.orbax_state",
     "fvcore": "backbones.run.overhead",
     "tensorboard": "backbones.run.metric_writer",
+    "jinja2": "backbones.run.report.page",
 }
 
 

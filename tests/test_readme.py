@@ -221,3 +221,16 @@ def test_an_augmentation_of_ones_own(tmp_path: Path) -> None:
     shell("python train.py", tmp_path, *own, *SMALL.split(), "--steps", "2")
     shell("python -m backbones augment-preview runs/digits-vit-tiny-2", tmp_path, *own, "--out", "b.png")
     assert (tmp_path / "b.png").exists()
+
+
+def test_a_report(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits-resnet18", "digits-vit-tiny"):
+        shutil.copytree(finished, tmp_path / "runs" / name)
+    command = code_after("docs/report.md", "A report of runs", "sh")[0].splitlines()[0]
+    shell(command, tmp_path)
+    assert (tmp_path / "report.html").exists() and (tmp_path / "report-png" / "overview.png").exists()
+    exec(code_after("docs/report.md", "A report of runs", "python")[0], {})
+    assert "digits-resnet18 Statistic(mean=" in capsys.readouterr().out

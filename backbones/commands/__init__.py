@@ -8,6 +8,7 @@ from backbones.errors import check_known
 COMMANDS = {
     "train": "train an experiment of your own, module:name; `train.py` knows those of this project by name",
     "evaluate": "accuracy by class and confusion of a checkpoint, or the classes of image files",
+    "report": "a page of runs: table, curves, differences, confusion, worst mistakes, augmented images",
     "checkpoint": "show, compare, verify and export checkpoints",
     "reproduce": "run a finished run again and compare the parameters",
     "profile": "parameters, multiply-accumulates, activations and time of models",

@@ -117,7 +117,7 @@ def _saved_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] |
 
 def list_changes(before: Experiment, now: Experiment) -> dict[str, str]:
     """Option -> `OLD -> NEW`, for each option that differs; of a component that was replaced, its name alone."""
-    old, new = _flatten(before), _flatten(now)
+    old, new = flatten(before), flatten(now)
     different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return {
         name: f"{old.get(name)} -> {new.get(name)}"
@@ -126,7 +126,8 @@ def list_changes(before: Experiment, now: Experiment) -> dict[str, str]:
     }
 
 
-def _flatten(experiment: Experiment) -> dict[str, Any]:
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """Option -> value as plain data: of a component its short name, and `COMPONENT.OPTION` for each of its options."""
     flat = {}
     for name, value in experiment.to_json().items():
         if isinstance(value, dict):

@@ -34,6 +34,9 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     evaluation = evaluate_model(lambda images: logits[images[:, 0, 0, 0].long()], source, batch_size=8, device=CPU)
     guesses = logits.argmax(dim=1)
     assert evaluation.confusion.tolist() == confusion_matrix(labels, guesses, labels=range(7)).tolist()
+    mistakes = evaluation.confusion.numpy() * (1 - np.eye(7, dtype=int))
+    wanted = [(row.argmax(), row.max()) if row.any() else None for row in mistakes]
+    assert evaluation.confused_with == wanted and wanted[6] is None
     assert evaluation.top1 == pytest.approx((guesses == labels).double().mean().item())
     assert evaluation.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
     assert evaluation.loss == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-6)

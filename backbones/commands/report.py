@@ -1,0 +1,47 @@
+"""`backbones report RUN ... --out report.html`: runs side by side, as one page of HTML and as PNGs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+from backbones.run.report import make_report
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(report, args=args, prog="backbones report")
+
+
+def report(
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
+    /,
+    *,
+    out: Path = Path("report.html"),
+    png: Path | None = None,
+    title: str = "Training report",
+    images: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Make a page of runs: table, curves, differences of their options, confusion, worst mistakes, augmented images.
+
+    Runs that differ in nothing but their seed are one line of the table, with mean and standard deviation. Runs that
+    are not finished are shown as far as they are. The page holds everything that it shows, and no script.
+
+    Args:
+        runs: run folders, as runs/*.
+        out: the page to write; a report that is there is replaced, and no other file.
+        png: folder for the same as PNG files; None for OUT-png, as report-png beside report.html.
+        title: of the page.
+        images: evaluate the last checkpoint of the first seed of each experiment, for confusion, mistakes and scores.
+        device: where to evaluate; auto is the GPU where there is one.
+
+    Raises:
+        InputError: there is no run, none can be read, or `out` is another file.
+    """
+    made = make_report(runs, out, png=png, title=title, images=images, device=distributed.init(device))
+    for note in made.notes:
+        distributed.warn0(note)
+    print(f"see {out}, and the same as pictures in {made.png}")

@@ -1,0 +1,130 @@
+"""The report of runs: one page of HTML that needs no network, and PNGs.
+
+runs.py       run folders -> runs
+groups.py     runs -> groups of those that differ in nothing but their seed; how groups differ
+curves.py     metrics over the steps, as coordinates
+examine.py    what a trained model does with the images
+page.py       all of that -> HTML: page.html.j2, group.html.j2, page.css
+overview.py   the table and the curves as a PNG
+text.py       numbers as text
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from backbones.component import Use
+from backbones.data import Dataset
+from backbones.data.source import CPU
+from backbones.errors import InputError
+from backbones.run.files import atomic_write
+from backbones.run.model_evaluation import plot_calibration, plot_confusion
+from backbones.run.pictures import draw_tiles
+from backbones.run.report.examine import Examined, examine
+from backbones.run.report.groups import Group, group_runs
+from backbones.run.report.overview import draw_overview
+from backbones.run.report.page import GENERATOR, write_page
+from backbones.run.report.runs import read_runs
+
+
+class Report(NamedTuple):
+    """What is in a report."""
+
+    groups: list[Group]
+    """The experiments, the best first."""
+    notes: list[str]
+    """A line on each run or part that is left out."""
+    png: Path
+    """The folder of the PNG files."""
+
+
+def make_report(
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    png: Path | None = None,
+    title: str = "Training report",
+    images: bool = True,
+    device: torch.device = CPU,
+) -> Report:
+    """Write a report of runs, of which some may still go on.
+
+    Args:
+        run_dirs: folders of runs.
+        out: the page; a report that is there is replaced.
+        png: folder for the same as PNG files; None for `report-png` beside a page `report.html`. Files of the same
+            names are replaced.
+        title: of the page.
+        images: whether the models are evaluated, for what needs their predictions.
+        device: where to evaluate.
+
+    Raises:
+        InputError: a folder holds no run, no run can be read, or `out` is something else than a report.
+    """
+    _check_free(out)
+    runs, notes = read_runs(run_dirs)
+    groups, repeated = group_runs(runs)
+    notes += repeated
+    examined = _examine(groups, device) if images else {}
+    page = write_page(groups, examined, title=title, notes=notes)
+    folder = png or out.with_name(f"{out.stem}-png")
+    folder.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_overview(groups, folder / "overview.png", title=title)
+    for group, stem, found in zip(groups, _file_names(groups), examined.values(), strict=False):
+        if isinstance(found, Examined):
+            _draw(found, group, folder / stem)
+    atomic_write(out, page)
+    return Report(groups, [*notes, *(found for found in examined.values() if isinstance(found, str))], folder)
+
+
+def _check_free(out: Path) -> None:
+    """Raise InputError if there is something at a path that is no report."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file for the report, as --out {out / 'report.html'}")
+    if out.exists() and GENERATOR.encode() not in out.read_bytes()[:1000]:
+        raise InputError(f"{out} is there already, and no report; delete it, or name another --out")
+
+
+def _examine(groups: Sequence[Group], device: torch.device) -> dict[int, Examined | str]:
+    """Number of the group -> what is known of its first seed, or why nothing is."""
+
+    @cache
+    def read(data: Use) -> Dataset:
+        return data.make(device=CPU)
+
+    found: dict[int, Examined | str] = {}
+    for i, group in enumerate(groups):
+        try:
+            found[i] = examine(group.counted[0], read, device)
+        except (InputError, OSError, RuntimeError) as error:  # RuntimeError: as of a model whose code was changed
+            reason = str(error).partition("\n")[0]
+            found[i] = f"The predictions of {group.label} are left out: {reason}"
+    return found
+
+
+def _file_names(groups: Sequence[Group]) -> list[str]:
+    """A name for the files of each group, from its label; no two are equal."""
+    names: list[str] = []
+    for i, group in enumerate(groups):
+        name = re.sub(r"[^\w.+-]+", "-", group.label)[:100].strip("-")
+        names.append(f"{name}-{i}" if name in names else name)
+    return names
+
+
+def _draw(found: Examined, group: Group, stem: Path) -> None:
+    """Write `STEM.confusion.png`, `STEM.calibration.png`, `STEM.mistakes.png` and `STEM.augmented.png`."""
+
+    def path(name: str) -> Path:
+        return stem.with_name(f"{stem.name}.{name}.png")
+
+    plot_confusion(found.evaluation, found.class_names, path("confusion"))
+    plot_calibration(found.evaluation, path("calibration"))
+    draw_tiles(found.augmented, path("augmented"), title=f"{group.label}: before and after", first_apart=True)
+    if found.mistakes:
+        rows = [found.mistakes[i : i + 8] for i in range(0, len(found.mistakes), 8)]
+        draw_tiles(rows, path("mistakes"), title=f"{group.label}: the highest probabilities on a wrong class")
