@@ -38,20 +38,22 @@ def make_batches(
     device: torch.device,
     sampling: Sampling = "uniform",
     num_steps: int | None = None,
+    whole: bool = False,
 ) -> Batches:
-    """This rank's part of the training batch of each step.
+    """This rank's part of the training batch of each step, or the whole batch.
 
     The samples of a run are one endless sequence, `uniform_sequence` or `balanced_sequence`. Step `s` takes the
     `batch_size` of them from `s batch_size` on, and each rank its share of these, so nothing is dropped or seen twice.
 
     `batch_size` is that of all ranks together, a multiple of their number. From `num_steps` on nothing is read ahead.
     """
-    share = batch_size // distributed.world_size()
+    rank, num_ranks = (0, 1) if whole else (distributed.rank(), distributed.world_size())
+    share = batch_size // num_ranks
     key = random.fold_in(random.key(seed, device=source.labels.device), Stream.READ)
     sequence = (balanced_sequence if sampling == "balanced" else uniform_sequence)(source.labels, seed)
 
     def request(step: int) -> Request:
-        index, epoch = sequence(step * batch_size + distributed.rank() * share, share)
+        index, epoch = sequence(step * batch_size + rank * share, share)
         return Request(index, random.sample_keys(key, step, index), epoch)
 
     return ReadAhead(source, request, num_steps, device)

@@ -101,7 +101,15 @@ def image_files(
 
     pool = Workers(readers, num_workers if device.type == "cuda" or workers is not None else 0)
     train, test = (
-        Source(info, labels[name], reader.read, _digest(listing, reader.files), pool.reading(name), bad_files[name])
+        Source(
+            info,
+            labels[name],
+            reader.read,
+            _digest(listing, reader.files),
+            pool.reading(name),
+            bad_files[name],
+            reader.name,
+        )
         for name, reader in readers.items()
     )
     return Dataset(train, test)

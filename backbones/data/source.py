@@ -70,6 +70,8 @@ class Source(NamedTuple):
     where reading takes no time."""
     bad_files: tuple[str, ...] = ()
     """Files that are left out, each with the reason."""
+    file_name: Callable[[int], str] | None = None
+    """The file of sample `i`; None where samples are not files."""
 
     @property
     def size(self) -> int:

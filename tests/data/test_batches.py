@@ -25,10 +25,10 @@ IMBALANCED = make_source(20)._replace(labels=torch.tensor([4, 0, 0, 1, 0, 0, 2, 
 
 
 def run_indices(
-    size: int, batch_size: int, num_steps: int, seed: int = 0, sampling: Sampling = "uniform"
+    size: int, batch_size: int, num_steps: int, seed: int = 0, sampling: Sampling = "uniform", whole: bool = False
 ) -> list[list[int]]:
     source = IMBALANCED if sampling == "balanced" else make_source(size)
-    batches = make_batches(source, seed=seed, batch_size=batch_size, device=CPU, sampling=sampling)
+    batches = make_batches(source, seed=seed, batch_size=batch_size, device=CPU, sampling=sampling, whole=whole)
     return [batches(step).index.tolist() for step in range(num_steps)]
 
 
@@ -64,6 +64,7 @@ def test_ranks_share_the_same_batches(world_size: int, sampling: Sampling, monke
     for rank in range(world_size):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(run_indices(20, 8, 10, sampling=sampling))
+        assert run_indices(20, 8, 10, sampling=sampling, whole=True) == alone
     assert [flatten(parts) for parts in zip(*shares, strict=True)] == alone
 
 

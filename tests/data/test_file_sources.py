@@ -65,6 +65,8 @@ def test_all_sources_read_the_same_images(tmp_path: Path) -> None:
             assert torch.equal(torch.cat([test_images, images]), torch.stack(pixels)), name
             assert torch.cat([test_labels, train_labels]).tolist() == labels, name
             assert dataset.info.center is None
+            names = [source.file_name(i) for source in dataset[::-1] for i in range(source.size)]
+            assert [Path(name).name for name in names] == [path.name for path in in_order(folder)], name
     mean = torch.stack(pixels[12:]).double().mean(dim=(0, 2, 3))
     assert dataset.info.mean == pytest.approx(mean.tolist())
 
