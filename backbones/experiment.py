@@ -109,6 +109,14 @@ class Experiment:
     """Weight of the uniform distribution in the target."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when the loss or a gradient is not finite: stop the run, or leave the parameters as they are."""
+    spike: Positive | None = 10.0
+    """A loss so many median absolute deviations above the median of the last 100, and well above each of them, is a
+    spike: its samples are printed, and drawn into spikes/. None for no spikes."""
+    rewind: Count | None = None
+    """At a spike, or where --nonfinite would stop, go back to a checkpoint before it, and pass over so many steps: that
+    one and those before it. None never goes back."""
+    pass_over: tuple[Count, ...] = ()
+    """Steps that leave everything but the count of steps as it is; --rewind adds to them."""
     seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
     init_from: str | None = None
@@ -319,7 +327,7 @@ class Experiment:
         Raises:
             InputError: it is of another version, or a component cannot be imported.
         """
-        values = dict(values)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         version = values.pop("version", "0.1")
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")

@@ -8,19 +8,27 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import backbones.distributed as distributed
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import Checkpoints, SaveError
 from backbones.run.metric_writer import MetricWriter
 from backbones.run.preemption import Preempted
+from backbones.run.spikes import BadStep, LookInto, LossWatch
 from backbones.train_step import TrainState
 from backbones.types import Metrics, Weights
 
 
 class Diverged(RuntimeError):
     """The loss, a gradient or an update is not finite. The message names the step and the last good checkpoint."""
+
+
+class GoBack(Exception):
+    """A step went wrong, and the experiment says to go back before it."""
+
+    def __init__(self, bad: BadStep, state: TrainState) -> None:
+        super().__init__(bad.reason)
+        self.bad, self.state = bad, state
 
 
 def train(
@@ -30,6 +38,8 @@ def train(
     *,
     num_steps: int,
     means: "RunningMeans",
+    losses: LossWatch,
+    look_into: LookInto,
     preempted: Callable[[], bool],
     writer: MetricWriter,
     checkpoints: Checkpoints,
@@ -37,13 +47,16 @@ def train(
     """Train from the step of `state` to `num_steps`; evaluate and save after the last step as well.
 
     `state` is used up, and `program.state` is not used. Where `preempted()` is true on any rank, all ranks finish the
-    step, save and stop. `means` are those of the training metrics since the last line of the log.
+    step, save and stop. `means` are those of the training metrics since the last line of the log, `losses` finds the
+    steps that go wrong, and `look_into` tells about them. Steps that the experiment passes over leave the state as it
+    is, but for the step count.
 
     Returns:
         The last state and its held-out metrics, with `images_per_second` of training.
 
     Raises:
         Diverged: a step was not finite, and the experiment says stop.
+        GoBack: a step was not finite or a spike, and the experiment says to go back.
         SaveError: a checkpoint could not be written, and the experiment says stop.
         Preempted: `preempted()` was true, and the state is saved.
     """
@@ -58,19 +71,23 @@ def train(
 
     def save(metrics: dict[str, float], weights: Weights | None) -> None:
         finish_save()
-        checkpoints.save(state, metrics, weights=weights, since_log=means.to_json())
+        checkpoints.save(state, metrics, weights=weights, since_log=means.to_json(), recent_losses=losses.recent)
 
     if not checkpoints.steps():
         save({}, None)  # a run that was started can be resumed, however early it dies
     timer = Timer()
-    flags: list[Tensor] = []  # of the steps since the device was last waited for
+    images = 0  # since the device was last waited for
     test_metrics: dict[str, float] = {}
     for step in range(int(state.step) + 1, num_steps + 1):
         interrupted = distributed.ask_ranks(lambda: preempted() or checkpoints.failed)
-        state, metrics = program.train_step(state, program.batches(step - 1))
+        if step in experiment.pass_over:
+            state.step.add_(1)  # in place: a CUDA graph reads this memory
+        else:
+            state, metrics = program.train_step(state, program.batches(step - 1))
+            means.add(metrics)
+            losses.add(step, metrics)
+            images += experiment.batch_size
         writer.step_done()
-        means.add(metrics)
-        flags.append(metrics["nonfinite"])
         is_last = step == num_steps
         stop_due = False
         if interrupted():
@@ -82,12 +99,21 @@ def train(
         if not (log_due or eval_due or save_due):
             continue
 
-        nonfinite, flags = torch.stack(flags).tolist(), []
-        timer.stop(len(nonfinite) * experiment.batch_size)
-        for bad_step in (step - len(nonfinite) + 1 + i for i, flag in enumerate(nonfinite) if flag):
-            if experiment.nonfinite == "stop":
-                raise _diverged(bad_step, checkpoints)
-            writer.print(f"step {bad_step}/{num_steps}  skipped: the loss, a gradient or an update is not finite")
+        bad_steps = losses.look()
+        timer.stop(images)
+        images = 0
+        for bad in bad_steps:
+            skipped = experiment.nonfinite == "skip" and not bad.finite
+            writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
+            if not (bad.finite or skipped or experiment.rewind):
+                hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
+                error = diverged(bad, checkpoints, hint)  # which waits until the last good checkpoint is saved
+                look_into(bad)
+                raise error
+            finish_save()
+            if experiment.rewind and not skipped:
+                raise GoBack(bad, state)
+            look_into(bad)
         if log_due:
             writer.write("train", step, {**means.take(), "images_per_second": timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
@@ -107,13 +133,13 @@ def train(
     return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
 
 
-def _diverged(step: int, checkpoints: Checkpoints) -> Diverged:
+def diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:
+    """The error of a run that cannot go on after a step."""
     with suppress(SaveError):  # the divergence is what to report
         checkpoints.wait()
     return Diverged(
-        f"the loss, a gradient or an update is not finite at step {step}; the last good checkpoint is step "
-        f"{checkpoints.steps()[-1]} in {checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or skip such "
-        "steps with --nonfinite skip"
+        f"{bad.reason} at step {bad.step}; the last good checkpoint is step {checkpoints.steps()[-1]} in "
+        f"{checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or {hint}"
     )
 
 

@@ -44,25 +44,39 @@ class MetricWriter:
         self._is_main = distributed.is_main()
         if not self._is_main:
             return
-        path = run_dir / METRICS
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
-        last = max((line["step"] for line in kept), default=0)
-        self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
-        if last + log_every <= start_step:
-            distributed.warn0(f"{path} has no lines of steps {last + 1} to {start_step}; go on without them")
-        atomic_write(path, "".join(to_json(line) + "\n" for line in kept))
-        self._lines = Appender(path)
         (run_dir / "tensorboard").mkdir(exist_ok=True)
         self._events = Appender(run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}")
         self._records = RecordWriter(self._events)  # SummaryWriter has a thread, which fails on a full disk
         self._write_event(file_version="brain.Event:2")
-        # TensorBoard then hides the events of the steps that are done again
-        self._write_event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._path = run_dir / METRICS
+        kept = self._drop_lines_after(start_step)
+        last = max((line["step"] for line in kept), default=0)
+        self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
+        if last + log_every <= start_step:
+            distributed.warn0(f"{self._path} has no lines of steps {last + 1} to {start_step}; go on without them")
         self._warned = False
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=None)
         self._num_steps = num_steps
         self._start = (time.perf_counter(), start_step)
         self._last_line = 0.0
+
+    def _drop_lines_after(self, step: int) -> list[dict[str, Any]]:
+        """Begin the files of metrics, or continue them after a step; the lines up to it are returned."""
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        atomic_write(self._path, "".join(to_json(line) + "\n" for line in kept))
+        self._lines = Appender(self._path)
+        # TensorBoard then hides the events of the steps that are done again
+        self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        return kept
+
+    def go_back(self, step: int) -> None:
+        """Continue after an earlier step: the steps after it are done again, and their lines are dropped."""
+        if self._is_main:
+            self._lines.close()
+            self._drop_lines_after(step)
+            self._start = (time.perf_counter(), step)
+            self._bar.n = step
+            self._bar.refresh()
 
     @property
     def seconds(self) -> float:

@@ -27,7 +27,7 @@ from backbones.run.files import atomic_write, to_json
 from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]
-"""images [N, C, H, W] uint8 -> logits [N, K]."""
+"""images [N, C, H, W], uint8 or floating in [0, 255] -> logits [N, K]."""
 
 
 class Mistake(NamedTuple):

@@ -20,12 +20,14 @@ from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
 from backbones.run.lock import locked
-from backbones.run.loop import RunningMeans, train
+from backbones.run.loop import RunningMeans
 from backbones.run.metric_writer import MetricWriter, plot_curves
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
-from backbones.run.run_dir import CONFIG, check_run_dir, latest_run_dir, new_run_dir, read_config
+from backbones.run.rewind import train_and_rewind
+from backbones.run.run_dir import check_run_dir, latest_run_dir, new_run_dir, read_config, write_config
+from backbones.run.spikes import make_look_into, watch_losses
 from backbones.run.step_profile import with_profile
 
 RESULT, BAD_FILES = "result.json", "bad_files.txt"
@@ -46,7 +48,7 @@ def run(
 
     Raises:
         InputError: the experiment cannot be run as it is, or the folder is not free.
-        Diverged: the loss or a gradient is not finite.
+        Diverged: the loss or a gradient is not finite, or the run cannot get past such a step by going back.
         Preempted: a signal asked to stop, and the state is saved.
     """
     with torch_settings_kept():
@@ -105,10 +107,12 @@ def _run(
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
     with closing(Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)) as checkpoints:
-        since_log: dict[str, Any] = {}
+        means, losses = RunningMeans({}), watch_losses(experiment, dataset.info.num_classes)
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         if resume is not None and not is_new:
-            states[0], since_log = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
+            states[0], saved = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
+            means = RunningMeans(saved.since_log)
+            losses.restart(saved.recent_losses)
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
         if profile is not None:
@@ -116,7 +120,7 @@ def _run(
             program = program._replace(train_step=with_profile(program.train_step, profile, left=left, folder=folder))
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
-            atomic_write(folder / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
+            write_config(folder, experiment)
             record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
             if bad_files := dataset.train.bad_files + dataset.test.bad_files:
                 print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
@@ -127,12 +131,14 @@ def _run(
             ) as writer,
             handle_signals() as preempted,
         ):
-            state, metrics = train(
+            state, metrics = train_and_rewind(
                 states.pop(),  # no reference is left here, which would keep the first state in memory to the end
                 experiment,
                 program,
                 num_steps=num_steps,
-                means=RunningMeans(since_log),
+                means=means,
+                losses=losses,
+                look_into=make_look_into(folder, experiment, dataset.train, device, writer.print),
                 preempted=preempted,
                 writer=writer,
                 checkpoints=checkpoints,

@@ -5,6 +5,7 @@ provenance.json    what the run was made with, one entry for each start
 bad_files.txt      files of the data set that are left out, if there are any
 metrics.jsonl      metrics, one JSON object a line
 tensorboard/       the same metrics as event files
+spikes/            samples and images of steps at which the loss was a spike, or something was not finite, if any were
 checkpoints/       one folder a checkpoint, named by its step
 lock               which process writes here, while it does
 result.json        how the run ended
@@ -20,6 +21,7 @@ from typing import Any
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import CorruptCheckpoint, Which, find_checkpoint, list_steps, read_manifest
+from backbones.run.files import atomic_write, to_json
 
 RUNS = Path("runs")
 
@@ -83,6 +85,11 @@ def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
         raise InputError(f"cannot continue {source}: {error}; start a new run, or use that version") from error
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{source} is not an experiment of this program: {error!r}; start a new run") from error
+
+
+def write_config(run_dir: Path, experiment: Experiment) -> None:
+    """Write the `config.json` of a run."""
+    atomic_write(run_dir / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
 
 
 def stored_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:

@@ -8,8 +8,9 @@ import torch
 
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import SaveError
-from backbones.run.loop import Diverged, RunningMeans, train
+from backbones.run.loop import Diverged, GoBack, RunningMeans, train
 from backbones.run.preemption import Preempted
+from backbones.run.spikes import LossWatch
 from backbones.train_step import TrainState
 from experiments.digits import digits_resnet18
 
@@ -24,6 +25,7 @@ class Recorder:
         self.saved: list[tuple[int, dict[str, float]]] = []
         self.values: list[dict[str, float]] = []
         self.printed: list[str] = []
+        self.looked: list[int] = []
         self.folder = Path("a run/checkpoints")
         self.failed = False
         self.on_disk: list[int] = []
@@ -37,7 +39,7 @@ class Recorder:
         self.written.append((split, step))
         self.values.append(metrics)
 
-    def save(self, state: TrainState, metrics: dict[str, float], *, weights, since_log) -> None:
+    def save(self, state: TrainState, metrics: dict[str, float], *, weights, since_log, recent_losses) -> None:
         self.saved.append((state.step.item(), metrics))
 
     def wait(self) -> None:
@@ -57,11 +59,14 @@ def run(
     start: int = 0,
     num_steps: int = 10,
     preempted: Callable[[], bool] = lambda: False,
+    done: list[int] | None = None,
 ):
     recorder.on_disk = [start] if start else []
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, torch.Tensor]]:
         state = state._replace(step=state.step + 1)
+        if done is not None:
+            done.append(state.step.item())
         flag = torch.tensor(int(state.step == bad_step))
         return state, {"loss": state.step.float(), "nonfinite": flag}
 
@@ -77,6 +82,8 @@ def run(
         ),
         num_steps=num_steps,
         means=RunningMeans({}),
+        losses=LossWatch(None, margin=1.0),
+        look_into=lambda bad: recorder.looked.append(bad.step),
         preempted=preempted,
         writer=recorder,
         checkpoints=recorder,
@@ -111,12 +118,30 @@ def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
         Diverged, match=r"not finite at step 5; the last good checkpoint is step 3 in a run/checkpoints"
     ):
         run(recorder, bad_step=5)
-    assert recorder.saved == [(0, {}), (3, {})]
+    assert recorder.saved == [(0, {}), (3, {})] and recorder.looked == [5]
     with pytest.raises(Diverged, match=r"at step 1; the last good checkpoint is step 0"):
         run(Recorder(), bad_step=1)
     state, _ = run(recorder, bad_step=5, experiment=dataclasses.replace(EXPERIMENT, nonfinite="skip"))
     assert state.step == 10
-    assert recorder.printed == ["step 5/10  skipped: the loss, a gradient or an update is not finite"]
+    assert recorder.printed[1:] == ["step 5/10  skipped: the loss, a gradient or an update is not finite"]
+
+
+def test_steps_that_are_passed_over_are_not_done() -> None:
+    """Nor do they count in the means, or in the speed."""
+    recorder, done = Recorder(), []
+    state, _ = run(recorder, experiment=dataclasses.replace(EXPERIMENT, pass_over=(1, 4, 7, 8)), done=done)
+    assert state.step == 10 and done == [2, 3, 5, 6, 9, 10]
+    assert [values.get("loss") for values in recorder.values if "top1" not in values] == [2, 3, 5.5, None, 9.5]
+    assert [step for step, _ in recorder.saved] == [0, 3, 6, 9, 10]
+
+
+def test_a_run_that_shall_go_back_asks_for_it() -> None:
+    recorder, rewind = Recorder(), dataclasses.replace(EXPERIMENT, rewind=1)
+    with pytest.raises(GoBack, match="is not finite") as error:
+        run(recorder, bad_step=5, experiment=rewind)
+    assert error.value.bad.step == 5 and error.value.state.step == 6 and recorder.looked == []
+    run(recorder, bad_step=5, experiment=dataclasses.replace(rewind, nonfinite="skip"))
+    assert recorder.looked == [5]
 
 
 def test_a_preempted_run_finishes_its_step_and_saves_it() -> None:

@@ -49,6 +49,23 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> N
     assert losses == [1, 2, 3, 4, 5.5, 6.5]
 
 
+def test_a_run_that_goes_back_drops_the_lines_that_it_writes_again(tmp_path: Path) -> None:
+    """In the files and in TensorBoard; the time goes on."""
+    writer = MetricWriter(tmp_path, start_step=0, num_steps=6, log_every=1)
+    for step in range(1, 6):
+        writer.write("train", step, {**TRAIN, "loss": step})
+    before = read_metrics(tmp_path / "metrics.jsonl")[-1]["seconds"]
+    writer.go_back(3)
+    for step in range(4, 7):
+        writer.write("train", step, {**TRAIN, "loss": step + 0.5})
+    writer.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["loss"] for line in lines] == [1, 2, 3, 4.5, 5.5, 6.5]
+    assert lines[2]["seconds"] < before < lines[3]["seconds"]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == [1, 2, 3, 4.5, 5.5, 6.5]
+
+
 def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
     write_some(tmp_path)
     write_some(tmp_path, start_step=4, offset=0.5)

@@ -424,6 +424,8 @@ def test_groups_are_runs_that_differ_in_the_seed_alone() -> None:
     assert [[run.experiment.seed for run in group.runs] for group in groups] == [[0, 1], [0]]
     assert groups[0].runs[0] is runs[2] and len(notes) == 1
     assert [group.label for group in groups] == ["tiny (steps 4)", "tiny (steps 5)"]
+    runs = [made_up(0, {}, rewind=1, pass_over=(3,)), made_up(1, {}, rewind=1), made_up(1, {}, pass_over=(3,))]
+    assert [len(group.runs) for group in group_runs(runs)[0]] == [2, 1]  # one went back, and one was told to
 
 
 def test_options_of_other_components_differ_where_they_are_set() -> None:

@@ -372,7 +372,7 @@ def test_fewer_steps_than_were_done(experiment: Experiment, tmp_path: Path) -> N
 
 def test_a_longer_run_has_no_result_until_it_ends(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
     run(experiment, run_dir=tmp_path)
-    monkeypatch.setattr("backbones.run.run.train", lambda *args, **options: 1 / 0)  # it dies at once
+    monkeypatch.setattr("backbones.run.run.train_and_rewind", lambda *args, **options: 1 / 0)  # it dies at once
     with pytest.raises(ZeroDivisionError):
         run(dataclasses.replace(experiment, steps=20), run_dir=tmp_path, resume="latest")
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ class Manifest(NamedTuple):
     """What the model must know of its data to predict."""
     since_log: dict[str, Any]
     """Sums of the training metrics since the last line of the log."""
+    recent_losses: Sequence[float] = ()
+    """Of the latest steps, by which a spike of the next ones is found."""
     version: str = VERSION
     """Of the format."""
     leaves: dict[str, Leaf] = {}  # noqa: RUF012

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +44,8 @@ class Checkpoints:
         # Not in the writer thread: Python 3.11 can fail to parse while another thread compiles.
         importlib.import_module("backbones.run.checkpoint.orbax_state")
         self.folder = folder
-        self._experiment, self._info = experiment, info
+        self.experiment = experiment
+        self._info = info
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: tuple[int, Future] | None = None
         if distributed.is_main():
@@ -56,6 +58,7 @@ class Checkpoints:
         *,
         weights: Weights | None = None,
         since_log: dict[str, Any] | None = None,
+        recent_losses: Sequence[float] = (),
     ) -> None:
         """Copy `state`; a thread then writes it to the disk. Waits for the previous save if it is still running.
 
@@ -69,7 +72,7 @@ class Checkpoints:
             has_average = weights is not None and weights[0] is not state.params
             arrays = to_arrays(state, weights if has_average else None)
             step = int(arrays["step"])
-            manifest = Manifest(step, metrics, self._experiment.to_json(), self._info, since_log or {})
+            manifest = Manifest(step, metrics, self.experiment.to_json(), self._info, since_log or {}, [*recent_losses])
             self._pending = step, self._writer.submit(self._write, arrays, manifest)
 
     def _write(self, arrays: Arrays, manifest: Manifest) -> None:
@@ -80,8 +83,8 @@ class Checkpoints:
                 delete_checkpoint(self.folder / str(old))
 
     def _to_delete(self) -> list[int]:
-        steps, every = list_steps(self.folder), self._experiment.keep_every
-        kept = {*steps[-self._experiment.keep :], best_step(self.folder)}
+        steps, every = list_steps(self.folder), self.experiment.keep_every
+        kept = {*steps[-self.experiment.keep :], best_step(self.folder)}
         return [step for step in steps if step not in kept and not (every and step % every == 0)]
 
     def steps(self) -> list[int]:
@@ -116,23 +119,22 @@ class Checkpoints:
 
     def restore(
         self, like: TrainState, which: Which = "latest", *, num_steps: float = math.inf
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> tuple[TrainState, Manifest]:
         """Copy a checkpoint into the memory of `like`, which has its structure.
 
         `auto` is the newest intact one, with a warning for each corrupt one; a path may be that of a checkpoint or of
         another run. Checkpoints of later steps are moved into the sub-folder `superseded`.
 
         Returns:
-            The state, and the `since_log` that was saved with it.
+            The state, and what was saved beside it.
 
         Raises:
             InputError: there is no such checkpoint, or it is corrupt, or of another model or optimizer, or of a step
                 after `num_steps`.
         """
-        self.wait()
 
         def find() -> Checkpoint:
-            found = self._read_newest_intact() if which == "auto" else self._read(which)
+            found = self._read_first_intact(list_steps(self.folder)[::-1]) if which == "auto" else self._read(which)
             step = found.manifest.step
             if step > num_steps:
                 raise InputError(
@@ -141,11 +143,29 @@ class Checkpoints:
                 )
             return found
 
+        return self._restore(like, find)
+
+    def restore_before(self, like: TrainState, step: int) -> tuple[TrainState, Manifest]:
+        """`restore` of the newest intact checkpoint up to a step, or of the one after it where there is none.
+
+        Raises:
+            InputError: there is no intact checkpoint.
+        """
+
+        def find() -> Checkpoint:
+            steps = list_steps(self.folder)
+            before = [each for each in steps if each <= step]
+            return self._read_first_intact(before[::-1] + steps[len(before) :])
+
+        return self._restore(like, find)
+
+    def _restore(self, like: TrainState, find: Callable[[], Checkpoint]) -> tuple[TrainState, Manifest]:
+        self.wait()
         checkpoint = distributed.on_main(find)
         state = load_arrays(like, checkpoint.arrays)
         if distributed.is_main():
             self._supersede_after(checkpoint.manifest.step)
-        return state, checkpoint.manifest.since_log
+        return state, checkpoint.manifest
 
     def _read(self, which: Which) -> Checkpoint:
         path = find_checkpoint(self.folder.parent, which)
@@ -156,12 +176,12 @@ class Checkpoints:
             hint = f"intact checkpoints: {join_steps(intact)}; use --resume STEP, or auto for the newest of them"
             raise CorruptCheckpoint(f"{error}; {hint}") from error
 
-    def _read_newest_intact(self) -> Checkpoint:
-        for step in reversed(list_steps(self.folder)):
+    def _read_first_intact(self, steps: Sequence[int]) -> Checkpoint:
+        for step in steps:
             try:
                 return read_checkpoint(self.folder / str(step))
             except CorruptCheckpoint as error:
-                distributed.warn0(f"{error}; trying the one before it")
+                distributed.warn0(f"{error}; trying another one")
         raise InputError(f"there is no intact checkpoint in {self.folder}; start again with another --run-dir")
 
     def _supersede_after(self, step: int) -> None:

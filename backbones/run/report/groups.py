@@ -76,7 +76,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     grouped: dict[Experiment, dict[int, Run]] = {}
     notes = []
     for run in sorted(runs, key=lambda run: not run.finished):
-        seeds = grouped.setdefault(dataclasses.replace(run.experiment, seed=0), {})
+        experiment = run.experiment
+        pass_over = () if experiment.rewind else experiment.pass_over  # what came of the run is not what it was to do
+        seeds = grouped.setdefault(dataclasses.replace(experiment, seed=0, pass_over=pass_over), {})
         if (first := seeds.setdefault(run.experiment.seed, run)) is not run:
             notes.append(f"{run.folder} is left out: it has the experiment and the seed of {first.folder}")
     groups = [Group(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in grouped.values()]

@@ -1,4 +1,6 @@
 import dataclasses
+import shutil
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -174,8 +176,26 @@ def test_weights_to_start_from(folder: Path, tmp_path: Path) -> None:
         assert all(torch.equal(weights[name], leaf) for name, leaf in state.params.items())
 
 
-def test_the_sums_of_the_log_come_back(folder: Path) -> None:
+def test_what_the_loop_must_know_comes_back(folder: Path) -> None:
     checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
-    checkpoints.save(make_state(), {}, since_log={"count": 3, "sums": {"loss": 0.1 + 0.2}})
-    assert checkpoints.restore(zeros_like(make_state()))[1] == {"count": 3, "sums": {"loss": 0.1 + 0.2}}
+    sums = {"count": 3, "sums": {"loss": 0.1 + 0.2}}
+    checkpoints.save(make_state(), {}, since_log=sums, recent_losses=deque([0.1 + 0.2, 1 / 3]))
+    saved = checkpoints.restore(zeros_like(make_state()))[1]
+    assert saved.since_log == sums and saved.recent_losses == [0.1 + 0.2, 1 / 3]
     checkpoints.close()
+
+
+def test_the_newest_intact_one_before_a_step(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_all(folder, [2, 4, 6, 8])
+    flip_a_bit(folder / "4" / "manifest.json")
+    shutil.copytree(folder, tmp_path / "copy" / "checkpoints")
+    checkpoints = Checkpoints(folder, experiment=EXPERIMENT, info=INFO)
+    assert checkpoints.restore_before(zeros_like(make_state()), 6)[1].step == 6
+    assert list_steps(folder) == [2, 4, 6] and list_steps(folder / "superseded") == [8]
+    state, saved = checkpoints.restore_before(zeros_like(make_state()), 5)
+    assert saved.step == 2 and tree.sha256(state) == tree.sha256(make_state(2, step=2))
+    assert "the checkpoint" in capsys.readouterr().err
+    other = Checkpoints(tmp_path / "copy" / "checkpoints", experiment=EXPERIMENT, info=INFO)
+    assert other.restore_before(zeros_like(make_state()), 1)[1].step == 2  # there is none before it
+    for each in (checkpoints, other):
+        each.close()
