@@ -11,6 +11,7 @@ COMMANDS = {
     "report": "a page of runs: table, curves, differences, confusion, worst mistakes, augmented images",
     "checkpoint": "show, compare, verify and export checkpoints",
     "reproduce": "run a finished run again and compare the parameters",
+    "audit": "train from one checkpoint of a run to another again and compare every leaf",
     "profile": "parameters, multiply-accumulates, activations and time of models",
     "schedule": "draw a learning-rate schedule",
     "augment-preview": "draw training images before and after augmentation",

@@ -64,11 +64,12 @@ def diff(a: Run, b: Run, /) -> bool:
     print(f"{one.path} and {other.path}: {len(different)} of {len(names)} leaves differ")
     width = max(map(len, names))
     for name in different:
-        print(f"{name:{width}s} {_difference(one.arrays.get(name), other.arrays.get(name))}")
+        print(f"{name:{width}s} {describe_difference(one.arrays.get(name), other.arrays.get(name))}")
     return not different
 
 
-def _difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
+def describe_difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
+    """How two leaves differ, in words."""
     if a is None or b is None:
         return "only in the second" if a is None else "only in the first"
     if (a.dtype, a.shape) != (b.dtype, b.shape):

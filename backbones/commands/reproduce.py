@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.metric_writer import METRICS, TIMES, read_metrics
-from backbones.run.provenance import read_starts
+from backbones.run.provenance import list_other_circumstances, read_starts
 from backbones.run.run import RESULT, torch_settings_kept
 from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
 
@@ -73,8 +72,8 @@ def compare_runs(before: Path, now: Path) -> bool:
     for start in starts[0]:
         for name, change in start.get("changes", {}).items():
             print(f"{before} was resumed from step {start.get('step')} with other settings: {name}: {change}")
-    if all(starts):
-        _print_other_circumstances(starts[0][-1], starts[1][-1])
+    for difference in list_other_circumstances(starts[0][-1], starts[1][-1]) if all(starts) else ():
+        print(f"other circumstances: {difference}")
     return equal
 
 
@@ -85,10 +84,3 @@ def _first_difference(before: Path, now: Path) -> str:
                 where = f"step {one['step']}, {one['split']}"
                 return f"the first metric that differs: {where}: {name} {one[name]} -> {other.get(name)}"
     return "no metric differs"
-
-
-def _print_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> None:
-    one, other = ({**start.get("packages", {}), **start} for start in (before, now))
-    for name in sorted({*one, *other} - {"time", "command", "step", "changes", "packages"}):
-        if one.get(name) != other.get(name):
-            print(f"other circumstances: {name} {one.get(name)} -> {other.get(name)}")

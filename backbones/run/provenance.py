@@ -29,12 +29,19 @@ def record_start(
     run_dir: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
 ) -> None:
     """Add an entry to `provenance.json`; `step` steps were done before, and `changes` are from `check_run_dir`."""
+    circumstances = describe_circumstances(experiment, dataset, device)
+    time, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(sys.argv)
+    entry = {"time": time, "command": command, "step": step, "changes": changes, **circumstances}
+    starts = read_starts(run_dir)
+    if starts and starts[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
+        distributed.warn0("the images or labels are others than when this run was started last; it goes on with these")
+    atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
+
+
+def describe_circumstances(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What may decide, beside the experiment, how sums are rounded: versions, device, processes, threads, data."""
     commit = _git("rev-parse", "HEAD")
-    entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "step": step,
-        "changes": changes,
+    return {
         "seed": experiment.seed,
         "git_commit": commit,
         "git_dirty": commit and bool(_git("status", "--porcelain")),
@@ -50,10 +57,13 @@ def record_start(
         "data_sha256": {"train": dataset.train.digest(), "test": dataset.test.digest()},
         "packages": _packages(),
     }
-    starts = read_starts(run_dir)
-    if starts and starts[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
-        distributed.warn0("the images or labels are others than when this run was started last; it goes on with these")
-    atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
+
+
+def list_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`NAME OLD -> NEW` for whatever differs between two starts, or between a start and the circumstances now."""
+    one, other = ({**start.get("packages", {}), **start} for start in (before, now))
+    names = sorted({*one, *other} - {"time", "command", "step", "changes", "packages"})
+    return [f"{name} {one.get(name)} -> {other.get(name)}" for name in names if one.get(name) != other.get(name)]
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:

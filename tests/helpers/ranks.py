@@ -1,4 +1,4 @@
-"""What each rank runs under torchrun, in test_distributed.py and test_resume.py."""
+"""What each rank runs under torchrun, in test_distributed.py, test_resume.py and test_rewind.py."""
 
 import json
 import os
@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers.poison import PASS_OVER, REWIND
 from helpers.resumed import CASES, check_resumed
 
 import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
 from backbones.commands import train
+from backbones.commands.audit import main as audit
 from backbones.commands.exit import run_command
 from backbones.experiment import Experiment
 from backbones.gradient import grad_and_value
@@ -111,8 +113,20 @@ def resume(folder: str, steps: str, *names: str) -> None:
     print("all equal")
 
 
+def rewind(folder: str) -> None:
+    """A run that goes back, one that passes over the same steps from the start, and an audit of the first."""
+    back, straight = (
+        run_experiment(experiment, run_dir=Path(folder) / name)
+        for name, experiment in (("back", REWIND), ("straight", PASS_OVER))
+    )
+    assert back["params_sha256"] == straight["params_sha256"]
+    assert audit([f"{folder}/back", "20:60"])
+    print("all equal")
+
+
 if __name__ == "__main__":
-    {"seam": seam, "train": run, "resume": resume, "elsewhere": elsewhere}[sys.argv[1]](*sys.argv[2:])
+    tests = {"seam": seam, "train": run, "resume": resume, "elsewhere": elsewhere, "rewind": rewind}
+    tests[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
     assert not any("gloo" in name for name in names), names

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers.poison import BAD, PASS_OVER, POISONED, REWIND
-from helpers.runs import without_times
+from helpers.runs import ROOT, torchrun, without_times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import backbones.experiment
@@ -134,3 +134,13 @@ def test_a_compiled_step_that_is_written_over_in_place(tmp_path: Path) -> None:
     results = [read_config(tmp_path / name / "result.json") for name in ("back", "straight")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
     assert without_times(tmp_path / "back") == without_times(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_all_ranks_go_back_together(tmp_path: Path) -> None:
+    """And as many processes audit what they have trained."""
+    done = torchrun(2, ROOT / "tests" / "helpers" / "ranks.py", "rewind", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("back to step 40, ") == done.stdout.count("OK: all ") == 1
+    assert done.stdout.count("all equal") == 2
+    assert stored(tmp_path / "back") == PASS_OVER and (tmp_path / "back" / "spikes" / f"{BAD}.png").exists()

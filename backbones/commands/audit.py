@@ -1,0 +1,107 @@
+"""`backbones audit RUN [A:B]`: train from one checkpoint of a run to another again, and compare every leaf."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+from backbones.commands.checkpoint import describe_difference
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
+from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe, load_arrays, to_arrays
+from backbones.run.checkpoint.find import join_steps
+from backbones.run.provenance import describe_circumstances, list_other_circumstances, read_starts
+from backbones.run.run import torch_settings_kept
+from backbones.run.run_dir import read_experiment
+
+
+def main(args: list[str]) -> bool:
+    """Run a command line; False if a leaf differs."""
+    distributed.join()
+    return tyro.cli(audit, args=args, prog="backbones audit", console_outputs=distributed.is_main())
+
+
+def audit(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None,
+    /,
+) -> bool:
+    """Train from a checkpoint of a run to a later one again, and compare every leaf with it, to the last bit.
+
+    The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
+    -m backbones audit RUN. The exit code is 1 if a leaf differs; which and by how much is printed.
+
+    Args:
+        run: a run folder.
+        steps: the steps of the two checkpoints, as 300:350; None for the two newest.
+
+    Raises:
+        InputError: there are no such checkpoints, or one is corrupt.
+    """
+    before, after = distributed.on_main(lambda: [read_checkpoint(path) for path in find_two(run, steps)])
+    first, last = before.manifest.step, after.manifest.step
+    starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
+    experiment = read_experiment(after.path, after.manifest.experiment)
+    num_threads = starts[-1].get("num_threads") if starts else None  # which decides how sums are rounded
+    with torch_settings_kept():
+        torch.set_num_threads(num_threads or torch.get_num_threads())
+        now, circumstances = train_again(experiment, before, after)
+    if not distributed.is_main():
+        return True
+    different = [name for name, leaf in after.manifest.leaves.items() if describe(now[name]) != leaf]
+    verdict = f"{len(different)} of {len(now)} leaves differ" if different else f"OK: all {len(now)} leaves are equal"
+    print(f"{verdict}: steps {first + 1} to {last}, done again from {before.path}, compared with {after.path}")
+    width = max(map(len, different), default=0)
+    for name in different:
+        print(f"{name:{width}s} {describe_difference(after.arrays[name], now[name])}")
+    for start in starts:
+        for name, change in start["changes"].items() if first < start["step"] else ():
+            print(f"the run was resumed from step {start['step']} with other settings: {name}: {change}")
+    for difference in list_other_circumstances(starts[-1], circumstances) if starts else ():
+        print(f"other circumstances: {difference}")
+    return not different
+
+
+def find_two(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
+    """The folders of two checkpoints of a run; see `audit`.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = run_dir / "checkpoints"
+    saved = list_steps(folder)
+    known = f"{folder} has those of the steps {join_steps(saved)}"
+    if steps is None and len(saved) < 2:
+        raise InputError(f"wanted two checkpoints; {known}: --save-every and --keep say how many a run has")
+    match = re.fullmatch(r"(\d+):(\d+)", steps or f"{saved[-2]}:{saved[-1]}")
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError(f"got {steps}, wanted the steps A:B of two checkpoints with A < B; {known}")
+    for step in (int(match[1]), int(match[2])):
+        if step not in saved:
+            raise InputError(f"there is no checkpoint of step {step}; {known}")
+    return folder / str(int(match[1])), folder / str(int(match[2]))
+
+
+def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -> tuple[Arrays, dict]:
+    """The leaves of the state to which an experiment comes from an earlier checkpoint, and the circumstances."""
+    device = experiment.init_device()
+    with distributed.patience():
+        dataset = experiment.data.make(device=device)
+    circumstances = describe_circumstances(experiment, dataset, device)  # now: what compiles imports more packages
+    program = experiment.make(dataset, experiment.make_model(dataset.info))
+    state = load_arrays(program.state, before.arrays)
+    steps = range(before.manifest.step + 1, after.manifest.step + 1)
+    for step in tqdm(steps, unit="step", leave=False, disable=None if distributed.is_main() else True):
+        if step in experiment.pass_over:
+            state.step.add_(1)
+        else:
+            state, _ = program.train_step(state, program.batches(step - 1))
+    is_averaged = any(name.startswith(f"{EVALUATED}/") for name in after.arrays)
+    weights = program.weights_of(state) if is_averaged else None
+    return to_arrays(state, weights), circumstances
