@@ -1,5 +1,6 @@
 """The gradient of a loss, averaged over micro-batches and ranks: by autograd, torch.func or DistributedDataParallel."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +8,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import GradBucket, all_reduce
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
@@ -36,6 +39,8 @@ def grad_and_value(
 
     What is returned takes `(params, model_state, micro_batches)` and gives `(grads, (loss, (model_state, metrics)))`,
     each the mean over the micro-batches and over the ranks; `model_state` passes through the micro-batches in turn.
+    Where there are several of either, `metrics` has the two estimates of `_noise` too. Their parts of the batch are the
+    shares of the ranks, or the micro-batches of a single rank.
 
     In several processes it is a `DistributedDataParallel`, which sends gradients while the backward pass still
     computes; a compiled graph breaks there.
@@ -52,14 +57,17 @@ def grad_and_value(
 
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
         grads: Params = {}
-        values = []
+        values, squares = [], []
         for batch in micro_batches:
             micro_grads, (loss, (model_state, metrics)) = func(params, model_state, batch)
             if len(micro_batches) > 1:
+                squares.append(tree.global_norm(micro_grads).square())
                 micro_grads = tree.map(lambda g: g / len(micro_batches), micro_grads)
             grads = tree.map(torch.add, grads, micro_grads) if grads else micro_grads
             values.append((loss, metrics))
         loss, metrics = _mean(values)
+        if squares:
+            metrics |= _noise(_mean(squares), grads, num_parts=len(squares), part_size=len(micro_batches[0].labels))
         return grads, (loss, (model_state, metrics))
 
     return compute
@@ -77,6 +85,40 @@ def _autograd(loss_fn: LossFn) -> Callable[[Params, ModelState, Batch], GradAndV
         return dict(zip(leaves, grads, strict=True)), tree.map(Tensor.detach, (loss, (model_state, metrics)))
 
     return compute
+
+
+def _noise(part_square: Tensor, grads: Params, *, num_parts: int, part_size: int) -> Metrics:
+    """Unbiased estimates of |G|^2 and tr(Sigma), from the gradients of a batch and of its equal parts.
+
+    G is the mean of the gradients of all samples, Sigma their covariance: McCandlish et al., "An empirical model of
+    large-batch training", arXiv 1812.06162, appendix A.1.
+
+    Args:
+        part_square: mean over the parts of the square norm of a part's gradient, 0-D.
+        grads: mean over the parts of their gradients.
+        num_parts: 2 or more.
+        part_size: samples of a part.
+
+    Returns:
+        `grad_sq_norm`, the estimate of |G|^2, and `grad_variance`, that of tr(Sigma).
+    """
+    square = tree.global_norm(grads).square()
+    return {
+        "grad_sq_norm": (num_parts * square - part_square) / (num_parts - 1),
+        "grad_variance": (part_square - square) * part_size * num_parts / (num_parts - 1),
+    }
+
+
+def with_noise_scale(metrics: dict[str, float]) -> dict[str, float]:
+    """Means of metrics over several steps, with `gradient_noise_scale` where they have the two estimates it is made of.
+
+    It is tr(Sigma) / |G|^2 in samples: the ratio of the means, since the mean of ratios is biased. NaN where the
+    estimate of |G|^2 is not positive, as it may be over few steps.
+    """
+    if "grad_variance" not in metrics:
+        return metrics
+    square, variance = metrics["grad_sq_norm"], metrics["grad_variance"]
+    return {**metrics, "gradient_noise_scale": variance / square if square > 0 else math.nan}
 
 
 class _Carrier(nn.Module):
@@ -97,11 +139,14 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     carrier = _Carrier(loss_fn, params)
     ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
+    squares: list[Tensor] = []
+    ddp.register_comm_hook(squares, _mean_with_square)
 
     @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
         for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
             leaf.data, leaf.grad = params[name], None
+        squares.clear()
         values = []
         for batch in micro_batches:
             is_last = batch is micro_batches[-1]
@@ -113,10 +158,22 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
             values.append((loss.detach(), metrics))
         grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
         loss, metrics = _mean(values)
-        loss, model_state, metrics = distributed.mean_over_ranks((loss, model_state, metrics))
+        loss, model_state, metrics, square = distributed.mean_over_ranks(
+            (loss, model_state, metrics, torch.stack(squares).sum())
+        )
+        part_size = sum(len(batch.labels) for batch in micro_batches)
+        metrics |= _noise(square, grads, num_parts=distributed.world_size(), part_size=part_size)
         return grads, (loss, (model_state, metrics))
 
     return compute
+
+
+def _mean_with_square(squares: list[Tensor], bucket: GradBucket) -> Future[Tensor]:
+    """What DDP does without a hook, to the last bit; before it, the square norm of the rank's own gradients is kept."""
+    grads = bucket.buffer()
+    squares.append(torch.linalg.vector_norm(grads).square())
+    work = all_reduce(grads.mul_(1 / distributed.world_size()), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 def _mean(values: Sequence[tree.Tree]) -> tree.Tree:

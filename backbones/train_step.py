@@ -104,8 +104,9 @@ def make_train_step(
     """One step of training: augmented batch -> gradients -> updates -> the next state.
 
     Its metrics are `loss`, `accuracy` (of the augmented batch), the norms `grad_norm` and `update_norm` (before and
-    after the optimizer) and `param_norm` (after the step), `learning_rate` where the optimizer has one, and `nonfinite`
-    (1 if one of the loss and the first two norms is not finite, else 0).
+    after the optimizer) and `param_norm` (after the step), `learning_rate` where the optimizer has one, `nonfinite`
+    (1 if one of the loss and the first two norms is not finite, else 0), and of several micro-batches or ranks what
+    `with_noise_scale` needs, `grad_sq_norm` and `grad_variance`.
 
     The batch of each process is cut into `accumulate` micro-batches. With `skip_nonfinite`, a step that is `nonfinite`
     leaves the state as it is, but for the step count.

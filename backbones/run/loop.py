@@ -11,6 +11,7 @@ import torch
 
 import backbones.distributed as distributed
 from backbones.experiment import Experiment, Program
+from backbones.gradient import with_noise_scale
 from backbones.run.checkpoint import Checkpoints, SaveError
 from backbones.run.metric_writer import MetricWriter
 from backbones.run.preemption import Preempted
@@ -115,7 +116,7 @@ def train(
                 raise GoBack(bad, state)
             look_into(bad)
         if log_due:
-            writer.write("train", step, {**means.take(), "images_per_second": timer.rate()})
+            writer.write("train", step, {**with_noise_scale(means.take()), "images_per_second": timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
         if eval_due:
             test_metrics = program.evaluate(state, weights)

@@ -1,14 +1,16 @@
-"""What each rank runs under torchrun, in test_distributed.py, test_resume.py and test_rewind.py."""
+"""What each rank runs under torchrun, in test_distributed, test_gradient, test_resume and test_rewind."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from helpers.poison import PASS_OVER, REWIND
 from helpers.resumed import CASES, check_resumed
+from torch.nn.parallel import DistributedDataParallel
 
 import backbones.distributed as distributed
 import backbones.random as random
@@ -17,12 +19,12 @@ from backbones.commands import train
 from backbones.commands.audit import main as audit
 from backbones.commands.exit import run_command
 from backbones.experiment import Experiment
-from backbones.gradient import grad_and_value
+from backbones.gradient import GradAndValueResult, _Carrier, grad_and_value
 from backbones.models import with_sync_batch_norm
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run as run_experiment
 from backbones.train_step import make_loss_fn
-from backbones.types import Batch
+from backbones.types import Batch, Metrics
 from experiments import EXPERIMENTS
 
 
@@ -48,7 +50,7 @@ def seam() -> None:
             leaf /= 2
 
         before = tree.sha256((params, model_state))
-        grads, (loss, (new_state, metrics)) = by_ddp(params, model_state, micro_batches)
+        grads, (loss, (new_state, metrics)) = without_noise(by_ddp(params, model_state, micro_batches))
         kept = tree.sha256(grads)
         by_ddp(tree.zeros_like(params), model_state, micro_batches)
         assert tree.sha256(grads) == kept  # the next call writes over nothing
@@ -69,6 +71,48 @@ def seam() -> None:
     print("all equal")
 
 
+def without_noise(result: GradAndValueResult) -> GradAndValueResult:
+    """The result without the estimates for the gradient noise scale; see `noise`."""
+    grads, (loss, (model_state, metrics)) = result
+    return grads, (loss, (model_state, {"accuracy": metrics["accuracy"]}))
+
+
+def noise() -> None:
+    """Three ranks against three micro-batches of one process and against the paper, and the gradient against DDP's own.
+
+    A rank's share is one part of the batch, however many micro-batches it is cut into.
+    """
+    distributed.init("cpu")
+    model, rank = resnet(BasicBlock, (1, 1), (3, 8, 8), 10), distributed.rank()
+    params, model_state = model.init(random.generator(0))
+    loss_fn = make_loss_fn(model, label_smoothing=0.0)
+    over_ranks, plain = grad_and_value(loss_fn, params), DistributedDataParallel(_Carrier(loss_fn, params))
+    with mock.patch("backbones.distributed.world_size", return_value=1):
+        by_micro_batches = grad_and_value(loss_fn, params)
+    shares = [random_batch(4, random.generator(2, other)) for other in range(3)]
+
+    grads, (_, (_, metrics)) = over_ranks(params, model_state, [shares[rank]])
+    check_noise(metrics, by_micro_batches(params, model_state, shares)[1][1][1])
+    plain(model_state, shares[rank])[0].backward()
+    for name, leaf in zip(params, plain.module.leaves, strict=True):
+        assert torch.equal(grads[name], leaf.grad), name
+
+    halves = [[Batch(*(x if x is None else x.chunk(2)[i] for x in share)) for i in range(2)] for share in shares]
+    _, (_, (_, metrics)) = over_ranks(params, model_state, halves[rank])
+    own = [by_micro_batches(params, model_state, each)[0] for each in halves]
+    small = sum(tree.global_norm(each).square() for each in own) / 3
+    big = tree.global_norm(tree.map(lambda *leaves: sum(leaves) / 3, *own)).square()
+    variance = (small - big) / (1 / 4 - 1 / 12)
+    check_noise(metrics, {"grad_sq_norm": (12 * big - 4 * small) / (12 - 4), "grad_variance": variance})
+    print("all equal")
+
+
+def check_noise(got: Metrics, wanted: Metrics) -> None:
+    """Close up to the rounding of squares, of which these are differences."""
+    for name in ("grad_sq_norm", "grad_variance"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-4, atol=1e-4 * wanted["grad_variance"].item())
+
+
 def random_batch(size: int, generator: torch.Generator) -> Batch:
     images = torch.randn(size, 3, 8, 8, generator=generator)
     labels = torch.randint(10, (size,), generator=generator)
@@ -86,7 +130,7 @@ def sync_batch_norm() -> None:
     half = Batch(*(leaf if leaf is None else leaf.chunk(2)[distributed.rank()] for leaf in whole))
     loss_fn, synced = (make_loss_fn(each, label_smoothing=0.0) for each in (model, with_sync_batch_norm(model)))
     expected = torch.func.grad_and_value(loss_fn, has_aux=True)(params, model_state, whole)
-    got = grad_and_value(synced, params)(params, model_state, [half])
+    got = without_noise(grad_and_value(synced, params)(params, model_state, [half]))
     for one, other in zip(tree.leaves(got), tree.leaves(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -125,7 +169,14 @@ def rewind(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    tests = {"seam": seam, "train": run, "resume": resume, "elsewhere": elsewhere, "rewind": rewind}
+    tests = {
+        "seam": seam,
+        "noise": noise,
+        "train": run,
+        "resume": resume,
+        "elsewhere": elsewhere,
+        "rewind": rewind,
+    }
     tests[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
