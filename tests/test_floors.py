@@ -30,6 +30,9 @@ DOORS = {
     "fvcore": "backbones.run.overhead",
     "tensorboard": "backbones.run.metric_writer",
     "jinja2": "backbones.run.report.page",
+    "wandb": "backbones.run.trackers",
+    "trackio": "backbones.run.trackers",
+    "mlflow": "backbones.run.trackers",
 }
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from backbones.commands.checkpoint import main as checkpoint_main
 from backbones.data import digits
 from backbones.experiment import Experiment
+from backbones.run.metric_writer import read_metrics
 from backbones.run.run import run
 from docs.architecture import draw
 
@@ -234,3 +235,19 @@ def test_a_report(
     assert (tmp_path / "report.html").exists() and (tmp_path / "report-png" / "overview.png").exists()
     exec(code_after("docs/report.md", "A report of runs", "python")[0], {})
     assert "digits-resnet18 Statistic(mean=" in capsys.readouterr().out
+
+
+def test_a_tracker_of_ones_own(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has all lines, also those of before a resume."""
+    monkeypatch.chdir(tmp_path)
+    (text,) = code_after("docs/logging.md", "A tracker of your own", "python")
+    assert len([line for line in text.splitlines() if line]) <= 10
+    (tmp_path / "to_csv_tracker.py").write_text(text)
+    for steps in (1, 2):
+        longer = dataclasses.replace(experiment, steps=steps)
+        run(longer, run_dir=tmp_path / "run", resume="auto", log_to=["to_csv_tracker:to_csv"])
+    rows = [line.split(",") for line in (tmp_path / "run.csv").read_text().splitlines()]
+    losses = {(step, name): float(value) for step, name, value in rows if name.endswith("/loss")}
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    wanted = {(str(line["step"]), f"{line['split']}/loss"): line["loss"] for line in lines}
+    assert losses == {**wanted, ("2", "result/loss"): losses["2", "test/loss"]}

@@ -41,6 +41,8 @@ class Command:
     """Start a new run of the experiment in this config.json."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Trace the steps A to B - 1 by torch.profiler, into the run folder, and print where time and memory went."""
+    log_to: Annotated[tuple[str, ...], tyro.conf.arg(metavar="wandb|trackio|mlflow|MODULE:NAME ...")] = ()
+    """Send the metrics there too; a run that is resumed with it continues there. See docs/logging.md."""
     list_all: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print every experiment with what it reaches, and exit."""
     show: bool = False
@@ -71,7 +73,7 @@ def train(command: Command) -> None:
     """Run what a command line asks for."""
     resume = None if command.resume is None else parse_which(command.resume)
     profile = None if command.profile is None else parse_steps(command.profile)
-    run(command.experiment, run_dir=command.run_dir, resume=resume, profile=profile)
+    run(command.experiment, run_dir=command.run_dir, resume=resume, profile=profile, log_to=command.log_to)
 
 
 def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: str = "train.py") -> Command:

@@ -1,4 +1,4 @@
-"""Metrics of a run: the terminal, `metrics.jsonl`, TensorBoard and, at the end, `curves.png`. Rank 0 only."""
+"""Metrics of a run: the terminal, `metrics.jsonl`, TensorBoard, trackers and, at the end, `curves.png`. Rank 0 only."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.run.files import Appender, atomic_write, to_json
+from backbones.run.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 
@@ -35,15 +36,18 @@ FORMATS = {
 
 
 class MetricWriter:
-    """Writes metrics to the terminal and to files; on other ranks than 0 it does nothing.
+    """Writes metrics to the terminal, to files and to trackers; on other ranks than 0 it does nothing.
 
     Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, num_steps: int, log_every: int) -> None:
+    def __init__(
+        self, run_dir: Path, *, start_step: int, num_steps: int, log_every: int, trackers: Trackers = Trackers()
+    ) -> None:
         self._is_main = distributed.is_main()
         if not self._is_main:
             return
+        self._trackers = trackers
         (run_dir / "tensorboard").mkdir(exist_ok=True)
         self._events = Appender(run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}")
         self._records = RecordWriter(self._events)  # SummaryWriter has a thread, which fails on a full disk
@@ -54,6 +58,8 @@ class MetricWriter:
         self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
         if last + log_every <= start_step:
             distributed.warn0(f"{self._path} has no lines of steps {last + 1} to {start_step}; go on without them")
+        for line in kept:
+            trackers.log(line["step"], _tagged(line))
         self._warned = False
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=None)
         self._num_steps = num_steps
@@ -92,10 +98,11 @@ class MetricWriter:
         """Record the metrics of one split (`train` or `test`) after `step` steps, and the time up to now."""
         if not self._is_main:
             return
-        metrics = {**metrics, "seconds": self.seconds}
-        self._lines.write(to_json({"step": step, "split": split, **metrics}).encode() + b"\n")
-        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
+        line = {"step": step, "split": split, **metrics, "seconds": self.seconds}
+        self._lines.write(to_json(line).encode() + b"\n")
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _tagged(line).items()]
         self._write_event(step=step, summary=Summary(value=values))
+        self._trackers.log(step, _tagged(line))
         self._warn()
         self._print(split, step, metrics)
 
@@ -136,6 +143,12 @@ class MetricWriter:
             self._lines.close()
             self._events.close()
             self._warn()
+
+
+def _tagged(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a line of `metrics.jsonl` by names such as `train/loss`; null is nan."""
+    metrics = {name: value for name, value in line.items() if name not in ("step", "split")}
+    return {f"{line['split']}/{name}": math.nan if value is None else value for name, value in metrics.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A run: an experiment, a folder, and the training in between."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,18 @@ from backbones.run.rewind import train_and_rewind
 from backbones.run.run_dir import check_run_dir, latest_run_dir, new_run_dir, read_config, write_config
 from backbones.run.spikes import make_look_into, watch_losses
 from backbones.run.step_profile import with_profile
+from backbones.run.trackers import Trackers
 
 RESULT, BAD_FILES = "result.json", "bad_files.txt"
 
 
 def run(
-    experiment: Experiment, *, run_dir: Path | None = None, resume: Which | None = None, profile: range | None = None
+    experiment: Experiment,
+    *,
+    run_dir: Path | None = None,
+    resume: Which | None = None,
+    profile: range | None = None,
+    log_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
@@ -45,17 +51,19 @@ def run(
         run_dir: folder of the run; None for the newest of that name if it is resumed, else for a new one.
         resume: the checkpoint to resume: `auto`, `latest`, `best`, a step, or a path; None for a new run.
         profile: the steps to profile, counted from 1.
+        log_to: trackers that get the metrics too, such as `mlflow`; see `Trackers`.
 
     Raises:
-        InputError: the experiment cannot be run as it is, or the folder is not free.
+        InputError: the experiment cannot be run as it is, the folder is not free, or a tracker is not installed.
         Diverged: the loss or a gradient is not finite, or the run cannot get past such a step by going back.
         Preempted: a signal asked to stop, and the state is saved.
     """
     with torch_settings_kept():
         device = experiment.init_device()
+        trackers = Trackers(log_to)
         folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
-        with locked(folder):
-            return _run(experiment, device, folder, resume, profile)
+        with locked(folder), trackers:
+            return _run(experiment, device, folder, resume, profile, trackers)
 
 
 @contextmanager
@@ -84,7 +92,12 @@ def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Pat
 
 
 def _run(
-    experiment: Experiment, device: torch.device, folder: Path, resume: Which | None, profile: range | None
+    experiment: Experiment,
+    device: torch.device,
+    folder: Path,
+    resume: Which | None,
+    profile: range | None,
+    trackers: Trackers,
 ) -> dict[str, Any]:
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
     with distributed.patience():
@@ -125,9 +138,16 @@ def _run(
             if bad_files := dataset.train.bad_files + dataset.test.bad_files:
                 print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
                 atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")
+        trackers.start(folder, experiment)
         with (
             closing(
-                MetricWriter(folder, start_step=start_step, num_steps=num_steps, log_every=experiment.log_every)
+                MetricWriter(
+                    folder,
+                    start_step=start_step,
+                    num_steps=num_steps,
+                    log_every=experiment.log_every,
+                    trackers=trackers,
+                )
             ) as writer,
             handle_signals() as preempted,
         ):
@@ -161,6 +181,9 @@ def _run(
     if distributed.is_main():
         atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")
         plot_curves(folder)
+        trackers.log(
+            result["steps"], {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
+        )
         print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder / RESULT} and curves.png")
     return result
 

@@ -6,6 +6,7 @@ bad_files.txt      files of the data set that are left out, if there are any
 metrics.jsonl      metrics, one JSON object a line
 tensorboard/       the same metrics as event files
 spikes/            samples and images of steps at which the loss was a spike, or something was not finite, if any were
+trackers.json      the run's id in each of --log-to
 checkpoints/       one folder a checkpoint, named by its step
 lock               which process writes here, while it does
 result.json        how the run ended
