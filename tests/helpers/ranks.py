@@ -169,14 +169,7 @@ def rewind(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    tests = {
-        "seam": seam,
-        "noise": noise,
-        "train": run,
-        "resume": resume,
-        "elsewhere": elsewhere,
-        "rewind": rewind,
-    }
+    tests = {"seam": seam, "noise": noise, "train": run, "resume": resume, "elsewhere": elsewhere, "rewind": rewind}
     tests[sys.argv[1]](*sys.argv[2:])
     distributed.shut_down()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").glob("*")]
