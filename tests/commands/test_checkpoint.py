@@ -33,7 +33,7 @@ def test_show(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{finished}/checkpoints/4: " in shown and "steps saved: 0, 2" in shown and "(best)" in shown
     assert f"top1         {result['top1']:.6g}\n" in shown and "\nevaluated " in shown
     params = next(line for line in shown.splitlines() if line.startswith("params "))
-    assert params.split() == ["params", "14", "1,971,640", "7,886,560", result["params_sha256"]]
+    assert params.split() == ["params", "14", "1,971,352", "7,885,408", result["params_sha256"]]
     leaf = next(line for line in shown.splitlines() if line.startswith("params/head.weight"))
     digest = read_checkpoint(finished / "checkpoints" / "4").manifest.leaves["params/head.weight"].sha256
     assert leaf.split() == ["params/head.weight", "float32", "10,240", digest[:12], "[10,", "256]"]
