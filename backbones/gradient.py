@@ -139,14 +139,13 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     carrier = _Carrier(loss_fn, params)
     ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
-    squares: list[Tensor] = []
-    ddp.register_comm_hook(squares, _mean_with_square)
+    norms: dict[Tensor, Tensor] = {}
+    ddp.register_comm_hook(norms, _mean_with_norms)
 
     @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
         for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
             leaf.data, leaf.grad = params[name], None
-        squares.clear()
         values = []
         for batch in micro_batches:
             is_last = batch is micro_batches[-1]
@@ -158,9 +157,8 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
             values.append((loss.detach(), metrics))
         grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
         loss, metrics = _mean(values)
-        loss, model_state, metrics, square = distributed.mean_over_ranks(
-            (loss, model_state, metrics, torch.stack(squares).sum())
-        )
+        square = torch.stack([norms[leaf] for leaf in carrier.leaves]).square().sum()
+        loss, model_state, metrics, square = distributed.mean_over_ranks((loss, model_state, metrics, square))
         part_size = sum(len(batch.labels) for batch in micro_batches)
         metrics |= _noise(square, grads, num_parts=distributed.world_size(), part_size=part_size)
         return grads, (loss, (model_state, metrics))
@@ -168,11 +166,13 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     return compute
 
 
-def _mean_with_square(squares: list[Tensor], bucket: GradBucket) -> Future[Tensor]:
-    """What DDP does without a hook, to the last bit; before it, the square norm of the rank's own gradients is kept."""
-    grads = bucket.buffer()
-    squares.append(torch.linalg.vector_norm(grads).square())
-    work = all_reduce(grads.mul_(1 / distributed.world_size()), async_op=True)
+def _mean_with_norms(norms: dict[Tensor, Tensor], bucket: GradBucket) -> Future[Tensor]:
+    """What DDP does without a hook, to the last bit; before it, the norms of the rank's own gradients are kept.
+
+    Those of each leaf: the buckets are others after the first step of a process, and their sums would round otherwise.
+    """
+    norms.update(zip(bucket.parameters(), map(torch.linalg.vector_norm, bucket.gradients()), strict=True))
+    work = all_reduce(bucket.buffer().mul_(1 / distributed.world_size()), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
