@@ -82,7 +82,7 @@ def test_the_commands_are_listed_and_found(tmp_path) -> None:
     closed = f"exec {sys.executable} -m backbones --help >&- 2>&-"
     assert subprocess.run(["sh", "-c", closed], cwd=tmp_path).returncode == 0
     done = subprocess.run([*command, "evalute", "x"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: unknown command 'evalute'; did you mean evaluate?")
+    assert done.returncode == 1 and done.stderr.startswith("error: unknown command 'evalute'; did you mean evaluate")
     assert done.stderr.count("\n") == 1
     done = subprocess.run(
         [*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path, capture_output=True, text=True
