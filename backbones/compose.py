@@ -27,7 +27,7 @@ def on(experiment: Experiment, data: Callable[..., Dataset], **options: Any) -> 
         InputError: the function has no such option.
     """
     new = use(data, **options)
-    rest = experiment.name.removeprefix(experiment.data.name).removeprefix("-")
+    rest = experiment.name.removeprefix(f"{experiment.data.name}-")
     return dataclasses.replace(experiment, data=new, name=f"{new.name}-{rest}")
 
 

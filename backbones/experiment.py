@@ -22,7 +22,8 @@ import backbones.machine as machine
 import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
-from backbones.data import Batches, DataInfo, Dataset, Sampling, Source, make_batches
+from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
+from backbones.data.source import read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
 from backbones.gradient import grad_and_value
@@ -43,6 +44,9 @@ from backbones.types import Batch, Metrics, Params, Roles
 
 VERSION = "0.2"
 """Of the format of `config.json` and of checkpoints."""
+
+NUM_INIT_IMAGES = 5000
+"""Training images that the initialisation of a model sees, if it sees any."""
 
 COMPONENTS = ("data", "augment", "model", "optim", "schedule")
 """Fields of `Experiment` that are functions with options."""
@@ -237,7 +241,10 @@ class Experiment:
         model = with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
-        images = None if model.init_from_images is None else normalize(_some_images(dataset.train, device))
+        images = None
+        if model.init_from_images is not None:
+            source = dataset.train
+            images = normalize(read_some(source.read, source.size, NUM_INIT_IMAGES, source.labels.device).to(device))
         state = init_train_state(model, optimizer, seed=self.seed, device=device, images=images)
 
         make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
@@ -332,12 +339,6 @@ class Experiment:
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
-
-
-def _some_images(source: Source, device: torch.device, number: int = 5000) -> torch.Tensor:
-    """At most `number` images of a source, at equal distances, [N, C, H, W] uint8."""
-    index = torch.linspace(0, source.size - 1, min(number, source.size), device=source.labels.device).long()
-    return source.read(index, torch.zeros_like(index)).to(device)
 
 
 def set_deterministic(mode: bool, *, warn_only: bool = False) -> None:

@@ -5,6 +5,7 @@ speedrun-sgd is airbench94 as published; speedrun is its variant with Muon, whic
 """
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,10 +40,7 @@ def airbench_sgd(
         bias_scale: learning rate of the biases of norms, relative to lr.
         whiten_fraction: part of the run in which the bias of the first layer is trained.
     """
-
-    def sgd(scale: float, schedule: optim.Schedule) -> optim.GradientTransformation:
-        return optim.sgd(schedule, lr=scale * lr, momentum=momentum, nesterov=True, weight_decay=weight_decay / scale)
-
+    sgd = partial(_sgd, lr=lr, momentum=momentum, weight_decay=weight_decay)
     transforms = {
         "weight": sgd(1.0, schedule),
         "bias": sgd(bias_scale, schedule),
@@ -79,10 +77,7 @@ def airbench_muon(
         weight_decay: d of L2 regularisation of the head.
         whiten_fraction: part of the run in which the bias of the first layer is trained; its rate falls to 0 in it.
     """
-
-    def sgd(scale: float, schedule: optim.Schedule) -> optim.GradientTransformation:
-        return optim.sgd(schedule, lr=scale * sgd_lr, momentum=0.85, nesterov=True, weight_decay=weight_decay / scale)
-
+    sgd = partial(_sgd, lr=sgd_lr, momentum=0.85, weight_decay=weight_decay)
     muon = optim.chain(
         optim.trace(momentum, nesterov=True),
         optim.orthogonalize(),
@@ -102,6 +97,13 @@ def airbench_muon(
         return "head" if name.startswith("head") else "filters"
 
     return optim.partition(transforms, part)
+
+
+def _sgd(
+    scale: float, schedule: optim.Schedule, *, lr: float, momentum: float, weight_decay: float
+) -> optim.GradientTransformation:
+    """SGD at `scale` times the rate, with the same decay in each step."""
+    return optim.sgd(schedule, lr=scale * lr, momentum=momentum, nesterov=True, weight_decay=weight_decay / scale)
 
 
 def _until(end: float, schedule: optim.Schedule) -> optim.Schedule:

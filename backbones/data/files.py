@@ -18,7 +18,7 @@ from backbones.data.decoded import Decoded, keep_decoded, read_decoded
 from backbones.data.kept import stamp
 from backbones.data.listing import Files, Listing, train_test
 from backbones.data.reader import Fit, Reader, unreadable
-from backbones.data.source import CPU, Color, DataInfo, Dataset, Source, channel_statistics, check_labels
+from backbones.data.source import CPU, Color, DataInfo, Dataset, Source, channel_statistics, check_labels, read_some
 from backbones.data.workers import Workers
 from backbones.errors import Count, InputError, Range
 
@@ -94,7 +94,7 @@ def image_files(
     height, width = (image_size, image_size) if image_size else readers["train"].load(0).shape[1:]
     fit = Fit(height, width, center if image_size else None, None)
     readers = {name: reader._replace(fit=fit) for name, reader in readers.items()}
-    mean, std = _sampled_statistics(readers["train"])
+    mean, std = channel_statistics(read_some(readers["train"].read, len(labels["train"]), NUM_SAMPLED))
     info = DataInfo((channels, height, width), listing.class_names, mean, std, background, fit.center)
     if image_size and crop == "random":
         readers["train"] = readers["train"]._replace(fit=fit._replace(smallest=smallest))
@@ -169,12 +169,6 @@ def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Itera
         for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
             yield result
             bar.update(len(part))
-
-
-def _sampled_statistics(reader: Reader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, from some of the images."""
-    index = torch.linspace(0, reader.files.size - 1, min(NUM_SAMPLED, reader.files.size)).long()
-    return channel_statistics(reader.read(index, torch.zeros_like(index)))
 
 
 def _digest(listing: Listing, files: Files) -> Callable[[], str]:

@@ -151,6 +151,12 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
             distributed.print0(f"note: no {what} in {len(names)} of {len(class_names)} classes: {shorten(names)}")
 
 
+def read_some(read: Read, size: int, most: int, device: torch.device = CPU) -> Tensor:
+    """At most `most` of `size` images, at equal distances, [N, C, H, W] uint8; `device` is where the labels lie."""
+    index = torch.linspace(0, size - 1, min(most, size), device=device).long()
+    return read(index, torch.zeros_like(index))
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of images [N, C, H, W] uint8 over all pixels, in [0, 255].
 

@@ -106,9 +106,7 @@ def one_cycle(
     floor: Floor = 4e-6,
 ) -> Schedule:
     """Half a cosine from `start` to 1, then half a cosine to `floor` (Smith and Topin, arXiv 1708.07120)."""
-    rise_steps = round(warmup_fraction * num_steps)
-    reversed_rise, fall = cosine(rise_steps, floor=start), cosine(num_steps - rise_steps, floor=floor)
-    return join_schedules([lambda step: reversed_rise(rise_steps - step), fall], boundaries=[rise_steps])
+    return _rise_and_fall(cosine, num_steps, warmup_fraction, start, floor)
 
 
 @checked
@@ -120,9 +118,7 @@ def triangle(
     floor: Floor = 0.07,
 ) -> Schedule:
     """A straight line from `start` to 1, then one to `floor` (as in airbench, arXiv 2404.00498)."""
-    rise_steps = round(peak * num_steps)
-    rise, fall = linear(rise_steps, floor=start), linear(num_steps - rise_steps, floor=floor)
-    return join_schedules([lambda step: rise(rise_steps - step), fall], boundaries=[rise_steps])
+    return _rise_and_fall(linear, num_steps, peak, start, floor)
 
 
 @checked
@@ -171,6 +167,13 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 def _decay(num_steps: int, warmup_steps: int, factor: Callable[[Tensor], Tensor]) -> Schedule:
     """A warm-up, then `factor(x)`, where x goes from 0 to 1 in the rest of the run."""
     return warm_up(warmup_steps, then=lambda step: factor(_fraction(step, num_steps - warmup_steps)), before=num_steps)
+
+
+def _rise_and_fall(fall: Callable[..., Schedule], num_steps: int, peak: float, start: float, floor: float) -> Schedule:
+    """A schedule `fall` backwards from `start` to 1, in the fraction `peak` of the run, then one to `floor`."""
+    rise_steps = round(peak * num_steps)
+    reversed_rise, then = fall(rise_steps, floor=start), fall(num_steps - rise_steps, floor=floor)
+    return join_schedules([lambda step: reversed_rise(rise_steps - step), then], boundaries=[rise_steps])
 
 
 def _fraction(step: Tensor, num_steps: int) -> Tensor:

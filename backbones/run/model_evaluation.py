@@ -30,6 +30,10 @@ Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W], uint8 or floating in [0, 255] -> logits [N, K]."""
 
 
+MOST_COUNTED = 30
+"""Up to so many classes a confusion matrix is drawn with its counts."""
+
+
 class Mistake(NamedTuple):
     """An image that was predicted as another class than its own."""
 
@@ -77,7 +81,7 @@ class Evaluation(NamedTuple):
 
     @property
     def confused_with(self) -> list[tuple[int, int] | None]:
-        """For each class the one that its images are most often mistaken for, and how many; None if there is none."""
+        """For each class the other one that its images are most often predicted as, and how many; None if no other."""
         counts, others = (self.confusion - torch.diag(self.confusion.diagonal())).max(dim=1)
         pairs = zip(others.tolist(), counts.tolist(), strict=True)
         return [(other, count) if count else None for other, count in pairs]
@@ -169,7 +173,7 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {evaluation.top1:.2%}")
     axes.set_xticks(ticks, class_names, rotation=90)
     axes.set_yticks(ticks, class_names)
-    if len(class_names) <= 30:
+    if len(class_names) <= MOST_COUNTED:
         for i, j in counts.nonzero().tolist():
             color = "white" if shares[i][j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j].item()), ha="center", va="center", color=color, fontsize=8)
@@ -206,15 +210,16 @@ def write_evaluation(folder: Path, evaluation: Evaluation, class_names: Sequence
         **evaluation.summary,
         "confusion": evaluation.confusion.tolist(),
         "classes": list(class_names),
-        "class_accuracy": _null_for_nan(evaluation.scores.recall),
-        "class_precision": _null_for_nan(evaluation.scores.precision),
-        "class_f1": _null_for_nan(evaluation.scores.f1),
-        "calibration": {name: _null_for_nan(value) for name, value in evaluation.calibration._asdict().items()},
+        "class_accuracy": null_for_nan(evaluation.scores.recall),
+        "class_precision": null_for_nan(evaluation.scores.precision),
+        "class_f1": null_for_nan(evaluation.scores.f1),
+        "calibration": {name: null_for_nan(value) for name, value in evaluation.calibration._asdict().items()},
     }
     atomic_write(folder / "evaluation.json", to_json(values) + "\n")
     plot_confusion(evaluation, class_names, folder / "confusion.png")
     plot_calibration(evaluation, folder / "calibration.png")
 
 
-def _null_for_nan(values: Tensor) -> list[float | None]:
+def null_for_nan(values: Tensor) -> list[float | None]:
+    """A vector as plain data; NaN is None."""
     return [None if math.isnan(value) else value for value in values.tolist()]

@@ -64,6 +64,11 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_
     figure.savefig(path, dpi=DPI)
 
 
+def in_rows(tiles: Sequence[Tile], columns: int = 8) -> list[Sequence[Tile]]:
+    """Lines of so many tiles, for `draw_tiles`."""
+    return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+
+
 def to_rgb(image: Tensor) -> Tensor:
     """[C, H, W], uint8 or floating in [0, 255] -> [H, W, 3] uint8; of more than three channels the first three.
 

@@ -23,7 +23,7 @@ from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.files import atomic_path, atomic_write, to_json
 from backbones.run.model_evaluation import Predict, load_predictor
-from backbones.run.pictures import Tile, caption, draw_tiles
+from backbones.run.pictures import Tile, caption, draw_tiles, in_rows
 from backbones.types import Batch, Metrics
 
 SPIKES = "spikes"
@@ -35,8 +35,8 @@ WINDOW, LEAST = 100, 20
 MARGIN = 0.25
 """How far a spike must be above each of these losses, as a share of the loss of equal probabilities for all classes."""
 
-MOST_STEPS, MOST_IMAGES, COLUMNS = 10, 64, 8
-"""Steps of a run that are looked into, images of each that are drawn, and images in a line."""
+MOST_STEPS, MOST_IMAGES = 10, 64
+"""Steps of a run that are looked into, and images of each that are drawn."""
 
 
 class BadStep(NamedTuple):
@@ -140,10 +140,9 @@ def make_look_into(
             about = f"its samples, by their loss under the parameters of step {step}"
             print_line(f"step {bad.step}: {about}: {shorten(shown)}; see {folder / str(bad.step)}.json and .png")
             folder.mkdir(exist_ok=True)
-            rows = [tiles[i : i + COLUMNS] for i in range(0, min(len(tiles), MOST_IMAGES), COLUMNS)]
             with atomic_path(folder / f"{bad.step}.png") as path:
                 title = f"{experiment.name}, step {bad.step}: {bad.reason}. Losses under the parameters of step {step}"
-                draw_tiles(rows, path, title=title)
+                draw_tiles(in_rows(tiles[:MOST_IMAGES]), path, title=title)
             content = {"step": bad.step, "reason": bad.reason, "parameters_of_step": step, "samples": samples}
             atomic_write(folder / f"{bad.step}.json", to_json(content, indent=2) + "\n")
         except Exception as error:  # whatever it is

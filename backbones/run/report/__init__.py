@@ -23,7 +23,7 @@ from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.run.files import atomic_write
 from backbones.run.model_evaluation import plot_calibration, plot_confusion
-from backbones.run.pictures import draw_tiles
+from backbones.run.pictures import draw_tiles, in_rows
 from backbones.run.report.examine import Examined, examine
 from backbones.run.report.groups import Group, group_runs
 from backbones.run.report.overview import draw_overview
@@ -126,5 +126,8 @@ def _draw(found: Examined, group: Group, stem: Path) -> None:
     plot_calibration(found.evaluation, path("calibration"))
     draw_tiles(found.augmented, path("augmented"), title=f"{group.label}: before and after", first_apart=True)
     if found.mistakes:
-        rows = [found.mistakes[i : i + 8] for i in range(0, len(found.mistakes), 8)]
-        draw_tiles(rows, path("mistakes"), title=f"{group.label}: the highest probabilities on a wrong class")
+        draw_tiles(
+            in_rows(found.mistakes),
+            path("mistakes"),
+            title=f"{group.label}: the highest probabilities on a wrong class",
+        )

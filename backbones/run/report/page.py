@@ -14,6 +14,7 @@ from torch import Tensor
 
 import backbones.run.report.text as text
 from backbones.metrics import Calibration
+from backbones.run.model_evaluation import MOST_COUNTED, null_for_nan
 from backbones.run.pictures import to_rgb
 from backbones.run.report.curves import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, make_panel
 from backbones.run.report.examine import Examined
@@ -24,9 +25,6 @@ GENERATOR = '<meta name="generator" content="backbones report" />'
 
 MOST_PIXELS = 128
 """Longest side of an image in the page; larger ones are scaled down."""
-
-MOST_CLASSES = 30
-"""Up to so many of them the confusion matrix is a table of counts, and above it a picture."""
 
 
 def write_page(
@@ -67,7 +65,7 @@ def write_page(
         colors=COLORS,
         different=different,
         options=list(dict.fromkeys(option for each in different for option in each)),
-        most_classes=MOST_CLASSES,
+        most_classes=MOST_COUNTED,
     )
 
 
@@ -80,14 +78,14 @@ class ClassRow(NamedTuple):
     precision: float | None
     f1: float | None
     confused: str
-    """The class as which its images are most often predicted by mistake, and how many are."""
+    """The other class that its images are most often predicted as, and how many."""
 
 
 def class_rows(found: Examined) -> list[ClassRow]:
     """The scores of each class, the worst accuracy first."""
     evaluation, names = found.evaluation, found.class_names
     images = evaluation.confusion.sum(dim=1).tolist()
-    scores = [[None if math.isnan(value) else value for value in each.tolist()] for each in evaluation.scores]
+    scores = [null_for_nan(each) for each in evaluation.scores]
     confused = [f"{names[other[0]]} ({other[1]})" if other else "" for other in evaluation.confused_with]
     rows = [ClassRow(*values) for values in zip(names, images, *scores, confused, strict=True)]
     return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
