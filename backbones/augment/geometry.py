@@ -29,8 +29,16 @@ def crop_flip(*, padding: Annotated[int, Range("[0, inf)")] = 4, flip: bool = Tr
     return chain(random_crop(padding), random_flip() if flip else identity())
 
 
-def random_crop(padding: int) -> Augment:
-    """Pad with zeros by `padding` pixels on each side and crop to the old size at a random position."""
+def random_crop(padding: int, *, reflect: bool = False) -> Augment:
+    """Pad by `padding` pixels on each side, and crop to the old size at a random position.
+
+    Args:
+        padding: largest shift, pixels.
+        reflect: whether the border is a reflection of the image; else it is 0.
+
+    Raises:
+        InputError: when called, images are too small for their reflection.
+    """
     if padding == 0:
         return identity()
 
@@ -39,9 +47,21 @@ def random_crop(padding: int) -> Augment:
         height, width = images.shape[2:]
         rows = top[:, None, None] + torch.arange(height, device=images.device)[:, None]
         columns = left[:, None, None] + torch.arange(width, device=images.device)
+        if reflect:
+            if padding >= min(height, width):
+                raise InputError(
+                    f"padding is {padding}, and images of {height}x{width} are reflected by at most "
+                    f"{min(height, width) - 1} pixels; give less"
+                )
+            rows, columns = _reflected(rows, height), _reflected(columns, width)
         return pixels_at(images, rows, columns)
 
     return of_images(crop)
+
+
+def _reflected(position: Tensor, size: int) -> Tensor:
+    """Positions outside of 0 .. size - 1, reflected about the first or the last pixel."""
+    return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def random_flip() -> Augment:
@@ -50,11 +70,18 @@ def random_flip() -> Augment:
 
 
 @checked
-def alternating_flip(*, padding: Padding = 0) -> Augment:
+def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
     """Flip each image in every second epoch, and half of the images in the first one (arXiv 2404.00498, section 3.6).
 
     Two epochs in a row show each image both ways, where random flips repeat half of them. Which images come first
     flipped is a function of their index alone.
+
+    Args:
+        padding: largest shift of a random crop that comes first, pixels; 0 for none.
+        reflect: whether the border of the crop is a reflection of the image, as in the paper; else it is 0.
+
+    Raises:
+        InputError: as `random_crop`.
     """
 
     def flip(keys: Tensor, batch: Batch) -> Batch:
@@ -62,7 +89,7 @@ def alternating_flip(*, padding: Padding = 0) -> Augment:
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5
         return batch._replace(images=_flip(batch.images, first ^ (batch.epoch % 2 == 1)))
 
-    return chain(random_crop(padding), flip)
+    return chain(random_crop(padding, reflect=reflect), flip)
 
 
 def _flip(images: Tensor, rows: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ from backbones.augment.geometry import affine
 from backbones.errors import InputError
 
 
-def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs() -> None:
+@pytest.mark.parametrize("reflect", [False, True])
+def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs(reflect: bool) -> None:
     batch, seen = make_batch(400), set()
-    cropped = random_crop(2)(make_keys(400), batch).images
+    cropped = random_crop(2, reflect=reflect)(make_keys(400), batch).images
     for image, crop in zip(batch.images, cropped, strict=True):
-        padded = oracle.pad(image, [2])
+        padded = oracle.pad(image, [2], padding_mode="reflect" if reflect else "constant")
         matches = [
             (top, left)
             for top in range(5)
@@ -79,6 +80,9 @@ def test_nothing_to_do() -> None:
         assert torch.equal(augment(keys, batch).images, batch.images)
     with pytest.raises(InputError, match="padding is -1; it must be 0 or more"):
         crop_flip(padding=-1)
+    with pytest.raises(InputError, match="padding is 6, and images of 8x6 are reflected by at most 5 pixels"):
+        alternating_flip(padding=6, reflect=True)(keys, batch)
+    assert alternating_flip(padding=5, reflect=True)(keys, batch).images.shape == batch.images.shape
     with pytest.raises(InputError, match=r"scale is 0.5 to 0.1; give the smallest first"):
         resized_crop(scale=(0.5, 0.1))
 
