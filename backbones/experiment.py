@@ -11,6 +11,7 @@ import inspect
 import math
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
-from backbones.gradient import grad_and_value
+from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, LossName, balanced_class_weights
 from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
@@ -234,11 +235,7 @@ class Experiment:
         device = self.init_device()
         self._check_batch_size()
         dataset = dataset or self.data.make(device=device)
-        model = model or self.make_model(dataset.info)
-        self._check_batch_norm(model, dataset.info)
-        if self.sync_batch_norm:
-            model = with_sync_batch_norm(model)
-        model = with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
+        model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         images = None
@@ -249,43 +246,74 @@ class Experiment:
 
         make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
         batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
-        augment = self.augment.make(num_classes=dataset.info.num_classes, device=device)
         mode = self._mode(device)
         if mode != "eager":
             first = batches(0)
-            augment(first.index, first)  # raises its own error if the batch does not suit it, not Dynamo's
+            # it raises its own error if the batch does not suit it, not Dynamo's
+            self.augment.make(num_classes=dataset.info.num_classes, device=device)(first.index, first)
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
         # before it is then a graph of its own.
         one_process = distributed.world_size() == 1
-        loss, class_weights = LOSSES[self.loss], None
-        if self.class_weights == "auto":
-            class_weights = balanced_class_weights(dataset.train.labels, dataset.info.num_classes).to(device)
-        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
-        train_step = make_train_step(
-            grad_and_value(
-                loss_fn if one_process else jit(loss_fn, mode=mode),
-                state.params,
-                transform="autograd" if mode == "eager" else "func",
-            ),
-            optimizer,
-            augment=augment,
-            normalize=normalize,
-            accumulate=self.accumulate,
-            skip_nonfinite=self.nonfinite == "skip",
-        )
+
+        def differentiate(loss_fn: LossFn) -> GradAndValue:
+            transform: Literal["autograd", "func"] = "autograd" if mode == "eager" else "func"
+            return grad_and_value(
+                loss_fn if one_process else jit(loss_fn, mode=mode), state.params, transform=transform
+            )
+
+        train_step = self._make_train_step(model, optimizer, dataset, device, differentiate)
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
         plain_batches = make(seed=0, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
-        eval_step = jit(make_eval_step(model, normalize, loss=loss, tta=self.tta), mode=mode)
+        eval_step = jit(make_eval_step(model, normalize, loss=LOSSES[self.loss], tta=self.tta), mode=mode)
         return Program(
             state,
-            _seeded(train_step, self.seed),
+            seeded(train_step, self.seed),
             batches,
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
+        )
+
+    def make_step_to_vmap(self, dataset: Dataset) -> TrainStep:
+        """The train step as a pure function that `torch.vmap` takes: of one process, eager, and not seeded."""
+        device = self.init_device()
+        model = self._complete_model(self.make_model(dataset.info), dataset.info, device)
+        optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
+        differentiate = partial(grad_and_value, params={}, transform="func")
+        return self._make_train_step(model, optimizer, dataset, device, differentiate)
+
+    def _complete_model(self, model: Model, info: DataInfo, device: torch.device) -> Model:
+        """The model as it is trained: in its precision, and with BatchNorm over the images that it is to see."""
+        self._check_batch_norm(model, info)
+        if self.sync_batch_norm:
+            model = with_sync_batch_norm(model)
+        return with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
+
+    def _make_train_step(
+        self,
+        model: Model,
+        optimizer: GradientTransformation,
+        dataset: Dataset,
+        device: torch.device,
+        differentiate: Callable[[LossFn], GradAndValue],
+    ) -> TrainStep:
+        """The train step as a pure function, neither compiled nor seeded."""
+        info, class_weights = dataset.info, None
+        if self.class_weights == "auto":
+            class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)
+        loss_fn = make_loss_fn(
+            model, label_smoothing=self.label_smoothing, loss=LOSSES[self.loss], class_weights=class_weights
+        )
+        return make_train_step(
+            differentiate(loss_fn),
+            optimizer,
+            augment=self.augment.make(num_classes=info.num_classes, device=device),
+            normalize=make_normalize(info.mean, info.std, device),
+            accumulate=self.accumulate,
+            skip_nonfinite=self.nonfinite == "skip",
         )
 
     def _mode(self, device: torch.device) -> Mode:
@@ -348,20 +376,23 @@ def set_deterministic(mode: bool, *, warn_only: bool = False) -> None:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
-def _seeded(train_step: TrainStep, seed: int) -> TrainStep:
-    """The step with torch's generator, from which dropout draws, seeded by (seed, step, rank)."""
+def seeded(train_step: TrainStep, seed: int) -> TrainStep:
+    """The step with torch's generator, from which dropout draws, seeded by (seed, step, rank).
+
+    Of a state that `tree.stack` made of several, the step is the highest of theirs.
+    """
     last: tuple[torch.Tensor, int, int] | None = None
 
-    def seeded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def seeded_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         nonlocal last
         # Of the state that was returned last the step is known; of any other one the device has to be asked.
         if last is not None and last[0] is state.step and last[1] == state.step._version:
             step = last[2]
         else:
-            step = int(state.step)
+            step = int(state.step.max())
         random.seed_torch(seed, Stream.DROPOUT, step + 1, distributed.rank())
         state, metrics = train_step(state, batch)
         last = state.step, state.step._version, step + 1
         return state, metrics
 
-    return seeded
+    return seeded_step

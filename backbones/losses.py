@@ -47,7 +47,8 @@ def binary_cross_entropy(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     num_classes = logits.shape[1]
-    target = (F.one_hot(labels, num_classes) if targets is None else targets).to(logits.dtype)
+    one_hot = labels[:, None] == torch.arange(num_classes, device=labels.device)  # `F.one_hot` does not vmap
+    target = (one_hot if targets is None else targets).to(logits.dtype)
     target = (1 - label_smoothing) * target + label_smoothing / num_classes
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
 

@@ -30,6 +30,16 @@ def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
     return map(lambda a, b: torch.where(condition, a, b), yes, no)
 
 
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of one structure as one: each leaf gets a new first dimension, as long as `trees`."""
+    return map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """Undo `stack`. The leaves share the memory of those of `tree`."""
+    return [unflatten(tree, each) for each in zip(*(leaf.unbind() for leaf in leaves(tree)), strict=True)]
+
+
 def leaves(tree: Tree) -> list[Tensor]:
     """The leaves, in the tree's own fixed order (dicts by sorted key)."""
     return optree.tree_leaves(tree)

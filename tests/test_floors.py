@@ -12,7 +12,7 @@ FLOORS = [
     [{"train", "experiments", "benchmarks"}],
     [{"backbones.commands", "backbones.__main__"}],
     [{"backbones.run"}],
-    [{"backbones.compose", "backbones.experiment", "backbones.component", "backbones.train_step",
+    [{"backbones.vmapped", "backbones.compose", "backbones.experiment", "backbones.component", "backbones.train_step",
       "backbones.evaluation", "backbones.jit"}],
     [{"backbones.models"}, {"backbones.optim"},
      {"backbones.augment", "backbones.losses", "backbones.metrics", "backbones.tta"}, {"backbones.data"}],

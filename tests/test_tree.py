@@ -74,3 +74,10 @@ def test_sha256_does_not_see_the_memory_format() -> None:
     kernel = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert tree.sha256({"a": kernel}) == tree.sha256({"a": kernel.to(memory_format=torch.channels_last)})
     assert tree.sha256({"a": torch.ones((), dtype=torch.bfloat16)})
+
+
+def test_unstack_undoes_stack() -> None:
+    trees = [{"a": torch.tensor(float(i)), "b": (torch.arange(3) + i,)} for i in range(4)]
+    stacked = tree.stack(trees)
+    assert stacked["a"].tolist() == [0, 1, 2, 3] and stacked["b"][0].shape == (4, 3)
+    assert [each["b"][0].tolist() for each in tree.unstack(stacked)] == [[i, i + 1, i + 2] for i in range(4)]

@@ -81,6 +81,7 @@ def make_normalize(mean: tuple[float, ...], std: tuple[float, ...], device: torc
     shift, scale = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
     def normalize(images: Tensor) -> Tensor:
-        return ((images.to(torch.float32) - shift) / scale).contiguous(memory_format=torch.channels_last)
+        images = (images.to(torch.float32) - shift) / scale
+        return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap has no rule for memory formats
 
     return normalize

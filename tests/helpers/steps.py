@@ -1,5 +1,6 @@
 """A few steps of a program, eager or compiled, in any precision."""
 
+from contextlib import AbstractContextManager
 from functools import partial
 from unittest import mock
 
@@ -15,15 +16,20 @@ from backbones.train_step import TrainState
 from backbones.types import Metrics
 
 
-def make_program(experiment: Experiment, dtype: torch.dtype = torch.float32) -> Program:
-    """The program of an experiment, with images and every floating leaf of its state in `dtype`."""
+def images_in(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Within the block, experiments normalize their images to `dtype`."""
 
     def normalize_in_dtype(mean, std, device):
         normalize = make_normalize(mean, std, device)
         shift, scale = (torch.tensor(values, dtype=dtype)[:, None, None] for values in (mean, std))
         return normalize if dtype == torch.float32 else lambda images: (images.to(dtype) - shift) / scale
 
-    with mock.patch("backbones.experiment.make_normalize", normalize_in_dtype):
+    return mock.patch("backbones.experiment.make_normalize", normalize_in_dtype)
+
+
+def make_program(experiment: Experiment, dtype: torch.dtype = torch.float32) -> Program:
+    """The program of an experiment, with images and every floating leaf of its state in `dtype`."""
+    with images_in(dtype):
         program = experiment.make()
     return program._replace(state=tree.map(lambda leaf: leaf.to(dtype) if is_weight(leaf) else leaf, program.state))
 
