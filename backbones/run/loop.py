@@ -1,11 +1,15 @@
-"""The training loop: steps, and in between logging, evaluation and checkpoints. All learning is in `train_step`."""
+"""The training loop: steps, and in between logging, evaluation and checkpoints. All learning is in `train_step`.
+
+A training is a generator: it yields each step that it waits for, and is sent the result. So one loop can compute its
+steps one by one, and another those of several trainings at once.
+"""
 
 import math
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -16,8 +20,34 @@ from backbones.run.checkpoint import Checkpoints, SaveError
 from backbones.run.metric_writer import MetricWriter
 from backbones.run.preemption import Preempted
 from backbones.run.spikes import BadStep, LookInto, LossWatch
-from backbones.train_step import TrainState
-from backbones.types import Metrics, Weights
+from backbones.train_step import TrainState, TrainStep
+from backbones.types import Batch, Metrics, Weights
+
+T = TypeVar("T")
+
+
+class StepCall(NamedTuple):
+    """What a training waits for: the result of `train_step(state, batch)`."""
+
+    train_step: TrainStep
+    state: TrainState
+    batch: Batch
+
+
+Training = Generator[StepCall, tuple[TrainState, Metrics], T]
+
+
+def complete(training: Training[T]) -> T:
+    """Compute the steps that a training waits for, and return what it returns."""
+    with closing(training):
+        try:
+            call = next(training)
+            while True:
+                result = call.train_step(call.state, call.batch)
+                del call  # else it would keep the old state in memory during an evaluation
+                call = training.send(result)
+        except StopIteration as end:
+            return end.value
 
 
 class Diverged(RuntimeError):
@@ -44,7 +74,7 @@ def train(
     preempted: Callable[[], bool],
     writer: MetricWriter,
     checkpoints: Checkpoints,
-) -> tuple[TrainState, dict[str, float]]:
+) -> Training[tuple[TrainState, dict[str, float]]]:
     """Train from the step of `state` to `num_steps`; evaluate and save after the last step as well.
 
     `state` is used up, and `program.state` is not used. Where `preempted()` is true on any rank, all ranks finish the
@@ -84,7 +114,7 @@ def train(
         if step in experiment.pass_over:
             state.step.add_(1)  # in place: a CUDA graph reads this memory
         else:
-            state, metrics = program.train_step(state, program.batches(step - 1))
+            state, metrics = yield StepCall(program.train_step, state, program.batches(step - 1))
             means.add(metrics)
             losses.add(step, metrics)
             images += experiment.batch_size

@@ -7,7 +7,7 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import Checkpoints
-from backbones.run.loop import GoBack, RunningMeans, diverged, train
+from backbones.run.loop import GoBack, RunningMeans, Training, diverged, train
 from backbones.run.metric_writer import MetricWriter
 from backbones.run.run_dir import write_config
 from backbones.run.spikes import LookInto, LossWatch
@@ -29,7 +29,7 @@ def train_and_rewind(
     preempted: Callable[[], bool],
     writer: MetricWriter,
     checkpoints: Checkpoints,
-) -> tuple[TrainState, dict[str, float]]:
+) -> Training[tuple[TrainState, dict[str, float]]]:
     """`train`, and where it asks to go back, again from an earlier checkpoint.
 
     That is the newest intact one before the steps to pass over: the one that went wrong and those before it,
@@ -44,17 +44,19 @@ def train_and_rewind(
     del state  # it would be kept in memory to the end
     while True:
         try:
-            return train(
-                states.pop(),
-                experiment,
-                program,
-                num_steps=num_steps,
-                means=means,
-                losses=losses,
-                look_into=look_into,
-                preempted=preempted,
-                writer=writer,
-                checkpoints=checkpoints,
+            return (
+                yield from train(
+                    states.pop(),
+                    experiment,
+                    program,
+                    num_steps=num_steps,
+                    means=means,
+                    losses=losses,
+                    look_into=look_into,
+                    preempted=preempted,
+                    writer=writer,
+                    checkpoints=checkpoints,
+                )
             )
         except GoBack as error:
             bad, states = error.bad, [error.state]

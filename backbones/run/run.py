@@ -1,7 +1,7 @@
 """A run: an experiment, a folder, and the training in between."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
 from backbones.run.files import atomic_write, to_json
 from backbones.run.lock import locked
-from backbones.run.loop import RunningMeans
+from backbones.run.loop import RunningMeans, Training, complete
 from backbones.run.metric_writer import MetricWriter, plot_curves
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
@@ -41,6 +41,7 @@ def run(
     resume: Which | None = None,
     profile: range | None = None,
     log_to: Sequence[str] = (),
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
@@ -52,6 +53,8 @@ def run(
         resume: the checkpoint to resume: `auto`, `latest`, `best`, a step, or a path; None for a new run.
         profile: the steps to profile, counted from 1.
         log_to: trackers that get the metrics too, such as `mlflow`; see `Trackers`.
+        until: a step after which to evaluate, save and return; the rest is for a later call, as if this one had not
+            stopped. What is returned then is not written. None for the last step.
 
     Raises:
         InputError: the experiment cannot be run as it is, the folder is not free, or a tracker is not installed.
@@ -63,7 +66,10 @@ def run(
         trackers = Trackers(log_to)
         folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
         with locked(folder), trackers:
-            return _run(experiment, device, folder, resume, profile, trackers)
+            training = train_in(
+                folder, experiment, device, resume=resume, profile=profile, trackers=trackers, until=until
+            )
+            return complete(training)
 
 
 @contextmanager
@@ -91,21 +97,32 @@ def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Pat
     return new_run_dir(name) if resume is None or isinstance(resume, Path) else latest_run_dir(name)
 
 
-def _run(
+def train_in(
+    folder: Path,
     experiment: Experiment,
     device: torch.device,
-    folder: Path,
+    *,
     resume: Which | None,
-    profile: range | None,
-    trackers: Trackers,
-) -> dict[str, Any]:
+    profile: range | None = None,
+    trackers: Trackers | None = None,
+    until: int | None = None,
+    dataset: Dataset | None = None,
+    preempted: Callable[[], bool] | None = None,
+) -> Training[dict[str, Any]]:
+    """The training of `run`, in a folder that is locked, on the device that the experiment has chosen.
+
+    `dataset` is that of the experiment, if it is read already. `preempted` says whether to save and stop; None handles
+    signals.
+    """
+    trackers = trackers or Trackers(())
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
     with distributed.patience():
-        dataset = experiment.data.make(device=device)
+        dataset = dataset or experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
     distributed.print0(describe(experiment, dataset, overhead, device))
     num_steps = experiment.num_steps(dataset)
+    last_step = num_steps if until is None else min(until, num_steps)
     steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
     if resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes:
         result = distributed.on_main(lambda: _read_result(folder))
@@ -129,7 +146,7 @@ def _run(
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
         if profile is not None:
-            left = range(start_step + 1, num_steps + 1)
+            left = range(start_step + 1, last_step + 1)
             program = program._replace(train_step=with_profile(program.train_step, profile, left=left, folder=folder))
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
@@ -144,22 +161,22 @@ def _run(
                 MetricWriter(
                     folder,
                     start_step=start_step,
-                    num_steps=num_steps,
+                    num_steps=last_step,
                     log_every=experiment.log_every,
                     trackers=trackers,
                 )
             ) as writer,
-            handle_signals() as preempted,
+            handle_signals() if preempted is None else nullcontext(preempted) as stop,
         ):
-            state, metrics = train_and_rewind(
+            state, metrics = yield from train_and_rewind(
                 states.pop(),  # no reference is left here, which would keep the first state in memory to the end
                 experiment,
                 program,
-                num_steps=num_steps,
+                num_steps=last_step,
                 means=means,
                 losses=losses,
                 look_into=make_look_into(folder, experiment, dataset.train, device, writer.print),
-                preempted=preempted,
+                preempted=stop,
                 writer=writer,
                 checkpoints=checkpoints,
             )
@@ -178,7 +195,7 @@ def _run(
         "device": device_name(device),
         "num_processes": distributed.world_size(),
     }
-    if distributed.is_main():
+    if distributed.is_main() and result["steps"] == num_steps:
         atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")
         plot_curves(folder)
         trackers.log(

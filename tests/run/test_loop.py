@@ -8,7 +8,7 @@ import torch
 
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import SaveError
-from backbones.run.loop import Diverged, GoBack, RunningMeans, train
+from backbones.run.loop import Diverged, GoBack, RunningMeans, complete, train
 from backbones.run.preemption import Preempted
 from backbones.run.spikes import LossWatch
 from backbones.train_step import TrainState
@@ -70,7 +70,7 @@ def run(
         flag = torch.tensor(int(state.step == bad_step))
         return state, {"loss": state.step.float(), "nonfinite": flag}
 
-    return train(
+    training = train(
         TrainState(torch.tensor(start), torch.tensor(0), {}, {}, ()),
         experiment,
         Program(
@@ -88,6 +88,7 @@ def run(
         writer=recorder,
         checkpoints=recorder,
     )
+    return complete(training)
 
 
 def test_logs_evaluates_and_saves_at_their_intervals() -> None:
