@@ -277,9 +277,14 @@ class Experiment:
             weights_of,
         )
 
-    def make_step_to_vmap(self, dataset: Dataset) -> TrainStep:
-        """The train step as a pure function that `torch.vmap` takes: of one process, eager, and not seeded."""
+    def make_pure_step(self, dataset: Dataset) -> TrainStep:
+        """The train step of one process as a pure function that `torch.vmap` takes: eager, and not seeded.
+
+        Raises:
+            InputError: as `make`.
+        """
         device = self.init_device()
+        self._check_batch_size()
         model = self._complete_model(self.make_model(dataset.info), dataset.info, device)
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         differentiate = partial(grad_and_value, params={}, transform="func")

@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -75,6 +76,24 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def resident_memory() -> int:
+    """The memory that this process has now, bytes; 0 where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def free_memory() -> float:
+    """The memory that this process may still take, bytes: of the machine, and of its container; inf if unknown."""
+    free = math.inf
+    with suppress(OSError, ValueError):  # no limit, which reads "max", or no cgroups
+        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["anon"]
+        free = float(int((CGROUP / "memory.max").read_text()) - int(used))
+    with suppress(OSError):  # no /proc
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = min(free, 1024.0 * int(fields["MemAvailable"].split()[0]))
+    return free
 
 
 def malloc() -> str:

@@ -34,19 +34,35 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
     seed of the first, and other numbers for each member.
 
     Raises:
-        InputError: as `check_vmappable`.
+        InputError: as `check_vmappable`; or, when it is called, the step has an operation that does not vmap.
     """
     check_vmappable(experiments, dataset)
     device = experiments[0].init_device()
-    step = torch.vmap(experiments[0].make_step_to_vmap(dataset), in_dims=IN_DIMS, randomness="different")
+    step = torch.vmap(experiments[0].make_pure_step(dataset), in_dims=IN_DIMS, randomness="different")
 
     def vmapped(states: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         # of CPUs' fused attention vmap has no rule, and calls it for each member
         unfused: AbstractContextManager = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         with unfused:
-            return step(states, batches)
+            try:
+                return step(states, batches)
+            except RuntimeError as error:
+                if "vmap" not in str(error):
+                    raise
+                raise InputError(f"this step does not vmap: {str(error).partition('. ')[0]}") from error
 
     return seeded(vmapped, experiments[0].seed)
+
+
+def draws_numbers(experiment: Experiment, dataset: Dataset) -> bool:
+    """Whether a train step draws from torch's generator, as dropout does."""
+    program, step = experiment.make(dataset), experiment.make_pure_step(dataset)
+    devices = [leaf.device for leaf in tree.leaves(program.state.params)[:1] if leaf.device.type == "cuda"]
+    with torch.random.fork_rng(devices):
+        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        step(program.state, program.batches(0))
+        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return not _equal(before, after)
 
 
 def check_vmappable(experiments: Sequence[Experiment], dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ from backbones.errors import check_known
 
 COMMANDS = {
     "train": "train an experiment of your own, module:name; `train.py` knows those of this project by name",
+    "sweep": "train an experiment with every combination of some options, or with random ones, and compare",
     "evaluate": "accuracy by class and confusion of a checkpoint, or the classes of image files",
     "report": "a page of runs: table, curves, differences, confusion, worst mistakes, augmented images",
     "checkpoint": "show, compare, verify and export checkpoints",

@@ -89,12 +89,8 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     args = _resume_the_latest(args)
     if args[:1] == ["--show"]:  # the name of the experiment follows
         args = [*args[1:], "--show"]
-    name = args.pop(0) if args and not args[0].startswith("-") else next(iter(experiments), "")
+    base, args = find_base(args, experiments)
     known, _ = _EARLY.parse_known_args(args)
-    if known.config is not None:
-        base = read_experiment(known.config, distributed.on_main(lambda: read_config(known.config)))
-    else:
-        base = _find_experiment(name, experiments)
     experiment, options = choose_components(base, args)
     if known.resume is not None:
         which = parse_which(known.resume)
@@ -112,13 +108,19 @@ _EARLY.add_argument("--resume", nargs="?")
 _EARLY.add_argument("--config", nargs="?", type=Path)
 
 
-def _find_experiment(name: str, experiments: Mapping[str, Experiment]) -> Experiment:
+def find_base(args: Sequence[str], experiments: Mapping[str, Experiment]) -> tuple[Experiment, list[str]]:
+    """The experiment that a command line begins with, or that of its `--config`, and the other arguments."""
+    named = bool(args) and not args[0].startswith("-")
+    name, options = (args[0], [*args[1:]]) if named else (next(iter(experiments), ""), [*args])
+    known, _ = _EARLY.parse_known_args(options)
+    if known.config is not None:
+        return read_experiment(known.config, distributed.on_main(lambda: read_config(known.config))), options
     if not name:
         raise InputError("name an experiment, as module:name")
     found = find_object("experiment", name, experiments)
     if not isinstance(found, Experiment):
         raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
-    return found
+    return found, options
 
 
 def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Experiment, list[str]]:

@@ -32,12 +32,12 @@ IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from")
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
 
 
-def new_run_dir(name: str) -> Path:
+def new_run_dir(name: str, parent: Path = RUNS) -> Path:
     """Make the first of `runs/NAME`, `runs/NAME-2`, ... that is free, and return its path."""
-    RUNS.mkdir(exist_ok=True)
+    parent.mkdir(exist_ok=True)
     number = 1
     while True:
-        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        path = parent / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir()  # only one process can
             return path

@@ -1,0 +1,208 @@
+"""`backbones sweep NAME --over optim.lr 1e-4 3e-4 --over seed 0 1`: runs that differ in some options, and a table."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+import backbones.distributed as distributed
+from backbones.commands.options import read_options
+from backbones.commands.train import choose_components, describe, find_base, parse as parse_train, with_duration
+from backbones.component import options_of
+from backbones.errors import Count, InputError, Range, check_known, check_values
+from backbones.experiment import COMPONENTS, Experiment
+from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes
+from backbones.run.sweep.members import (
+    SWEEP,
+    How,
+    Plan,
+    Sweep,
+    find_folder,
+    make_sweep,
+    read_sweep,
+    value_of,
+    write_sweep,
+)
+from backbones.run.sweep.run_sweep import run_sweep
+from backbones.run.sweep.ways import Job, end_with_parent, run_job
+
+PROG = "backbones sweep"
+
+DESCRIPTION = (
+    "Train an experiment with every combination of some options, or with random ones: backbones sweep module:name "
+    "--over optim.lr 1e-4 3e-4 1e-3 --over seed 0 1 2. The same command goes on where it was stopped. All other "
+    "options are those of train."
+)
+
+OVER_HELP = (
+    "An option of the experiment, and the values that it takes, each as after --FIELD; several words in quotes. Given "
+    "several times, all combinations are run. With --random N, LOW..HIGH or LOW..HIGH:log is a range."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """The command line."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    over: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="FIELD VALUE...", help=OVER_HELP)
+    ] = ()
+    random: Count | None = None
+    """How many combinations to draw, instead of all."""
+    sweep_seed: int = 0
+    """Seed of these draws."""
+    halving: Annotated[int, Range("[2, inf)")] | None = None
+    """Successive halving: all members run a part of their steps, one in so many a part more, and so on to the end."""
+    how: Literal["auto"] | How = "auto"
+    """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
+    seed and in numbers of the optimizer only. Auto measures, and takes the fastest."""
+    workers: Count | None = None
+    """Processes at a time, each with its share of the cores; None for one a core, up to 8, or one a GPU."""
+    sweep_dir: Path | None = None
+    """Folder of the sweep; None for that of the same sweep, or the first free one of sweeps/NAME, sweeps/NAME-2, ..."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
+    """Continue the sweep in this folder, without its command line."""
+    only: Annotated[str | None, tyro.conf.arg(metavar="N|MEMBER")] = None
+    """Run this member alone, by its number or its folder, as a job of a cluster does; the others stay as they are."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Vary the experiment in this config.json."""
+    until: Count | None = None
+    """With --only: save and stop after this step, and end at once when stdin is closed, as a sweep starts members."""
+
+    def __post_init__(self) -> None:
+        annotations = {field.name: field.type for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in ("random", "halving", "workers", "until")}
+        check_values(annotations, values, prefix="--")
+
+
+def main(args: list[str]) -> bool:
+    """Run a command line; False if the process of a member failed.
+
+    Raises:
+        InputError: the sweep cannot be run as it is.
+    """
+    distributed.join()
+    if distributed.world_size() > 1:
+        raise InputError("a sweep starts its own processes; start it without torchrun")
+    command = parse(args)
+    sweep, folder = _open(command, args)
+    if command.only is not None:
+        _run_one(command, sweep, folder)
+        return True
+    return not run_sweep(sweep, folder, how=command.how, workers=command.workers)
+
+
+def parse(args: Sequence[str]) -> Command:
+    """Read a command line.
+
+    Raises:
+        InputError: a name is unknown, or the sweep to resume cannot be read.
+        SystemExit: tyro has printed help or what is wrong with the options.
+    """
+    known, _ = _EARLY.parse_known_args(args)
+    if known.resume is not None:
+        experiment, options = read_sweep(known.resume)[0].experiment, [*args]
+    else:
+        base, options = find_base(args, {})
+        experiment, options = choose_components(base, options)
+        experiment = with_duration(experiment, options)
+    description = f"{DESCRIPTION}\n\n{describe(experiment, {})}"
+    return read_options(Command(experiment=experiment), options, prog=PROG, description=description)
+
+
+_EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_EARLY.add_argument("--resume", nargs="?", type=Path)
+
+
+def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
+    """The sweep of a command line, and its folder."""
+    if command.resume is not None:
+        sweep, _ = read_sweep(command.resume)
+        if (
+            command.over
+            or command.random
+            or command.halving
+            or command.sweep_dir
+            or command.experiment != sweep.experiment
+        ):
+            raise InputError(
+                "--resume continues a sweep as it is: give it no other options but --how, --workers, --only"
+            )
+        return sweep, command.resume
+    axes = parse_axes(command.over)
+    _check_fields(axes, command.experiment)
+
+    def member(values: Combination) -> Experiment:
+        return parse_train([*_without_own(args), *_options(values)], {}, prog=PROG).experiment
+
+    def is_integer(field: str) -> bool:
+        ends = next(axis.values for axis in axes if axis.field == field)
+        values = [value_of(member({field: end}), field) for end in ends]  # each is checked as on a command line
+        return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+    if command.random is None:
+        combinations = grid(axes)
+    else:
+        combinations = draw(axes, command.random, seed=command.sweep_seed, is_integer=is_integer)
+    members = [(values, member(values)) for values in combinations]
+    sweep = make_sweep(command.experiment, axes, members, halving=command.halving)
+    return sweep, find_folder(sweep, command.sweep_dir)
+
+
+def _check_fields(axes: Sequence[Axis], experiment: Experiment) -> None:
+    """Raise InputError for a field that the experiment does not have."""
+    fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "name"]
+    replaced = [axis.field for axis in axes if axis.field in COMPONENTS]
+    for kind in COMPONENTS:
+        fields += [f"{kind}.{option}" for option in options_of(getattr(experiment, kind).function)]
+    for axis in axes:
+        if axis.field.partition(".")[0] not in replaced:  # else the options are those of another component
+            check_known("field for --over", axis.field, fields)
+
+
+def _without_own(args: Sequence[str]) -> list[str]:
+    """The arguments that are those of train."""
+    own = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Command)} - {"--experiment", "--config"}
+    kept, skips = [], False
+    for arg in args:
+        if arg.startswith("--"):
+            skips = arg.partition("=")[0].replace("_", "-") in own
+        if not skips:
+            kept.append(arg)
+    return kept
+
+
+def _options(values: Combination) -> list[str]:
+    """Values as options of train: `--optim.lr=1e-3`, `--augment.no-flip`."""
+    options: list[str] = []
+    for field, text in values.items():
+        kind, dot, name = field.replace("_", "-").rpartition(".")
+        if text.lower() in ("true", "false"):
+            options.append(f"--{kind}{dot}{'' if text.lower() == 'true' else 'no-'}{name}")
+        elif " " in text:
+            options += [f"--{kind}{dot}{name}", *text.split()]
+        else:
+            options.append(f"--{kind}{dot}{name}={text}")
+    return options
+
+
+def _run_one(command: Command, sweep: Sweep, folder: Path) -> None:
+    """Run one member in this process."""
+    names = [member.name for member in sweep.members]
+    number = int(command.only) if command.only and command.only.isdecimal() else None
+    name = names[number] if number is not None and number < len(names) else command.only or ""
+    member = sweep.members[names.index(check_known("member", name, names))]
+    if command.until is not None:
+        end_with_parent()
+    elif sweep.halving is not None:
+        raise InputError(
+            "--only: which members of a sweep with --halving go on is decided by all; run it without --only"
+        )
+    if not (folder / SWEEP).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sweep(folder, sweep, Plan())
+    run_job(Job(folder / name, member.experiment, command.until or member.num_steps))

@@ -1,0 +1,10 @@
+"""A sweep: runs of one experiment that differ in some options, and one table of what came of them.
+
+axes.py      which combinations of values: a grid, or random draws
+members.py   the sweep and its members, and the folder that holds them
+choose.py    which way of running them is the fastest
+ways.py      one after another, or several processes
+vmapped.py   all of them in one vmapped step
+run.py       rungs of successive halving, from the first to the table
+table.py     what came of the members; plot.py draws it
+"""

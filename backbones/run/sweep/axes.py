@@ -1,0 +1,132 @@
+"""The axes of a sweep as the command line has them, and the combinations of their values: a grid, or random draws."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+import backbones.random as random
+from backbones.errors import InputError
+
+Combination = dict[str, str]
+"""Field -> its value, as on the command line."""
+
+
+class Span(NamedTuple):
+    """A range to draw from: `LOW..HIGH` is uniform, `LOW..HIGH:log` is uniform in the logarithm."""
+
+    low: str
+    high: str
+    log: bool
+
+    def at(self, share: float, *, integer: bool) -> str:
+        """The value at a share in [0, 1) of the range; four digits of it, so that it can be read and typed."""
+        low, high = float(self.low), float(self.high)
+        if integer:
+            low, high = low - 0.5, high + 0.5
+        value = math.exp(math.log(low) + share * math.log(high / low)) if self.log else low + share * (high - low)
+        return str(min(max(round(value), int(self.low)), int(self.high))) if integer else f"{value:.4g}"
+
+
+class Axis(NamedTuple):
+    """An option that differs from member to member."""
+
+    field: str
+    """As `optim.weight_decay`."""
+    values: tuple[str, ...]
+    """As on the command line; the two ends of a range."""
+    span: Span | None
+
+
+def parse_axis(words: Sequence[str]) -> Axis:
+    """The axis that `--over FIELD VALUE...` or `--over FIELD LOW..HIGH[:log]` asks for.
+
+    Raises:
+        InputError: it has no values, one of them twice, or the ends of its range are no range.
+    """
+    field, *values = words
+    field = field.removeprefix("--").replace("-", "_")
+    if not values:
+        raise InputError(f"--over {field} has no values; give some, as in --over optim.lr 1e-4 3e-4 1e-3")
+    repeated = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if repeated:
+        raise InputError(f"--over {field} has {', '.join(repeated)} more than once; give each value once")
+    number = r"([-+.\w]+?)"
+    matches = [match for value in values if (match := re.fullmatch(rf"{number}\.\.{number}(:log)?", value))]
+    if not matches:
+        return Axis(field, tuple(values), None)
+    if len(values) > 1:
+        raise InputError(f"--over {field} has other values beside the range {matches[0][0]}; give one of both")
+    span = Span(matches[0][1], matches[0][2], bool(matches[0][3]))
+    try:
+        low, high = float(span.low), float(span.high)
+    except ValueError as error:
+        raise InputError(f"--over {field} {values[0]}: a range is LOW..HIGH or LOW..HIGH:log, of numbers") from error
+    if not low < high or (span.log and low <= 0):
+        above = " and both be above 0" if span.log else ""
+        raise InputError(f"--over {field} {values[0]}: the low end of a range must be below its high end{above}")
+    return Axis(field, (span.low, span.high), span)
+
+
+def parse_axes(over: Sequence[Sequence[str]]) -> list[Axis]:
+    """The axes of a command line.
+
+    Raises:
+        InputError: there are none, two are of one field, or as `parse_axis`.
+    """
+    axes = [parse_axis(words) for words in over]
+    if not axes:
+        raise InputError("a sweep needs an option to vary: give --over FIELD VALUE ...")
+    fields = [axis.field for axis in axes]
+    for field in fields:
+        if fields.count(field) > 1:
+            raise InputError(f"--over {field} is given twice; give all its values after one of them")
+    return axes
+
+
+def grid(axes: Sequence[Axis]) -> list[Combination]:
+    """All combinations; the values of the last axis change first.
+
+    Raises:
+        InputError: an axis is a range.
+    """
+    for axis in axes:
+        if axis.span is not None:
+            raise InputError(f"--over {axis.field} is a range, from which --random N draws; give it, or give values")
+    return [
+        dict(zip([axis.field for axis in axes], values, strict=True)) for values in product(*(a.values for a in axes))
+    ]
+
+
+def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[str], bool]) -> list[Combination]:
+    """Some combinations at random; each is a function of the seed and its place.
+
+    Those of the axes without a range come in a random order of their grid, again and again.
+
+    Args:
+        axes: with or without ranges.
+        number: of combinations.
+        seed: of the draws.
+        is_integer: whether a field is an integer.
+
+    Raises:
+        InputError: there are not so many combinations.
+    """
+    spans = [(i, axis, axis.span) for i, axis in enumerate(axes) if axis.span is not None]
+    combinations = grid([axis for axis in axes if axis.span is None])
+    if not spans and number > len(combinations):
+        raise InputError(f"--random {number}: there are {len(combinations)} combinations; without --random all are run")
+    order = torch.randperm(len(combinations), generator=random.generator(seed)).tolist()
+    drawn = []
+    for member in range(number):
+        key = random.fold_in(random.key(seed), member)
+        values = {
+            axis.field: span.at(random.uniform(random.fold_in(key, i)).item(), integer=is_integer(axis.field))
+            for i, axis, span in spans
+        }
+        values |= combinations[order[member % len(order)]]
+        drawn.append({axis.field: values[axis.field] for axis in axes})
+    return drawn

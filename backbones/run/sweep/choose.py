@@ -1,0 +1,182 @@
+"""Which way of running a sweep is the fastest on this machine: a few steps of each are measured.
+
+`python -m backbones.run.sweep.choose SWEEP MEMBER` is one of several processes that are measured together.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+import backbones.machine as machine
+import backbones.tree as tree
+from backbones.data import Dataset
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.run.run import torch_settings_kept
+from backbones.run.sweep.members import How, Sweep, read_sweep
+from backbones.run.sweep.ways import share_of_machine, share_of_threads
+from backbones.vmapped import draws_numbers, make_vmapped_step
+
+FEWEST_STEPS = 100
+"""What is measured takes about five steps of each way, which is too much for shorter runs."""
+
+WARM_UP, TIMED, SECONDS = 2, 3, 0.5
+"""Steps before the time is taken; steps, and seconds, for which it is taken at least."""
+
+LEAST_GAIN = 0.95
+"""Share of the time of one run after another that another way must stay below to be taken."""
+
+MOST_FOR_PROCESSES = 0.05
+"""Share of the time of the sweep that starting processes to measure them may take."""
+
+CONTENTION = 1.2
+"""How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
+
+VMAP_MEMORY = 2.0
+"""How much more memory a member takes in a vmapped step, whose gradient keeps all it computes to the end."""
+
+Step = Callable[[], object]
+"""Computes one more step of a training, and waits for it."""
+
+
+def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
+    """Measure the ways that are possible, print what they would take, and return the fastest.
+
+    With dropout, a vmapped step is none of them: it would draw other numbers.
+
+    Args:
+        sweep: what is to be run.
+        folder: where its `sweep.json` is.
+        workers: processes at a time.
+    """
+    ends = sweep.rung_ends(sweep.members[0])
+    parts = [end - before for before, end in zip([0, *ends], ends, strict=False)]
+    if ends[-1] < FEWEST_STEPS or len(sweep.members) == 1:
+        print(f"auto: sequence; a run of {ends[-1]} steps is too short to measure the other ways", flush=True)
+        return "sequence"
+    startup = time.process_time()  # of another process too, which imports and reads what this one did
+    with torch_settings_kept():
+        experiment = sweep.members[0].experiment
+        dataset = experiment.data.make(device=experiment.init_device())
+        before = machine.resident_memory()
+        step = make_step(experiment, dataset)
+        of_step = seconds_of(step)
+        memory = machine.peak_memory(experiment.init_device()) - before
+        seconds: dict[How, float] = {
+            "sequence": of_step * sum(size * part for size, part in zip(sweep.rungs(), parts, strict=True))
+        }
+        of_vmapped = _seconds_of_vmapped(sweep, dataset, memory)
+        if of_vmapped is not None:
+            seconds["vmap"] = of_vmapped * ends[-1]
+        if workers > 1:
+            torch.set_num_threads(share_of_threads(workers))
+
+            def in_processes(of_step: float) -> float:
+                waves = [-(-size // workers) for size in sweep.rungs()]
+                return sum(wave * (startup + of_step * part) for wave, part in zip(waves, parts, strict=True))
+
+            of_step, best = CONTENTION * seconds_of(step), min(seconds.values())
+            if in_processes(of_step / CONTENTION) < best and startup < MOST_FOR_PROCESSES * best:
+                of_step = _seconds_together(sweep, folder, workers)
+            seconds["processes"] = in_processes(of_step)
+    best_how = min(seconds, key=lambda how: seconds[how])
+    how = best_how if seconds[best_how] < LEAST_GAIN * seconds["sequence"] else "sequence"
+    shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
+    return how
+
+
+def make_step(experiment: Experiment, dataset: Dataset) -> Step:
+    """The steps of an experiment as they are in a run."""
+    program = experiment.make(dataset)
+    return _repeated(program.train_step, program.state, program.batches)
+
+
+def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int], Any]) -> Step:
+    done = 0
+
+    def step() -> None:
+        nonlocal state, done
+        state, metrics = train_step(state, batches(done))
+        done += 1
+        metrics["loss"].sum().item()
+
+    return step
+
+
+def seconds_of(step: Step) -> float:
+    """The median time of a step, after a warm-up."""
+    for _ in range(WARM_UP):
+        step()
+    times: list[float] = []
+    while len(times) < TIMED or sum(times) < SECONDS:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def _seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float | None:
+    """The time of a vmapped step of all members; None if it is not possible, or would change what they compute.
+
+    `memory` is what the step of one member takes of that of the CPU, in bytes; on a GPU what does not fit raises.
+    """
+    experiments = [member.experiment for member in sweep.members]
+    if sweep.halving is not None or VMAP_MEMORY * memory * len(experiments) > machine.free_memory():
+        return None
+    try:
+        step = make_vmapped_step(experiments, dataset)
+        if draws_numbers(experiments[0], dataset):
+            return None
+        programs = [experiment.make(dataset) for experiment in experiments]
+        states = tree.stack([program.state for program in programs])
+        return seconds_of(_repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs])))
+    except (InputError, torch.OutOfMemoryError):
+        return None
+
+
+def _seconds_together(sweep: Sweep, folder: Path, workers: int) -> float:
+    """The mean time of a step of the first members, each in a process of its own at the same time."""
+    with ExitStack() as stack:
+        processes: list[Any] = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "backbones.run.sweep.choose", str(folder), member.name],
+                    env=share_of_machine(slot, workers),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for slot, member in enumerate(sweep.members[:workers])
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return fmean(float(process.stdout.readline()) for process in processes)
+
+
+def main(folder: str, name: str) -> None:
+    """Print an empty line when a member can be trained, and the time of its step when one was read."""
+    sweep = read_sweep(Path(folder))[0]
+    experiment = next(member.experiment for member in sweep.members if member.name == name)
+    step = make_step(experiment, experiment.data.make(device=experiment.init_device()))
+    step()
+    print(flush=True)
+    sys.stdin.readline()
+    print(seconds_of(step), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,101 @@
+"""A sweep from its first member to its table, with the rungs of successive halving in between."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from backbones.errors import InputError
+from backbones.run.checkpoint import list_steps
+from backbones.run.lock import locked
+from backbones.run.metric_writer import METRICS, read_metrics
+from backbones.run.run import RESULT
+from backbones.run.sweep.choose import choose_how
+from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
+from backbones.run.sweep.plot import plot_sweep
+from backbones.run.sweep.table import read_rows, write_tables
+from backbones.run.sweep.vmapped import in_one_step
+from backbones.run.sweep.ways import DIVERGED, Job, default_workers, in_processes, in_sequence
+
+
+def run_sweep(
+    sweep: Sweep, folder: Path, *, how: Literal["auto"] | How = "auto", workers: int | None = None
+) -> dict[str, str]:
+    """Run the members of a sweep, or what is left of them, and write the table and the picture of what came of them.
+
+    Args:
+        sweep: what to run.
+        folder: where it is run, or goes on.
+        how: the way; auto is that in which it was begun, or the fastest.
+        workers: processes at a time; None for as many as it was begun with, or as suit the machine.
+
+    Returns:
+        Name -> reason, of each member whose process failed.
+
+    Raises:
+        InputError: the members cannot be run in this way, or the folder is in use.
+        Preempted: a signal asked to stop, and the members are saved.
+    """
+    if how == "vmap" and sweep.halving is not None:
+        raise InputError(
+            "--how vmap with --halving: fewer members in a vmapped step are rounded in another way, so that those that "
+            "go on would not end as without the others; use --how processes or sequence"
+        )
+    with locked(folder, option="--sweep-dir"):
+        before = read_sweep(folder)[1] if (folder / SWEEP).exists() else Plan()
+        plan = Plan(before.how if how == "auto" else how, workers or before.workers)
+        write_sweep(folder, sweep, plan)
+        if plan.how is None:
+            most = plan.workers or default_workers(len(sweep.members), sweep.experiment)
+            plan = plan._replace(how=choose_how(sweep, folder, most))
+            write_sweep(folder, sweep, plan)
+        failures = _run_rungs(sweep, folder, plan)
+        rows = read_rows(sweep, folder, failures)
+        print(f"\n{write_tables(sweep, rows, folder)}")
+        plot_sweep(sweep, rows, folder / "sweep.png")
+        for name, reason in failures.items():
+            print(f"{name} failed: {reason}")
+        print(f"see table.md, table.csv and sweep.png in {folder}", flush=True)
+    return failures
+
+
+def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
+    """Run every rung, and choose who goes on to the next."""
+    failures: dict[str, str] = {}
+    left, sizes = sweep.members, sweep.rungs()
+    for rung, next_size in enumerate([*sizes[1:], 0]):
+        jobs = [Job(folder / each.name, each.experiment, sweep.rung_ends(each)[rung]) for each in left]
+        is_last = next_size == 0
+        waiting = [job for job in jobs if not _is_done(job, is_last=is_last)]
+        done = f"; {len(jobs) - len(waiting)} are done" if len(waiting) < len(jobs) else ""
+        print(f"\n{len(jobs)} members up to step {jobs[0].until}{done}", flush=True)
+        if waiting and plan.how == "vmap":
+            in_one_step(jobs)
+        elif waiting and plan.how == "processes":
+            workers = plan.workers or default_workers(len(sweep.members), sweep.experiment)
+            failures |= in_processes(waiting, workers)
+        elif waiting:
+            in_sequence(waiting)
+        if not is_last:
+            left = _best(left, jobs, next_size)
+    return failures
+
+
+def _is_done(job: Job, *, is_last: bool) -> bool:
+    """Whether there is nothing to do for a member in a rung, of which `is_last` says that it ends with the run."""
+    if (job.folder / DIVERGED).exists():
+        return True
+    return (job.folder / RESULT).exists() if is_last else _top1(job) is not None
+
+
+def _top1(job: Job) -> float | None:
+    """Top-1 of the held-out samples after the last step of a job; None if it is not saved, or the member diverged."""
+    if max(list_steps(job.folder / "checkpoints"), default=-1) < job.until:
+        return None
+    lines = [line for line in read_metrics(job.folder / METRICS) if line["split"] == "test"]
+    return next((line["top1"] for line in lines if line["step"] == job.until), None)
+
+
+def _best(members: Sequence[Member], jobs: Sequence[Job], number: int) -> list[Member]:
+    """The members with the highest top-1; of equal ones those that come first."""
+    scores = [(-top1, i) for i, job in enumerate(jobs) if (top1 := _top1(job)) is not None]
+    return [members[i] for i in sorted(i for _, i in sorted(scores)[:number])]

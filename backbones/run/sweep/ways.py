@@ -1,0 +1,178 @@
+"""Ways to run members of a sweep one by one: in this process, or in several.
+
+Each run is that of `train.py`, in its own folder; it goes on where it was, and is saved when it is asked to stop.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import torch
+from tqdm import tqdm
+
+import backbones.machine as machine
+from backbones.experiment import Experiment
+from backbones.run.files import atomic_write
+from backbones.run.loop import Diverged
+from backbones.run.preemption import Preempted, handle_signals
+from backbones.run.run import run
+
+DIVERGED, LOG = "diverged.txt", "log.txt"
+"""In the folder of a member: why it cannot go on, and what it printed where several run at once."""
+
+MOST_WORKERS = 8
+"""Processes at a time, if nothing else is asked for: each takes memory of its own."""
+
+
+class Job(NamedTuple):
+    """The run of a member, or a part of it."""
+
+    folder: Path
+    experiment: Experiment
+    until: int
+    """The last step of this part."""
+
+    @property
+    def name(self) -> str:
+        """That of the member."""
+        return self.folder.name
+
+
+def run_job(job: Job) -> None:
+    """Run a member in this process; one that diverges is left as it is, and the reason is written into its folder.
+
+    Raises:
+        InputError, Preempted: as `run`.
+    """
+    try:
+        run(job.experiment, run_dir=job.folder, resume="auto", until=job.until)
+    except Diverged as error:
+        record_divergence(job, error)
+
+
+def record_divergence(job: Job, error: Diverged) -> None:
+    """Print why a member cannot go on, and write it into its folder."""
+    print(error, flush=True)
+    atomic_write(job.folder / DIVERGED, f"{error}\n")
+
+
+def stop() -> NoReturn:
+    """Raise Preempted: what was running is saved."""
+    raise Preempted("the sweep is stopped, and its members are saved; the same command continues it")
+
+
+def in_sequence(jobs: Sequence[Job]) -> None:
+    """Run members one after the other, each with all threads.
+
+    Raises:
+        InputError: as `run`.
+        Preempted: a signal asked to stop, and the member is saved.
+    """
+    for i, job in enumerate(jobs, start=1):
+        print(f"\n{job.name} ({i} of {len(jobs)})", flush=True)
+        try:
+            run_job(job)
+        except Preempted:
+            stop()
+
+
+def default_workers(num_members: int, experiment: Experiment) -> int:
+    """How many processes run members at a time: one for each GPU, or for each core up to `MOST_WORKERS`."""
+    gpus = 0 if experiment.device == "cpu" else torch.cuda.device_count()
+    return min(num_members, gpus or min(machine.num_cores(), MOST_WORKERS))
+
+
+def share_of_threads(workers: int) -> int:
+    """CPU threads of each of several processes."""
+    return max(1, machine.num_cores() // workers)
+
+
+def share_of_machine(slot: int, workers: int) -> dict[str, str]:
+    """The environment of one of several processes: its share of the cores, and one of the GPUs."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(share_of_threads(workers))}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[slot % len(gpus.split(","))]
+    return environment
+
+
+def start(job: Job, slot: int, workers: int) -> subprocess.Popen[bytes]:
+    """Start a member in a process of its own, which prints into `log.txt` and ends when this one does.
+
+    Signals of the terminal do not reach it.
+    """
+    command = [sys.executable, "-m", "backbones", "sweep", "--resume", str(job.folder.parent), "--only", job.name]
+    job.folder.mkdir(exist_ok=True)
+    with (job.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--until", str(job.until)],
+            env=share_of_machine(slot, workers),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however it did: its end of our stdin closes."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_processes(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+    """Run members in `workers` processes at a time.
+
+    Returns:
+        Name -> reason, of each member whose process failed; the others go on.
+
+    Raises:
+        Preempted: a signal asked to stop, and the members are saved.
+    """
+    waiting, failures = list(jobs), dict[str, str]()
+    running: dict[int, tuple[subprocess.Popen[bytes], Job]] = {}
+    stopping = False
+    with handle_signals() as preempted, closing(tqdm(total=len(jobs), unit="member", disable=None)) as bar:
+        try:
+            while running or waiting:
+                if preempted() and not stopping:
+                    stopping, waiting = True, []
+                    for process, _ in running.values():
+                        process.terminate()
+                for slot in range(workers):
+                    if slot in running and running[slot][0].poll() is not None:
+                        process, job = running.pop(slot)
+                        process.communicate()
+                        bar.update()
+                        if process.returncode != 0:
+                            failures[job.name] = _reason(job, process.returncode)
+                    if slot not in running and waiting:
+                        job = waiting.pop(0)
+                        running[slot] = start(job, slot, workers), job
+                time.sleep(0.05)
+        finally:
+            for process, _ in running.values():
+                process.kill()
+                process.communicate()
+    if stopping:
+        stop()
+    return failures
+
+
+def _reason(job: Job, code: int) -> str:
+    """Why the process of a member has failed: the last line that it printed."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    lines = (job.folder / LOG).read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")

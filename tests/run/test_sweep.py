@@ -1,0 +1,261 @@
+"""Sweeps in this process: what their members compute, and what is left of them when they are stopped."""
+
+import csv
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+from unittest import mock
+
+import pytest
+import torch
+from helpers.resumed import few_digits, small_resnet
+from helpers.runs import ROOT, newest, relative_error, without_times
+from PIL import Image
+
+from backbones.component import use
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.optim import sgd
+from backbones.optim.schedule import cosine
+from backbones.run.checkpoint import list_steps, read_checkpoint
+from backbones.run.checkpoint.arrays import subtree
+from backbones.run.metric_writer import read_metrics
+from backbones.run.preemption import Preempted
+from backbones.run.run import run
+from backbones.run.run_dir import read_config
+from backbones.run.sweep.axes import parse_axes
+from backbones.run.sweep.members import Plan, Sweep, find_folder, make_sweep, read_sweep, write_sweep
+from backbones.run.sweep.run_sweep import run_sweep
+from backbones.vmapped import make_vmapped_step
+from experiments.digits import digits_vit_tiny
+
+VIT = dataclasses.replace(
+    digits_vit_tiny,
+    data=use(few_digits),
+    model=digits_vit_tiny.model.replace(width=16, depth=1, heads=2, mlp_width=32, dropout=0.0),
+    optim=use(sgd, lr=0.1),
+    schedule=use(cosine, warmup_steps=2),
+    steps=12,
+    batch_size=16,
+    threads=1,
+    log_every=2,
+    eval_every=3,
+    save_every=3,
+)
+RESNET = dataclasses.replace(VIT, model=use(small_resnet), clip=1.0)
+
+
+def sweep_over(experiment: Experiment, rates: list[float | str], seeds: list[int], **options: int) -> Sweep:
+    axes = parse_axes([["optim.lr", *map(str, rates)], ["seed", *map(str, seeds)]])
+    members = [
+        (
+            {"optim.lr": str(lr), "seed": str(seed)},
+            dataclasses.replace(experiment, optim=experiment.optim.replace(lr=float(lr)), seed=seed),
+        )
+        for lr in rates
+        for seed in seeds
+    ]
+    return make_sweep(experiment, axes, members, **options)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.parent.name: read_config(path)["params_sha256"] for path in folder.glob("*/result.json")}
+
+
+def params(run_dir: Path) -> torch.Tensor:
+    step = list_steps(run_dir / "checkpoints")[-1]
+    leaves = subtree(read_checkpoint(run_dir / "checkpoints" / str(step)).arrays, "params")
+    return torch.cat([leaf.flatten() for leaf in leaves.values()])
+
+
+@pytest.fixture(scope="module")
+def in_sequence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two rates, of which one diverges, one run after another. Not to be changed."""
+    folder = tmp_path_factory.mktemp("sweep") / "in-sequence"
+    run_sweep(sweep_over(RESNET, [0.03, 1e39], [1, 2]), folder, how="sequence")
+    return folder
+
+
+@pytest.mark.slow
+def test_vmapped_members_are_ordinary_runs(in_sequence: Path, tmp_path: Path) -> None:
+    sweep = sweep_over(RESNET, [0.03, 1e39], [1, 2])
+    run_sweep(sweep, tmp_path / "vmap", how="vmap")
+    for member in sweep.members:
+        ours, theirs = tmp_path / "vmap" / member.name, in_sequence / member.name
+        assert {path.name for path in ours.iterdir()} - {"log.txt"} == {path.name for path in theirs.iterdir()}
+        assert relative_error(params(ours), params(theirs)) < 1e-4
+        assert [(line["step"], line["split"]) for line in without_times(ours)] == [
+            (line["step"], line["split"]) for line in without_times(theirs)
+        ]
+    one = tmp_path / "vmap" / sweep.members[0].name
+    longer = dataclasses.replace(sweep.members[0].experiment, steps=14)
+    assert run(longer, run_dir=one, resume="auto")["steps"] == 14
+
+
+def stopped_at(call: int, stop: Callable[[], object]) -> mock._patch:
+    """Within the block, `stop()` is called before a call of the vmapped step."""
+    calls = 0
+
+    def make_step(experiments, dataset):
+        step = make_vmapped_step(experiments, dataset)
+
+        def counted(states, batches):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                stop()
+            return step(states, batches)
+
+        return counted
+
+    return mock.patch("backbones.run.sweep.vmapped.make_vmapped_step", make_step)
+
+
+@pytest.mark.slow
+def test_a_vmapped_sweep_goes_on_from_the_latest_step_that_all_have(tmp_path: Path) -> None:
+    sweep, folder = sweep_over(RESNET, [0.03, 1e39], [1, 2]), tmp_path / "stopped"
+    run_sweep(sweep, tmp_path / "straight", how="vmap")
+    with stopped_at(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted, match="same command"):
+        run_sweep(sweep, folder, how="vmap")
+    first, second = (folder / member.name / "checkpoints" for member in sweep.members[:2])
+    assert list_steps(first) == list_steps(second) == [3, 6, 8]
+    shutil.rmtree(second / "8")
+    (first / "9.tmp").mkdir()
+    with stopped_at(2, lambda: 1 / 0), pytest.raises(ZeroDivisionError):
+        run_sweep(sweep, folder, how="vmap")
+    assert list_steps(first) == list_steps(second) == [3, 6]
+    assert (first / "superseded" / "8").exists()
+    run_sweep(sweep, folder)  # in the way in which it was begun
+    assert hashes(folder) == hashes(tmp_path / "straight") and len(hashes(folder)) == 2
+    for member in sweep.members:
+        assert without_times(folder / member.name) == without_times(tmp_path / "straight" / member.name)
+    for name in ("table.md", "table.csv"):
+        assert (folder / name).read_text() == (tmp_path / "straight" / name).read_text()
+
+
+@pytest.mark.slow
+def test_halving_keeps_the_best_and_does_not_change_what_they_compute(in_sequence: Path, tmp_path: Path) -> None:
+    sweep = sweep_over(RESNET, [0.03, 1e39], [1, 2], halving=2)
+    assert sweep.rungs() == [4, 2, 1] and sweep.rung_ends(sweep.members[0]) == [3, 6, 12]
+    run_sweep(sweep, tmp_path, how="sequence")
+    names = [member.name for member in sweep.members]
+    top1 = {name: held_out_lines(in_sequence / name)[1]["top1"] for name in names[:2]}  # after step 6
+    best, other = sorted(top1, key=lambda name: -top1[name])
+    assert hashes(tmp_path) == {best: hashes(in_sequence)[best]}
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [(row["run"], row["status"], row["steps"]) for row in rows] == [
+        (best, "finished", "12"),
+        (other, "stopped", "6"),
+        (names[2], "diverged", "2"),
+        (names[3], "diverged", "2"),
+    ]
+    assert f" {100 * top1[other]:.2f} | " in (tmp_path / "table.md").read_text()
+
+
+def held_out_lines(run_dir: Path) -> list[dict]:
+    return [line for line in read_metrics(run_dir / "metrics.jsonl") if line["split"] == "test"]
+
+
+@pytest.mark.slow
+def test_the_table_says_what_result_json_does(in_sequence: Path) -> None:
+    rows = list(csv.DictReader((in_sequence / "table.csv").read_text().splitlines()))
+    finished = rows[:2]
+    assert [row["status"] for row in rows] == ["finished"] * 2 + ["diverged"] * 2 and rows[2]["top1"] == "nan"
+    for row in finished:
+        result = read_config(in_sequence / row["run"] / "result.json")
+        for name in ("top1", "top5", "loss", "steps"):
+            assert float(row[name]) == result[name]
+    top1 = [100 * float(row["top1"]) for row in finished]
+    assert top1[0] >= top1[1]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in (in_sequence / "table.md").read_text().splitlines()
+    ]
+    assert lines[0] == ["optim.lr", "top-1, %", "loss", "steps", "seeds"]
+    assert lines[2][:2] == ["0.03", f"{fmean(top1):.2f} ± {stdev(top1):.2f}"] and lines[2][3:] == ["12", "2"]
+    assert lines[3] == ["1e+39", "diverged", "", "2", "0 of 2: 2 diverged"]
+    with Image.open(in_sequence / "sweep.png") as picture:
+        assert picture.width > 300
+
+
+@pytest.mark.slow
+def test_the_same_again_leaves_finished_members_as_they_are(in_sequence: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(in_sequence, folder)
+    first, other = hashes(folder)
+    shutil.rmtree(folder / first)
+    before = (folder / other / "provenance.json").read_text()
+    run_sweep(sweep_over(RESNET, [0.03, 1e39], [1, 2]), folder)
+    assert (folder / other / "provenance.json").read_text() == before
+    assert hashes(folder) == hashes(in_sequence)
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_go_on(
+    in_sequence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    sweep = sweep_over(RESNET, [0.03, 1e39], [1, 2])
+
+    def stop() -> None:
+        while not any(newest(tmp_path / member.name) >= 0 for member in sweep.members):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    with pytest.raises(Preempted, match="the same command continues it"):
+        run_sweep(sweep, tmp_path, how="processes", workers=2)
+    assert not (tmp_path / sweep.members[3].name).exists()
+    damaged = tmp_path / sweep.members[3].name / "config.json"
+    damaged.mkdir(parents=True)  # this one cannot be written
+    assert run_sweep(sweep, tmp_path).keys() == {sweep.members[3].name}
+    damaged.rmdir()
+    assert run_sweep(sweep, tmp_path) == {}
+    assert hashes(tmp_path) == hashes(in_sequence)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    sweep, other = sweep_over(VIT, [0.1], [0]), sweep_over(VIT, [0.2], [0])
+    write_sweep(tmp_path, other, Plan("vmap", 3))
+    assert read_sweep(tmp_path) == (other, Plan("vmap", 3)) and find_folder(other, tmp_path) == tmp_path
+    with pytest.raises(InputError, match="holds another sweep; name another --sweep-dir"):
+        find_folder(sweep, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a run"):
+        find_folder(sweep, tmp_path / "run")
+
+
+def test_a_sweep_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep, other = sweep_over(VIT, [0.1], [0]), sweep_over(VIT, [0.2], [0])
+    assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny")
+    write_sweep(Path("sweeps/digits-vit-tiny"), sweep, Plan())
+    assert find_folder(other, None) == Path("sweeps/digits-vit-tiny-2")
+    write_sweep(Path("sweeps/digits-vit-tiny-2"), other, Plan())
+    assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny")
+    assert find_folder(other, None) == Path("sweeps/digits-vit-tiny-2")
+
+
+def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Path) -> None:
+    axes = parse_axes([["model.heads", "2", "3"]])
+    members = [({"model.heads": str(n)}, dataclasses.replace(VIT, model=VIT.model.replace(heads=n))) for n in (2, 3)]
+    with pytest.raises(InputError, match="1-heads-3 cannot be run: 3 attention heads do not divide a width of 16"):
+        make_sweep(VIT, axes, members)
+    with pytest.raises(InputError, match=r"1-lr-0.10-seed-0 would be the same run as 0-lr-0.1-seed-0"):
+        sweep_over(VIT, ["0.1", "0.10"], [0])
+    with pytest.raises(InputError, match="5 rungs, and the first of them would end before the first of 12 steps"):
+        sweep_over(VIT, [0.1, 0.2], [*range(8)], halving=2)
+    with pytest.raises(InputError, match="--how vmap with --halving"):
+        run_sweep(sweep_over(VIT, [0.1], [0, 1], halving=2), tmp_path, how="vmap")
+    other = dataclasses.replace(VIT, label_smoothing=0.1)
+    members = [({"label_smoothing": "0"}, VIT), ({"label_smoothing": "0.1"}, other)]
+    smoothing = make_sweep(VIT, parse_axes([["label_smoothing", "0", "0.1"]]), members)
+    with pytest.raises(InputError, match="they differ in label_smoothing, which the state of a training does not hold"):
+        run_sweep(smoothing, tmp_path, how="vmap")
