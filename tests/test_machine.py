@@ -101,3 +101,13 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, cho
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert machine.choose_precision("auto", torch.device("cpu")) == chosen
     assert machine.choose_precision("float32", torch.device("cpu")) == "float32"
+
+
+def test_memory_that_a_container_has_left(eight_cores: Path) -> None:
+    whole = machine.free_memory()
+    assert 0 < whole < 1e14 and 1e6 < machine.resident_memory() < 1e12
+    (eight_cores / "memory.stat").write_text("anon 300\nfile 5000\n")
+    (eight_cores / "memory.max").write_text("max\n")
+    assert machine.free_memory() > 1e6
+    (eight_cores / "memory.max").write_text("1000\n")
+    assert machine.free_memory() == 700

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import ROOT, torchrun, without_times
+from helpers.runs import ROOT, newest, torchrun, without_times
 
 import backbones.experiment
 from backbones.augment import identity
@@ -404,3 +404,19 @@ def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Pa
     message = str(exit.value)
     assert message.startswith(f"error: cannot continue {tmp_path}/config.json: it is of version 0.1 of this program")
     assert "start a new run" in message and "\n" not in message
+
+
+@pytest.mark.slow
+def test_a_run_up_to_a_step_goes_on_as_if_it_had_not_stopped(experiment: Experiment, tmp_path: Path) -> None:
+    straight = run(experiment, run_dir=tmp_path / "straight")
+    part = run(experiment, run_dir=tmp_path / "run", until=5)
+    assert part["steps"] == newest(tmp_path / "run") == 5
+    assert not (tmp_path / "run" / "result.json").exists() and 0 < part["top1"] < 1
+    again = run(experiment, run_dir=tmp_path / "run", resume="auto", until=5)
+    assert again["top1"] == part["top1"] and again["params_sha256"] == part["params_sha256"]
+    assert (
+        run(experiment, run_dir=tmp_path / "run", resume="auto", until=99)["params_sha256"] == straight["params_sha256"]
+    )
+    assert (tmp_path / "run" / "result.json").exists()
+    lines = [line for line in without_times(tmp_path / "run") if (line["step"], line["split"]) != (5, "test")]
+    assert lines == without_times(tmp_path / "straight")

@@ -72,7 +72,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         seconds: dict[How, float] = {
             "sequence": of_step * sum(size * part for size, part in zip(sweep.rungs(), parts, strict=True))
         }
-        of_vmapped = _seconds_of_vmapped(sweep, dataset, memory)
+        of_vmapped = seconds_of_vmapped(sweep, dataset, memory)
         if of_vmapped is not None:
             seconds["vmap"] = of_vmapped * ends[-1]
         if workers > 1:
@@ -84,7 +84,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
 
             of_step, best = CONTENTION * seconds_of(step), min(seconds.values())
             if in_processes(of_step / CONTENTION) < best and startup < MOST_FOR_PROCESSES * best:
-                of_step = _seconds_together(sweep, folder, workers)
+                of_step = seconds_together(sweep, folder, workers)
             seconds["processes"] = in_processes(of_step)
     best_how = min(seconds, key=lambda how: seconds[how])
     how = best_how if seconds[best_how] < LEAST_GAIN * seconds["sequence"] else "sequence"
@@ -123,7 +123,7 @@ def seconds_of(step: Step) -> float:
     return median(times)
 
 
-def _seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float | None:
+def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float | None:
     """The time of a vmapped step of all members; None if it is not possible, or would change what they compute.
 
     `memory` is what the step of one member takes of that of the CPU, in bytes; on a GPU what does not fit raises.
@@ -142,7 +142,7 @@ def _seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float 
         return None
 
 
-def _seconds_together(sweep: Sweep, folder: Path, workers: int) -> float:
+def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float:
     """The mean time of a step of the first members, each in a process of its own at the same time."""
     with ExitStack() as stack:
         processes: list[Any] = [

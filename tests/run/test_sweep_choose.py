@@ -1,0 +1,81 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import ROOT
+from helpers.sweeps import VIT, sweep_over
+
+import backbones.machine as machine
+import backbones.run.sweep.choose as choose
+from backbones.run.sweep.members import Plan, write_sweep
+
+CASES = {
+    # steps, seconds of a step: alone, alone in one thread, vmapped, beside others; seconds to start; the fastest
+    "vmap": (1000, 0.1, 0.19, 0.2, None, 5.0, "vmap"),
+    "vmap is hardly faster": (1000, 0.1, 0.19, 0.39, None, 5.0, "sequence"),
+    "no vmap": (1000, 0.1, 0.19, None, 0.2, 5.0, "sequence"),
+    "processes": (1000, 0.1, 0.14, 0.39, 0.15, 5.0, "processes"),
+    "processes disturb each other": (1000, 0.1, 0.14, 0.39, 0.2, 5.0, "sequence"),
+    "starting takes too long": (100, 0.1, 0.1, None, None, 12.0, "sequence"),
+    "starting takes too long to measure": (100, 0.1, 0.1, None, None, 5.0, "processes"),
+    "one run is too short": (99, 0.1, None, 0.01, None, 0.0, "sequence"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fastest_is_chosen(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, alone, in_one_thread, vmapped, beside, startup, fastest = CASES[case]
+    threads = torch.get_num_threads()
+    together: list[int] = []
+
+    def seconds_of(step: object) -> float:
+        return in_one_thread if torch.get_num_threads() == 1 else alone
+
+    def beside_others(*args: object) -> float:
+        together.append(1)
+        return beside
+
+    monkeypatch.setattr(machine, "num_cores", lambda: 2)
+    monkeypatch.setattr(choose, "make_step", lambda *args: None)
+    monkeypatch.setattr(choose, "seconds_of", seconds_of)
+    monkeypatch.setattr(choose, "seconds_of_vmapped", lambda *args: vmapped)
+    monkeypatch.setattr(choose, "seconds_together", beside_others)
+    monkeypatch.setattr("time.process_time", lambda: startup)
+    sweep = sweep_over(dataclasses.replace(VIT, steps=steps, threads=2), [0.1, 0.2], [0, 1])
+    assert choose.choose_how(sweep, Path("nowhere"), workers=2) == fastest
+    assert f"auto: {fastest}; " in capsys.readouterr().out and torch.get_num_threads() == threads
+    assert bool(together) == (beside is not None)
+
+
+def test_halving_is_counted_and_not_vmapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choose, "make_step", lambda *args: None)
+    monkeypatch.setattr(choose, "seconds_of", lambda step: 0.1)
+    sweep = sweep_over(dataclasses.replace(VIT, steps=400), [0.1, 0.2], [0, 1], halving=2)
+    assert choose.choose_how(sweep, Path("nowhere"), workers=1) == "sequence"
+    assert "sequence 80 s\n" in capsys.readouterr().out  # 4 runs of 100 steps, 2 of 100 more, 1 of 200 more
+
+
+@pytest.mark.slow
+def test_steps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    monkeypatch.setattr(choose, "SECONDS", 0.0)
+    sweep = sweep_over(VIT, [0.1, 0.2], [0])
+    dataset = VIT.data.make(device=torch.device("cpu"))
+    assert 0 < choose.seconds_of(choose.make_step(VIT, dataset)) < 10
+    assert 0 < choose.seconds_of_vmapped(sweep, dataset, memory=0) < 10
+    assert choose.seconds_of_vmapped(sweep, dataset, memory=1e15) is None
+    smoothed = dataclasses.replace(VIT, label_smoothing=0.1)
+    dropout = dataclasses.replace(VIT, model=VIT.model.replace(dropout=0.1))
+    assert choose.seconds_of_vmapped(sweep_over(dropout, [0.1], [0, 1]), dataset, memory=0) is None
+    smoothed = sweep._replace(
+        members=[
+            m._replace(experiment=dataclasses.replace(VIT, label_smoothing=0.1 * i))
+            for i, m in enumerate(sweep.members)
+        ]
+    )
+    assert choose.seconds_of_vmapped(smoothed, dataset, memory=0) is None
+    write_sweep(tmp_path, sweep, Plan())
+    assert 0 < choose.seconds_together(sweep, tmp_path, 1) < 10
