@@ -56,13 +56,15 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
 
 def draws_numbers(experiment: Experiment, dataset: Dataset) -> bool:
     """Whether a train step draws from torch's generator, as dropout does."""
-    program, step = experiment.make(dataset), experiment.make_pure_step(dataset)
-    devices = [leaf.device for leaf in tree.leaves(program.state.params)[:1] if leaf.device.type == "cuda"]
-    with torch.random.fork_rng(devices):
-        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        step(program.state, program.batches(0))
-        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-    return not _equal(before, after)
+    program = dataclasses.replace(experiment, compile="off").make(dataset)
+    device = program.state.step.device
+    only_seeded = seeded(lambda state, batch: (state, {}), experiment.seed)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        generators = []
+        for step in (only_seeded, program.train_step):
+            step(program.state, program.batches(0))
+            generators.append(torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state())
+    return not torch.equal(*generators)
 
 
 def check_vmappable(experiments: Sequence[Experiment], dataset: Dataset) -> None:

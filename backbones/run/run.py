@@ -196,8 +196,10 @@ def train_in(
         "num_processes": distributed.world_size(),
     }
     if distributed.is_main() and result["steps"] == num_steps:
-        atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")
         plot_curves(folder)
+        plot_curves(folder)
+        atomic_write(folder / RESULT, to_json(result, indent=2) + "
+")  # the last file: now the run is finished
         trackers.log(
             result["steps"], {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
         )

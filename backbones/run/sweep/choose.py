@@ -3,6 +3,7 @@
 `python -m backbones.run.sweep.choose SWEEP MEMBER` is one of several processes that are measured together.
 """
 
+import importlib
 import subprocess
 import sys
 import time
@@ -24,11 +25,14 @@ from backbones.run.sweep.members import How, Sweep, read_sweep
 from backbones.run.sweep.ways import share_of_machine, share_of_threads
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
-FEWEST_STEPS = 100
-"""What is measured takes about five steps of each way, which is too much for shorter runs."""
+FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
+"""A sweep of runs of fewer steps, or that takes less time one run after another, is not worth measuring."""
 
-WARM_UP, TIMED, SECONDS = 2, 3, 0.5
+WARM_UP, TIMED, SECONDS = 1, 3, 0.1
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
+
+RUN = 0.5
+"""Seconds that a run takes beside its steps, for its files and pictures."""
 
 LEAST_GAIN = 0.95
 """Share of the time of one run after another that another way must stay below to be taken."""
@@ -57,37 +61,35 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         workers: processes at a time.
     """
     ends = sweep.rung_ends(sweep.members[0])
-    parts = [end - before for before, end in zip([0, *ends], ends, strict=False)]
-    if ends[-1] < FEWEST_STEPS or len(sweep.members) == 1:
-        print(f"auto: sequence; a run of {ends[-1]} steps is too short to measure the other ways", flush=True)
-        return "sequence"
+    parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
+    importlib.import_module("backbones.run.checkpoint.orbax_state")  # as each run does
     startup = time.process_time()  # of another process too, which imports and reads what this one did
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
-        dataset = experiment.data.make(device=experiment.init_device())
+        device = experiment.init_device()
+        dataset = experiment.data.make(device=device)
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
         of_step = seconds_of(step)
-        memory = machine.peak_memory(experiment.init_device()) - before
-        seconds: dict[How, float] = {
-            "sequence": of_step * sum(size * part for size, part in zip(sweep.rungs(), parts, strict=True))
-        }
-        of_vmapped = seconds_of_vmapped(sweep, dataset, memory)
+        seconds: dict[How, float] = {"sequence": sum(size * (RUN + of_step * part) for size, part in parts)}
+        if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
+            print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
+            return "sequence"
+        of_vmapped = seconds_of_vmapped(sweep, dataset, machine.peak_memory(device) - before)
         if of_vmapped is not None:
-            seconds["vmap"] = of_vmapped * ends[-1]
+            seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
         if workers > 1:
-            torch.set_num_threads(share_of_threads(workers))
 
             def in_processes(of_step: float) -> float:
-                waves = [-(-size // workers) for size in sweep.rungs()]
-                return sum(wave * (startup + of_step * part) for wave, part in zip(waves, parts, strict=True))
+                return sum(-(-size // workers) * (startup + RUN + of_step * part) for size, part in parts)
 
-            of_step, best = CONTENTION * seconds_of(step), min(seconds.values())
-            if in_processes(of_step / CONTENTION) < best and startup < MOST_FOR_PROCESSES * best:
-                of_step = seconds_together(sweep, folder, workers)
-            seconds["processes"] = in_processes(of_step)
-    best_how = min(seconds, key=lambda how: seconds[how])
-    how = best_how if seconds[best_how] < LEAST_GAIN * seconds["sequence"] else "sequence"
+            torch.set_num_threads(share_of_threads(workers))
+            of_step, best = seconds_of(step), min(seconds.values())
+            is_worth_it = in_processes(of_step) < best and startup < MOST_FOR_PROCESSES * best
+            together = seconds_together(sweep, folder, workers) if is_worth_it else None
+            seconds["processes"] = in_processes(together or CONTENTION * of_step)
+    fastest = min(seconds, key=lambda how: seconds[how])
+    how = fastest if seconds[fastest] < LEAST_GAIN * seconds["sequence"] else "sequence"
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
     return how
@@ -142,25 +144,25 @@ def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float |
         return None
 
 
-def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float:
-    """The mean time of a step of the first members, each in a process of its own at the same time."""
+def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float | None:
+    """The mean time of a step of the first members, each in a process of its own; None if one of them fails."""
     with ExitStack() as stack:
-        processes: list[Any] = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", "backbones.run.sweep.choose", str(folder), member.name],
-                    env=share_of_machine(slot, workers),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
+        processes: list[Any] = []
+        for slot, member in enumerate(sweep.members[:workers]):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "backbones.run.sweep.choose", str(folder), member.name],
+                env=share_of_machine(slot, workers),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
             )
-            for slot, member in enumerate(sweep.members[:workers])
-        ]
-        for process in processes:
+            stack.callback(process.communicate)
             stack.callback(process.kill)
-        for process in processes:
-            process.stdout.readline()
+            processes.append(process)
+        ready = [process.stdout.readline() for process in processes]
+        if not all(ready):
+            return None
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
