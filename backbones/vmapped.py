@@ -74,11 +74,15 @@ def check_vmappable(experiments: Sequence[Experiment], dataset: Dataset) -> None
     optimizer's state, and nothing else of what an update computes.
 
     Raises:
-        InputError: they differ in something else, or their step is to be compiled.
+        InputError: they differ in something else, or their step is to be compiled, or to go back at a spike.
     """
     first = experiments[0]
     if first.compile in ("on", "cudagraph"):
         raise InputError(f"a vmapped step is eager, and --compile is {first.compile}; set --compile off")
+    if first.rewind is not None:
+        raise InputError(
+            "all members of a vmapped step go on together, and --rewind would go back with one; leave it out"
+        )
     variants = _variants(experiments)
     model, num_steps = first.make_model(dataset.info), first.num_steps(dataset)
     params, _ = model.init(random.generator(0))

@@ -197,9 +197,7 @@ def train_in(
     }
     if distributed.is_main() and result["steps"] == num_steps:
         plot_curves(folder)
-        plot_curves(folder)
-        atomic_write(folder / RESULT, to_json(result, indent=2) + "
-")  # the last file: now the run is finished
+        atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")  # the last file: now the run is finished
         trackers.log(
             result["steps"], {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
         )

@@ -42,27 +42,31 @@ def params(run_dir: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def in_sequence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two rates, of which one diverges, one run after another. Not to be changed."""
-    folder = tmp_path_factory.mktemp("sweep") / "in-sequence"
-    run_sweep(sweep_over(RESNET, [0.03, 1e39], [1, 2]), folder, how="sequence")
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A sweep of two rates, of which one diverges, in two ways. Not to be changed."""
+    found = {how: tmp_path_factory.mktemp("sweep") / how for how in ("sequence", "vmap")}
+    for how, folder in found.items():
+        run_sweep(sweep_over(RESNET, [0.03, 1e39], [1, 2]), folder, how=how)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_sequence(folders: dict[str, Path]) -> Path:
+    return folders["sequence"]
 
 
 @pytest.mark.slow
-def test_vmapped_members_are_ordinary_runs(in_sequence: Path, tmp_path: Path) -> None:
-    sweep = sweep_over(RESNET, [0.03, 1e39], [1, 2])
-    run_sweep(sweep, tmp_path / "vmap", how="vmap")
+def test_vmapped_members_are_ordinary_runs(folders: dict[str, Path], tmp_path: Path) -> None:
+    sweep, _ = read_sweep(folders["vmap"])
     for member in sweep.members:
-        ours, theirs = tmp_path / "vmap" / member.name, in_sequence / member.name
+        ours, theirs = (folders[how] / member.name for how in ("vmap", "sequence"))
         assert {path.name for path in ours.iterdir()} - {"log.txt"} == {path.name for path in theirs.iterdir()}
         assert relative_error(params(ours), params(theirs)) < 1e-4
-        assert [(line["step"], line["split"]) for line in without_times(ours)] == [
-            (line["step"], line["split"]) for line in without_times(theirs)
-        ]
-    one = tmp_path / "vmap" / sweep.members[0].name
+        lines = [[(line["step"], line["split"]) for line in without_times(run_dir)] for run_dir in (ours, theirs)]
+        assert lines[0] == lines[1]
+    shutil.copytree(folders["vmap"] / sweep.members[0].name, tmp_path / "run")
     longer = dataclasses.replace(sweep.members[0].experiment, steps=14)
-    assert run(longer, run_dir=one, resume="auto")["steps"] == 14
+    assert run(longer, run_dir=tmp_path / "run", resume="auto")["steps"] == 14
 
 
 def stopped_at(call: int, stop: Callable[[], object]) -> mock._patch:
@@ -85,9 +89,8 @@ def stopped_at(call: int, stop: Callable[[], object]) -> mock._patch:
 
 
 @pytest.mark.slow
-def test_a_vmapped_sweep_goes_on_from_the_latest_step_that_all_have(tmp_path: Path) -> None:
-    sweep, folder = sweep_over(RESNET, [0.03, 1e39], [1, 2]), tmp_path / "stopped"
-    run_sweep(sweep, tmp_path / "straight", how="vmap")
+def test_a_vmapped_sweep_goes_on_from_the_latest_step_that_all_have(folders: dict[str, Path], tmp_path: Path) -> None:
+    sweep, folder, straight = sweep_over(RESNET, [0.03, 1e39], [1, 2]), tmp_path / "stopped", folders["vmap"]
     with stopped_at(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted, match="same command"):
         run_sweep(sweep, folder, how="vmap")
     first, second = (folder / member.name / "checkpoints" for member in sweep.members[:2])
@@ -99,11 +102,11 @@ def test_a_vmapped_sweep_goes_on_from_the_latest_step_that_all_have(tmp_path: Pa
     assert list_steps(first) == list_steps(second) == [3, 6]
     assert (first / "superseded" / "8").exists()
     run_sweep(sweep, folder)  # in the way in which it was begun
-    assert hashes(folder) == hashes(tmp_path / "straight") and len(hashes(folder)) == 2
+    assert hashes(folder) == hashes(straight) and len(hashes(folder)) == 2
     for member in sweep.members:
-        assert without_times(folder / member.name) == without_times(tmp_path / "straight" / member.name)
+        assert without_times(folder / member.name) == without_times(straight / member.name)
     for name in ("table.md", "table.csv"):
-        assert (folder / name).read_text() == (tmp_path / "straight" / name).read_text()
+        assert (folder / name).read_text() == (straight / name).read_text()
 
 
 @pytest.mark.slow
@@ -163,28 +166,28 @@ def test_the_same_again_leaves_finished_members_as_they_are(in_sequence: Path, t
 
 
 @pytest.mark.slow
-def test_processes_stop_together_and_go_on(
+def test_processes_are_stopped_and_go_on_and_one_that_fails_does_not_stop_the_others(
     in_sequence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    sweep = sweep_over(RESNET, [0.03, 1e39], [1, 2])
+    sweep = sweep_over(RESNET, [0.03], [2, 1])
+    first, second = (tmp_path / member.name for member in sweep.members)
 
     def stop() -> None:
-        while not any(newest(tmp_path / member.name) >= 0 for member in sweep.members):
+        while newest(first) < 0:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    stopper = threading.Thread(target=stop, daemon=True)
-    stopper.start()
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Preempted, match="the same command continues it"):
-        run_sweep(sweep, tmp_path, how="processes", workers=2)
-    assert not (tmp_path / sweep.members[3].name).exists()
-    damaged = tmp_path / sweep.members[3].name / "config.json"
-    damaged.mkdir(parents=True)  # this one cannot be written
-    assert run_sweep(sweep, tmp_path).keys() == {sweep.members[3].name}
-    damaged.rmdir()
-    assert run_sweep(sweep, tmp_path) == {}
-    assert hashes(tmp_path) == hashes(in_sequence)
+        run_sweep(sweep, tmp_path, how="processes", workers=1)
+    assert not second.exists()
+    (first / "config.json").unlink(missing_ok=True)  # its checkpoints have it too
+    (second / "config.json").mkdir(parents=True)  # and this one cannot be written
+    assert run_sweep(sweep, tmp_path).keys() == {second.name}
+    assert f"{second.name} failed: error: " in capsys.readouterr().out
+    assert list(hashes(tmp_path).values()) == [hashes(in_sequence)["1-lr-0.03-seed-2"]]
+    assert "| 1 of 2: 1 failed |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ def test_halving_is_counted_and_not_vmapped(
     monkeypatch.setattr(choose, "seconds_of", lambda step: 0.1)
     sweep = sweep_over(dataclasses.replace(VIT, steps=400), [0.1, 0.2], [0, 1], halving=2)
     assert choose.choose_how(sweep, Path("nowhere"), workers=1) == "sequence"
-    assert (
-        "sequence 84 s\n" in capsys.readouterr().out
-    )  # 4 runs, 2 of them, 1 of those
+    assert "sequence 84 s\n" in capsys.readouterr().out  # 4 runs, 2 of them, 1 of those
 
 
 @pytest.mark.slow

@@ -119,12 +119,13 @@ def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[
     combinations = grid([axis for axis in axes if axis.span is None])
     if not spans and number > len(combinations):
         raise InputError(f"--random {number}: there are {len(combinations)} combinations; without --random all are run")
+    integers = {axis.field for _, axis, _ in spans if is_integer(axis.field)}
     order = torch.randperm(len(combinations), generator=random.generator(seed)).tolist()
     drawn = []
     for member in range(number):
         key = random.fold_in(random.key(seed), member)
         values = {
-            axis.field: span.at(random.uniform(random.fold_in(key, i)).item(), integer=is_integer(axis.field))
+            axis.field: span.at(random.uniform(random.fold_in(key, i)).item(), integer=axis.field in integers)
             for i, axis, span in spans
         }
         values |= combinations[order[member % len(order)]]

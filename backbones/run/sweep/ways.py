@@ -3,6 +3,7 @@
 Each run is that of `train.py`, in its own folder; it goes on where it was, and is saved when it is asked to stop.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from backbones.run.files import atomic_write
 from backbones.run.loop import Diverged
 from backbones.run.preemption import Preempted, handle_signals
 from backbones.run.run import run
+from backbones.run.run_dir import CONFIG, read_config, read_experiment
 
 DIVERGED, LOG = "diverged.txt", "log.txt"
 """In the folder of a member: why it cannot go on, and what it printed where several run at once."""
@@ -51,8 +53,12 @@ def run_job(job: Job) -> None:
     Raises:
         InputError, Preempted: as `run`.
     """
+    experiment, config = job.experiment, job.folder / CONFIG
+    if experiment.rewind is not None and config.exists():  # it has noted there which steps it passes over
+        pass_over = read_experiment(config, read_config(config)).pass_over
+        experiment = dataclasses.replace(experiment, pass_over=pass_over)
     try:
-        run(job.experiment, run_dir=job.folder, resume="auto", until=job.until)
+        run(experiment, run_dir=job.folder, resume="auto", until=job.until)
     except Diverged as error:
         record_divergence(job, error)
 
