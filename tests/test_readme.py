@@ -197,14 +197,25 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_submitit(tmp_path: Path) -> None:
     """Its executor of this machine, with two short runs."""
-    (text,) = code_after("docs/scale.md", "A sweep with submitit", "python")
-    text = text.replace('name="sweep",', 'name="sweep", steps=2, batch_size=8,').replace(
-        "(3e-4, 1e-3, 3e-3)", "(3e-4,)"
-    )
-    (tmp_path / "sweep.py").write_text(text)
+    (text,) = code_after("docs/sweeps.md", "submitit", "python")
+    text = text.replace("replace(digits_vit_tiny, optim", "replace(digits_vit_tiny, steps=2, batch_size=8, optim")
+    (tmp_path / "sweep.py").write_text(text.replace("(3e-4, 1e-3, 3e-3)", "(3e-4,)"))
     done = shell("python sweep.py", tmp_path)
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["0.0003", "0"], ["0.0003", "1"]]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"lr-0.0003-seed-0", "lr-0.0003-seed-1"}
+
+
+def test_optuna(tmp_path: Path) -> None:
+    """With two short runs."""
+    (text,) = code_after("docs/sweeps.md", "optuna", "python")
+    small = "replace(digits_vit_tiny, model=digits_vit_tiny.model.replace(depth=1), steps=3, batch_size=8, optim"
+    text = text.replace("replace(digits_vit_tiny, optim", small)
+    text = text.replace("(100, 300, 1000)", "(1, 2, 3)").replace("n_trials=20", "n_trials=2")
+    (tmp_path / "search.py").write_text(text)
+    done = shell("python search.py", tmp_path)
+    assert re.match(r"\{'lr': 0\.0\d+\} 0\.\d+", done.stdout.splitlines()[-1])
+    results = [json.loads((tmp_path / "runs" / f"trial-{i}" / "result.json").read_text()) for i in range(2)]
+    assert [result["steps"] for result in results] == [3, 3]
 
 
 def test_the_picture_of_the_imports_is_current() -> None:
