@@ -56,7 +56,7 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
 
 def draws_numbers(experiment: Experiment, dataset: Dataset) -> bool:
     """Whether a train step draws from torch's generator, as dropout does."""
-    program = dataclasses.replace(experiment, compile="off").make(dataset)
+    program = dataclasses.replace(experiment, compile="off", init_from=None).make(dataset)
     device = program.state.step.device
     only_seeded = seeded(lambda state, batch: (state, {}), experiment.seed)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

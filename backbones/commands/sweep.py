@@ -89,6 +89,8 @@ def main(args: list[str]) -> bool:
     if distributed.world_size() > 1:
         raise InputError("a sweep starts its own processes; start it without torchrun")
     command = parse(args)
+    if command.only is not None and command.sweep_dir is None and command.resume is None:
+        raise InputError("--only: name the folder of the sweep by --sweep-dir, so that all its jobs find it")
     sweep, folder = _open(command, args)
     if command.only is not None:
         _run_one(command, sweep, folder)

@@ -3,6 +3,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from helpers.runs import SMALL
 
 import backbones.commands.sweep
 from backbones.commands.sweep import main
@@ -136,6 +137,25 @@ def test_a_sweep_is_continued_by_its_folder_alone(calls: list[dict], capsys: pyt
     (Path("here") / SWEEP).write_text('{"members": []}')
     with pytest.raises(InputError, match="is no sweep of this program"):
         main(["--resume", "here"])
+
+
+@pytest.mark.slow
+def test_members_are_run_one_by_one_as_the_jobs_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = f"{NAME} {SMALL} --steps 2 --schedule.warmup-steps 0 --over seed 0 1 --sweep-dir here".split()
+    main([*args, "--only", "1"])
+    main(["--resume", "here", "--only", "0-seed-0"])
+    assert sorted(path.parent.name for path in Path("here").glob("*/result.json")) == ["0-seed-0", "1-seed-1"]
+    capsys.readouterr()
+    assert main([*args, "--how", "sequence"]) is True
+    assert "2 members up to step 2; 2 are done" in capsys.readouterr().out
+    assert len((Path("here") / "table.csv").read_text().splitlines()) == 3
+    with pytest.raises(InputError, match="--only: name the folder of the sweep by --sweep-dir"):
+        main([*args[:-2], "--only", "1"])
+    with pytest.raises(InputError, match="which members of a sweep with --halving go on is decided by all"):
+        main([*args[:-1], "there", "--halving", "2", "--only", "1"])
 
 
 def test_help_shows_the_options_of_both(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,8 @@
 `python -m backbones.run.sweep.choose SWEEP MEMBER` is one of several processes that are measured together.
 """
 
-import importlib
+import dataclasses
+import math
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, Program
 from backbones.run.run import torch_settings_kept
 from backbones.run.sweep.members import How, Sweep, read_sweep
 from backbones.run.sweep.ways import share_of_machine, share_of_threads
@@ -31,8 +32,11 @@ FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
 WARM_UP, TIMED, SECONDS = 1, 3, 0.1
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
 
-RUN = 0.5
-"""Seconds that a run takes beside its steps, for its files and pictures."""
+RUN, IMPORTS = 0.5, 1.5
+"""Seconds that a run takes beside its steps, for its files and pictures; and once in a process, for its imports."""
+
+HOPELESS = 1.2
+"""How much longer than another way a step may take before it is not measured any better."""
 
 LEAST_GAIN = 0.95
 """Share of the time of one run after another that another way must stay below to be taken."""
@@ -62,8 +66,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     """
     ends = sweep.rung_ends(sweep.members[0])
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
-    importlib.import_module("backbones.run.checkpoint.orbax_state")  # as each run does
-    startup = time.process_time()  # of another process too, which imports and reads what this one did
+    startup = time.process_time() + IMPORTS  # of another process, which also imports and reads what this one did
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
         device = experiment.init_device()
@@ -75,7 +78,8 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
             print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
             return "sequence"
-        of_vmapped = seconds_of_vmapped(sweep, dataset, machine.peak_memory(device) - before)
+        memory = machine.peak_memory(device) - before
+        of_vmapped = seconds_of_vmapped(sweep, dataset, memory=memory, at_most=seconds["sequence"] / ends[-1])
         if of_vmapped is not None:
             seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
         if workers > 1:
@@ -97,8 +101,12 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
 
 def make_step(experiment: Experiment, dataset: Dataset) -> Step:
     """The steps of an experiment as they are in a run."""
-    program = experiment.make(dataset)
+    program = _program(experiment, dataset)
     return _repeated(program.train_step, program.state, program.batches)
+
+
+def _program(experiment: Experiment, dataset: Dataset) -> Program:
+    return dataclasses.replace(experiment, init_from=None).make(dataset)  # the weights do not matter
 
 
 def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int], Any]) -> Step:
@@ -113,22 +121,26 @@ def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int
     return step
 
 
-def seconds_of(step: Step) -> float:
-    """The median time of a step, after a warm-up."""
+def seconds_of(step: Step, *, at_most: float = math.inf) -> float:
+    """The median time of a step, after a warm-up; a time far above `at_most` is not measured any better."""
     for _ in range(WARM_UP):
         step()
     times: list[float] = []
-    while len(times) < TIMED or sum(times) < SECONDS:
+    while not times or (min(times) < HOPELESS * at_most and (len(times) < TIMED or sum(times) < SECONDS)):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return median(times)
 
 
-def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float | None:
+def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float, at_most: float = math.inf) -> float | None:
     """The time of a vmapped step of all members; None if it is not possible, or would change what they compute.
 
-    `memory` is what the step of one member takes of that of the CPU, in bytes; on a GPU what does not fit raises.
+    Args:
+        sweep: what is to be run.
+        dataset: that of its members.
+        memory: what the step of one member takes of that of the CPU, bytes; on a GPU what does not fit raises.
+        at_most: seconds; see `seconds_of`.
     """
     experiments = [member.experiment for member in sweep.members]
     if sweep.halving is not None or VMAP_MEMORY * memory * len(experiments) > machine.free_memory():
@@ -137,9 +149,10 @@ def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, memory: float) -> float |
         step = make_vmapped_step(experiments, dataset)
         if draws_numbers(experiments[0], dataset):
             return None
-        programs = [experiment.make(dataset) for experiment in experiments]
+        programs = [_program(experiment, dataset) for experiment in experiments]
         states = tree.stack([program.state for program in programs])
-        return seconds_of(_repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs])))
+        steps = _repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs]))
+        return seconds_of(steps, at_most=at_most)
     except (InputError, torch.OutOfMemoryError):
         return None
 

@@ -52,7 +52,7 @@ class Sweep(NamedTuple):
     def rungs(self) -> list[int]:
         """How many members start each rung; there is one where all run to their end.
 
-        Rung r of R ends at num_steps / halving^(R - r).
+        Rung r of R, counted from 1, ends at num_steps / halving^(R - r).
         """
         sizes = [len(self.members)]
         while self.halving is not None and sizes[-1] > 1:
@@ -98,16 +98,12 @@ def make_sweep(
         same = [other.name for other in made if other.experiment == of_member]
         if same:
             raise InputError(f"{name} would be the same run as {same[0]}; give each value once")
-        with torch_settings_kept():
-            try:
-                if of_member.data not in datasets:
-                    datasets[of_member.data] = of_member.data.make(device=of_member.init_device())
-                dataset = datasets[of_member.data]
-                of_member.make_pure_step(dataset)
-            except InputError as error:
-                raise InputError(f"{name} cannot be run: {error}") from error
+        try:
+            num_steps = _check(of_member, datasets)
+        except InputError as error:
+            raise InputError(f"{name} cannot be run: {error}") from error
         values = {field: value_of(of_member, field) for field in combination}
-        made.append(Member(name, values, of_member, of_member.num_steps(dataset)))
+        made.append(Member(name, values, of_member, num_steps))
     sweep = Sweep(experiment, {axis.field: list(axis.values) for axis in axes}, halving, made)
     for member in made:
         if sweep.rung_ends(member)[0] < 1:
@@ -116,6 +112,16 @@ def make_sweep(
                 f"would end before the first of {member.num_steps} steps; give more --steps"
             )
     return sweep
+
+
+def _check(experiment: Experiment, datasets: dict[Use, Dataset]) -> int:
+    """The steps of an experiment, whose train step can be made; `datasets` are those that were read already."""
+    with torch_settings_kept():
+        if experiment.data not in datasets:
+            datasets[experiment.data] = experiment.data.make(device=experiment.init_device())
+        dataset = datasets[experiment.data]
+        experiment.make_pure_step(dataset)
+        return experiment.num_steps(dataset)
 
 
 def value_of(experiment: Experiment, field: str) -> Any:
