@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import math
 import subprocess
 import sys
 import time
@@ -27,25 +26,22 @@ from backbones.run.sweep.ways import share_of_machine, share_of_threads
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
 FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
-"""A sweep of runs of fewer steps, or that takes less time one run after another, is not worth measuring."""
+"""A sweep of runs of fewer steps, or that takes less time one run after another, is run so."""
 
 WARM_UP, TIMED, SECONDS = 1, 3, 0.1
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
 
 RUN, IMPORTS = 0.5, 1.5
-"""Seconds that a run takes beside its steps, for its files and pictures; and once in a process, for its imports."""
+"""Seconds that a run takes beside its steps, for its files and pictures; and, once in a process, for imports."""
 
-HOPELESS = 1.2
-"""How much longer than another way a step may take before it is not measured any better."""
-
-LEAST_GAIN = 0.95
-"""Share of the time of one run after another that another way must stay below to be taken."""
-
-MOST_FOR_PROCESSES = 0.05
-"""Share of the time of the sweep that starting processes to measure them may take."""
+MOST_TO_MEASURE = 0.03
+"""Share of the time of the sweep that measuring a vmapped step, or starting processes to measure theirs, may take."""
 
 CONTENTION = 1.2
 """How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
+
+LEAST_GAIN = 0.95
+"""Share of the time of one run after another that another way must stay below to be taken."""
 
 VMAP_MEMORY = 2.0
 """How much more memory a member takes in a vmapped step, whose gradient keeps all it computes to the end."""
@@ -57,7 +53,8 @@ Step = Callable[[], object]
 def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     """Measure the ways that are possible, print what they would take, and return the fastest.
 
-    With dropout, a vmapped step is none of them: it would draw other numbers.
+    What would take too long to measure is estimated (processes) or left out (vmap). So is a vmapped step with dropout,
+    which would draw other numbers.
 
     Args:
         sweep: what is to be run.
@@ -78,18 +75,19 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
             print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
             return "sequence"
-        memory = machine.peak_memory(device) - before
-        of_vmapped = seconds_of_vmapped(sweep, dataset, memory=memory, at_most=seconds["sequence"] / ends[-1])
-        if of_vmapped is not None:
-            seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
+        most = MOST_TO_MEASURE * seconds["sequence"]
+        if IMPORTS + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
+            of_vmapped = seconds_of_vmapped(sweep, dataset, memory=machine.peak_memory(device) - before)
+            if of_vmapped is not None:
+                seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
         if workers > 1:
 
             def in_processes(of_step: float) -> float:
                 return sum(-(-size // workers) * (startup + RUN + of_step * part) for size, part in parts)
 
             torch.set_num_threads(share_of_threads(workers))
-            of_step, best = seconds_of(step), min(seconds.values())
-            is_worth_it = in_processes(of_step) < best and startup < MOST_FOR_PROCESSES * best
+            of_step = seconds_of(step)
+            is_worth_it = in_processes(of_step) < min(seconds.values()) and startup < most
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
             seconds["processes"] = in_processes(together or CONTENTION * of_step)
     fastest = min(seconds, key=lambda how: seconds[how])
@@ -121,26 +119,22 @@ def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int
     return step
 
 
-def seconds_of(step: Step, *, at_most: float = math.inf) -> float:
-    """The median time of a step, after a warm-up; a time far above `at_most` is not measured any better."""
+def seconds_of(step: Step) -> float:
+    """The median time of a step, after a warm-up."""
     for _ in range(WARM_UP):
         step()
     times: list[float] = []
-    while not times or (min(times) < HOPELESS * at_most and (len(times) < TIMED or sum(times) < SECONDS)):
+    while len(times) < TIMED or sum(times) < SECONDS:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return median(times)
 
 
-def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float, at_most: float = math.inf) -> float | None:
+def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float) -> float | None:
     """The time of a vmapped step of all members; None if it is not possible, or would change what they compute.
 
-    Args:
-        sweep: what is to be run.
-        dataset: that of its members.
-        memory: what the step of one member takes of that of the CPU, bytes; on a GPU what does not fit raises.
-        at_most: seconds; see `seconds_of`.
+    `memory` is what the step of one member takes of that of the CPU, in bytes; on a GPU what does not fit raises.
     """
     experiments = [member.experiment for member in sweep.members]
     if sweep.halving is not None or VMAP_MEMORY * memory * len(experiments) > machine.free_memory():
@@ -151,8 +145,7 @@ def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float, at_most
             return None
         programs = [_program(experiment, dataset) for experiment in experiments]
         states = tree.stack([program.state for program in programs])
-        steps = _repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs]))
-        return seconds_of(steps, at_most=at_most)
+        return seconds_of(_repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs])))
     except (InputError, torch.OutOfMemoryError):
         return None
 
