@@ -22,15 +22,17 @@ not see each other; `tests/test_floors.py` holds both. What happens to a batch, 
 train.py                 parse the command line, run
 experiments/             recipes, each file headed by its claims; own_transform.py
 backbones/
-  commands/              what a person types: train, evaluate, report, checkpoint, reproduce, audit, profile, schedule,
-                         augment-preview
+  commands/              what a person types: train, evaluate, report, sweep, checkpoint, reproduce, audit, profile,
+                         schedule, augment-preview
   run/                   run.py: an experiment, a folder and the training in between; loop.py; metric_writer.py;
                          trackers.py; checkpoint/; lock.py; preemption.py; spikes.py; rewind.py; provenance.py;
-                         run_dir.py; step_profile.py; model_evaluation.py; report/; augment_sheet.py; pictures.py
+                         run_dir.py; step_profile.py; model_evaluation.py; report/; sweep/; augment_sheet.py;
+                         pictures.py
   compose.py             functions from an experiment to another one
   experiment.py          Experiment, and Experiment.make() -> Program(state, train_step, batches, evaluate, weights_of)
   component.py           use(function, **options): what an experiment is made of
   train_step.py          (state, batch) -> (state, metrics)
+  vmapped.py             several trainings in one step
   evaluation.py          state -> metrics of the held-out samples
   jit.py                 eager, compiled, or a CUDA graph; donation of the state
   models/                one file a paper; base.py: Model(init, apply, features, skeleton, roles)
@@ -42,7 +44,8 @@ backbones/
   distributed.py         how ranks find one another, and what they send
   machine.py             threads, memory and precision: what a process takes of its machine
   types.py tree.py random.py errors.py
-benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py;
+benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py,
+                         sweep.py, checkpoint.py;
                          airbench.py and plain_loop.py: plain torch, to compare accuracies with
 tests/                   mirror backbones/; golden/: frozen trainings and experiments; test_floors.py: imports go down
 ```
