@@ -2,8 +2,9 @@
 
 import importlib
 
+import backbones.distributed as distributed
 from backbones.commands.exit import run_command
-from backbones.errors import check_known
+from backbones.errors import InputError, check_known
 
 COMMANDS = {
     "train": "train an experiment of your own, module:name; `train.py` knows those of this project by name",
@@ -19,6 +20,9 @@ COMMANDS = {
 }
 """Name -> what it does. Each is a module of this package, with `_` for `-`, that has a function `main(args)`."""
 
+IN_PROCESSES = ("train", "reproduce", "audit")
+"""Those that torchrun may start in several processes."""
+
 
 def main() -> None:
     """Run the command that is named first on the command line."""
@@ -32,4 +36,8 @@ def _run(name: str = "--help", *args: str) -> bool | None:
             print(f"  {command:17s}{summary}")
         return None
     check_known("command", name, COMMANDS)
+    if name not in IN_PROCESSES:
+        distributed.join()
+        if distributed.world_size() > 1:
+            raise InputError(f"{name} runs in one process, and torchrun has started several; start it without torchrun")
     return importlib.import_module(f"backbones.commands.{name.replace('-', '_')}").main([*args])

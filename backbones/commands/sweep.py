@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-import backbones.distributed as distributed
 from backbones.commands.options import read_options
 from backbones.commands.train import choose_components, describe, find_base, parse as parse_train, with_duration
 from backbones.component import options_of
@@ -85,9 +84,6 @@ def main(args: list[str]) -> bool:
     Raises:
         InputError: the sweep cannot be run as it is.
     """
-    distributed.join()
-    if distributed.world_size() > 1:
-        raise InputError("a sweep starts its own processes; start it without torchrun")
     command = parse(args)
     if command.only is not None and command.sweep_dir is None and command.resume is None:
         raise InputError("--only: name the folder of the sweep by --sweep-dir, so that all its jobs find it")

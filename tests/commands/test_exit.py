@@ -1,9 +1,12 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import torchrun
 
+from backbones.commands import COMMANDS, IN_PROCESSES, main
 from backbones.commands.exit import run_command
 from backbones.errors import InputError
 from backbones.run.loop import Diverged
@@ -88,6 +91,22 @@ def test_the_commands_are_listed_and_found(tmp_path) -> None:
         [*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0 and "| airbench | 1,971,640 |" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_command_of_one_process_is_not_started_by_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process would evaluate its own share of the images, and write it as the result."""
+    done = torchrun(2, "-m", "backbones", "evaluate", "run", cwd=tmp_path)
+    assert done.returncode != 0
+    wanted = "error: evaluate runs in one process, and torchrun has started several; start it without torchrun"
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [wanted]
+    monkeypatch.setattr("backbones.distributed.world_size", lambda: 2)
+    for name in set(COMMANDS) - set(IN_PROCESSES):
+        monkeypatch.setattr("sys.argv", ["backbones", name])
+        with pytest.raises(SystemExit, match=f"{name} runs in one process"):
+            main()
 
 
 def test_a_home_folder_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
