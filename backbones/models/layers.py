@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -46,14 +47,53 @@ Block = Annotated[
 """(in_channels, width, stride) -> a residual block."""
 
 
+class Conv(nn.Conv2d):
+    """A square convolution that keeps the image size (at stride 1).
+
+    On CPUs it is a product of matrices where images have become small, as in the last stage of a ResNet: oneDNN's
+    convolutions, above all the gradients of their weights, take two to nine times as long there.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, size, stride=stride, padding=size // 2, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
+        if not (x.is_cpu and self.groups == 1 and self._is_faster_as_matmul(x)):
+            return super().forward(x)
+        (size, _), (stride, _) = self.kernel_size, self.stride
+        x = x.permute(0, 2, 3, 1)
+        if size > 1:
+            x = F.pad(x, (0, 0, *4 * [size // 2]))
+        height, width = ((length - size) // stride + 1 for length in x.shape[1:3])
+        patches = [
+            x[:, top : top + stride * height : stride, left : left + stride * width : stride]
+            for top in range(size)
+            for left in range(size)
+        ]
+        rows = torch.cat(patches, dim=3) if size > 1 else patches[0]
+        y = F.linear(rows.flatten(0, 2), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return y.unflatten(0, (len(x), height, width)).permute(0, 3, 1, 2)
+
+    def _is_faster_as_matmul(self, x: Tensor) -> bool:
+        """Measured on an Intel Xeon with AMX; see benchmarks/README.md."""
+        positions = -(-x.shape[2] // self.stride[0]) * -(-x.shape[3] // self.stride[1])
+        if x.dtype != torch.bfloat16:
+            return positions <= 4
+        if self.kernel_size == (1, 1):
+            return positions <= 64
+        return positions <= 16 and self.in_channels * self.out_channels >= 2**17
+
+
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """3x3 convolution that keeps the image size (at stride 1), without bias: a norm follows."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
+    return Conv(in_channels, out_channels, 3, stride=stride, groups=groups)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """1x1 convolution without bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, groups=groups, bias=False)
+    return Conv(in_channels, out_channels, 1, stride=stride, groups=groups)
 
 
 class DepthwiseConv(nn.Conv2d):

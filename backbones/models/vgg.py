@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, make_constructor
-from backbones.models.layers import conv3x3, init_conv_net
+from backbones.models.layers import Conv, conv3x3, init_conv_net
 
 Head = Literal["linear", "mlp"]
 
@@ -31,7 +31,7 @@ def make_features(stage_depths: Sequence[int], in_channels: int, batch_norm: boo
             if batch_norm:
                 layers.extend([conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
             else:
-                layers.extend([nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(inplace=True)])
+                layers.extend([Conv(in_channels, width, 3, bias=True), nn.ReLU(inplace=True)])
             in_channels = width
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     return layers
@@ -75,7 +75,7 @@ class VGG(Backbone):
     ) -> None:
         super().__init__()
         self.features = make_features(stage_depths, image_shape[0], batch_norm)
-        self.pool_size = 1 if head == "linear" else 7
+        self.pools_regions = head == "mlp"
         self.head = make_head(head, num_classes, dropout)
 
     def forward_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -85,7 +85,7 @@ class VGG(Backbone):
             if isinstance(layer, nn.MaxPool2d):
                 yield f"stage{stage}", x
                 stage += 1
-        yield "pooled", F.adaptive_avg_pool2d(x, self.pool_size).flatten(1)
+        yield "pooled", F.adaptive_avg_pool2d(x, 7).flatten(1) if self.pools_regions else x.mean((2, 3))
 
 
 vgg = make_constructor(VGG, init_conv_net)
