@@ -16,6 +16,7 @@ from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.models import MODELS
 from backbones.models.base import with_memory
+from backbones.models.layers import Conv
 from benchmarks.optimizers import COUNTERPARTS, FUSED
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
@@ -93,11 +94,14 @@ def ours(experiment: Experiment) -> Step:
 
 
 def our_module(experiment: Experiment) -> nn.Module:
-    """The model of an experiment as the `nn.Module` that a plain loop would train."""
+    """The model of an experiment as the `nn.Module` that a plain loop would train, with torch's own convolutions."""
     model = experiment.make_model(experiment.data.make(device=CPU).info)
     params, model_state = model.init(random.generator(0))
     module = with_memory(model.skeleton).train()
     module.load_state_dict({**params, **model_state})
+    for layer in module.modules():
+        if type(layer) is Conv:
+            layer.__class__ = nn.Conv2d
     return module
 
 
