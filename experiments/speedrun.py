@@ -60,12 +60,15 @@ def airbench_muon(
     *,
     lr: float = 0.24,
     momentum: float = 0.6,
-    sgd_lr: float = 1.5,
+    sgd_lr: float = 0.85,
     bias_scale: float = 64.0,
-    weight_decay: float = 0.00133,
+    weight_decay: float = 0.0024,
     whiten_fraction: float = 0.375,
 ) -> optim.GradientTransformation:
     """Muon for the filters, whose norms stay as they are, and SGD for the head and the biases.
+
+    The defaults are those of the author's airbench94_muon for the sum of the losses over 2,000 images, turned into
+    rates for the mean over 1,024.
 
     Args:
         schedule: factor on the learning rates.
@@ -114,7 +117,7 @@ def _until(end: float, schedule: optim.Schedule) -> optim.Schedule:
 speedrun_sgd = Experiment(
     name="speedrun-sgd",
     data=use(cifar10),
-    augment=use(alternating_flip, padding=2),
+    augment=use(alternating_flip, padding=2, reflect=True),
     model=use(airbench),
     optim=use(airbench_sgd),
     schedule=use(triangle),
@@ -132,7 +135,7 @@ speedrun = dataclasses.replace(
     name="speedrun",
     optim=use(airbench_muon),
     schedule=use(linear),
-    steps=370,  # 7.6 epochs
-    eval_every=370,
-    save_every=370,
+    steps=350,  # 7.2 epochs
+    eval_every=350,
+    save_every=350,
 )
