@@ -21,7 +21,7 @@ def plus(experiment: Experiment) -> Experiment:
         experiment,
         name=f"{experiment.name}-plus",
         augment=use(alternating_flip, padding=4),
-        optim=use(muon, lr=0.02, adamw_lr=3e-3, weight_decay=0.01),
+        optim=use(muon, lr=0.05, adamw_lr=3e-3, weight_decay=0.01),
         schedule=use(one_cycle, warmup_fraction=0.1, start=0.1, floor=0.0),
         label_smoothing=0.1,
         steps=5860,
@@ -44,6 +44,7 @@ cifar10_vit_tiny_plus = replace(
     plus(reference.cifar10_vit_tiny),
     model=use(vit_tiny, patch_size=4, patch_embed="conv", pool="mean", registers=4, drop_path=0.1),
     augment=use(rand_augment, num_ops=1, magnitude=7, padding=4, flip=True),
+    optim=use(muon, lr=0.02, adamw_lr=3e-3, weight_decay=0.01),
 )
 
 fashion_mnist_resnet18_plus = on(cifar10_resnet18_plus, fashion_mnist)
