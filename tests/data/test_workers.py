@@ -98,7 +98,7 @@ def training(tmp_path: Path):
     folder = write_folder(tmp_path / "photos")
     options = ["--data", "image-folder", "--data.root", folder, "--data.workers", "2", "--model", "airbench"]
     command = [sys.executable, TRAIN, *options, "--steps", "100000", "--batch-size", "6", "--run-dir", "run"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONFAULTHANDLER": "1"}
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True
@@ -109,8 +109,18 @@ def training(tmp_path: Path):
         assert time.monotonic() < deadline, (tmp_path / "out").read_text()
         time.sleep(0.1)
     yield process, tmp_path / "out"
-    if process.poll() is None:
-        process.kill()
+    process.kill()
+    process.wait()
+
+
+def exit_code(process: subprocess.Popen, out: Path) -> int:
+    """That of a process that is to end; if it does not, what its threads are doing fails the test."""
+    try:
+        return process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        process.wait()
+        raise AssertionError(out.read_text()) from None
 
 
 def wait_until_gone(session: int) -> None:
@@ -126,12 +136,12 @@ def test_no_process_is_left_behind(end: signal.Signals, training) -> None:
     process, out = training
     assert len(children(process.pid)) >= 3
     (os.kill if end == signal.SIGKILL else os.killpg)(process.pid, end)  # Ctrl-C and Slurm send it to all of them
-    process.wait(60)
+    code = exit_code(process, out)
     wait_until_gone(process.pid)
     said = out.read_text()
     assert "Traceback" not in said, said
     if end != signal.SIGKILL:
-        assert process.returncode == 75 and "stopped after step" in said
+        assert code == 75 and "stopped after step" in said
 
 
 @pytest.mark.slow
@@ -139,7 +149,7 @@ def test_a_worker_that_is_killed_ends_the_run(training) -> None:
     process, out = training
     command = ["pgrep", "-s", str(process.pid), "-f", "forkserver"]
     os.kill(int(subprocess.run(command, capture_output=True, text=True).stdout.split()[-1]), signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert exit_code(process, out) == 1
     wait_until_gone(process.pid)
     said = out.read_text()
     assert "Traceback" not in said and said.rstrip().endswith("--resume continues the run"), said
