@@ -1,5 +1,5 @@
 """ImageNet-1k, or any folder of images: `python train.py image-folder-vit-small --data.root imagenet`. Not run to their
-end; the first 200 steps of each were, on generated JPEG files.
+end; the tests run two steps of each.
 
 image-folder-resnet50 is recipe A2 of "ResNet strikes back" (Wightman et al., arXiv 2110.00476) without its repeated
 augmentation; image-folder-vit-small is "Better plain ViT baselines for ImageNet-1k" (Beyer et al., arXiv 2205.01580).
