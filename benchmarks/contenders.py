@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -100,8 +101,8 @@ def our_module(experiment: Experiment) -> nn.Module:
     module = with_memory(model.skeleton).train()
     module.load_state_dict({**params, **model_state})
     for layer in module.modules():
-        if type(layer) is Conv:
-            layer.__class__ = nn.Conv2d
+        if isinstance(layer, Conv):
+            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
     return module
 
 
