@@ -60,13 +60,13 @@ class Conv(nn.Conv2d):
         super().__init__(in_channels, out_channels, size, stride=stride, padding=size // 2, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
-        if not (x.is_cpu and self.groups == 1 and self._is_faster_as_matmul(x)):
-            return super().forward(x)
         (size, _), (stride, _) = self.kernel_size, self.stride
+        height, width = (-(-length // stride) for length in x.shape[2:])
+        if not (x.is_cpu and self.groups == 1 and self._is_faster_as_matmul(height * width, x.dtype)):
+            return super().forward(x)
         x = x.permute(0, 2, 3, 1)
         if size > 1:
             x = F.pad(x, (0, 0, *4 * [size // 2]))
-        height, width = ((length - size) // stride + 1 for length in x.shape[1:3])
         patches = [
             x[:, top : top + stride * height : stride, left : left + stride * width : stride]
             for top in range(size)
@@ -76,10 +76,9 @@ class Conv(nn.Conv2d):
         y = F.linear(rows.flatten(0, 2), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return y.unflatten(0, (len(x), height, width)).permute(0, 3, 1, 2)
 
-    def _is_faster_as_matmul(self, x: Tensor) -> bool:
-        """Measured on an Intel Xeon with AMX; see benchmarks/README.md."""
-        positions = -(-x.shape[2] // self.stride[0]) * -(-x.shape[3] // self.stride[1])
-        if x.dtype != torch.bfloat16:
+    def _is_faster_as_matmul(self, positions: int, dtype: torch.dtype) -> bool:
+        """Whether it is, for an output of so many pixels: as measured on an Intel Xeon, see benchmarks/README.md."""
+        if dtype != torch.bfloat16:
             return positions <= 4
         if self.kernel_size == (1, 1):
             return positions <= 64
@@ -96,12 +95,11 @@ def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, groups: int
     return Conv(in_channels, out_channels, 1, stride=stride, groups=groups)
 
 
-class DepthwiseConv(nn.Conv2d):
+class DepthwiseConv(Conv):
     """A filter for each channel; in float32 on CPUs, where bfloat16 takes up to forty times as long."""
 
-    def __init__(self, channels: int, kernel_size: int, *, stride: int = 1, bias: bool = False) -> None:
-        padding = kernel_size // 2
-        super().__init__(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels, bias=bias)
+    def __init__(self, channels: int, size: int, *, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(channels, channels, size, stride=stride, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H/stride, W/stride]
         if not (x.is_cpu and x.dtype == torch.bfloat16):

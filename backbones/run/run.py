@@ -104,7 +104,7 @@ def train_in(
     *,
     resume: Which | None,
     profile: range | None = None,
-    trackers: Trackers | None = None,
+    trackers: Trackers = Trackers(),
     until: int | None = None,
     dataset: Dataset | None = None,
     preempted: Callable[[], bool] | None = None,
@@ -114,7 +114,6 @@ def train_in(
     `dataset` is that of the experiment, if it is read already. `preempted` says whether to save and stop; None handles
     signals.
     """
-    trackers = trackers or Trackers(())
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
     with distributed.patience():
         dataset = dataset or experiment.data.make(device=device)

@@ -15,7 +15,7 @@ def test_a_convolution_as_a_product_of_matrices(
     shape: tuple[int, int], size: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs and gradients are those of torch's convolution, and so is the memory format."""
-    monkeypatch.setattr(Conv, "_is_faster_as_matmul", lambda conv, x: True)
+    monkeypatch.setattr(Conv, "_is_faster_as_matmul", lambda *_: True)
     conv = Conv(6, 8, size, stride=stride, bias=True).double()
     generator = random.generator(0)
     x = torch.randn(3, 6, *shape, generator=generator, dtype=torch.float64).contiguous(
