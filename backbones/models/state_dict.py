@@ -1,10 +1,13 @@
 """Files of weights: a dict of tensors, as torch.save or safetensors write it."""
 
+import argparse
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -15,11 +18,21 @@ from backbones.errors import InputError
 StateDict = dict[str, Tensor]
 
 
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "params")
+"""Keys under which training scripts keep the weights, in the order in which they are looked for: an average first."""
+
+
+HARMLESS: list[Any] = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), np.float64(0).__reduce__()[0]]
+"""What training scripts keep beside the weights: their arguments, and an accuracy as a number of numpy."""
+
+
 def read_state_dict(path: str | Path) -> StateDict:
     """Read the tensors in a file of `torch.save` or safetensors; no pickled code is run.
 
+    They may be inside of a dict of other things, under one of the keys of `WRAPPERS`.
+
     Raises:
-        InputError: the file is absent, damaged, or holds anything but a dict of tensors (or one as its "state_dict").
+        InputError: the file is absent, damaged, needs pickled code, or holds no dict of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,14 +40,32 @@ def read_state_dict(path: str | Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be read as weights, it may be truncated ({reason})") from error
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state_dict, dict) or not all(isinstance(leaf, Tensor) for leaf in state_dict.values()):
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise _unreadable(path, error) from error
+        raise InputError(
+            f"{path} holds a pickled {found[1]}, and reading that would run code of the file. Where you trust it, read "
+            "it by torch.load(FILE, weights_only=False), and write its tensors alone, a state dict, into another file"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise _unreadable(path, error) from error
+    while isinstance(content, dict) and (key := next((key for key in WRAPPERS if _has_dict(content, key)), None)):
+        content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(leaf, Tensor) for leaf in content.values()) or not content:
         raise InputError(f"{path}: wanted a dict of tensors, as `torch.save(module.state_dict(), path)` writes it")
-    return dict(state_dict)
+    return dict(content)
+
+
+def _has_dict(content: dict[Any, Any], key: str) -> bool:
+    return isinstance(content.get(key), dict) and bool(content[key])
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0]
+    return InputError(f"{path}: cannot be read as weights, it may be truncated ({reason})")
 
 
 def write_state_dict(path: str | Path, state_dict: StateDict, metadata: dict[str, Any] | None = None) -> None:
