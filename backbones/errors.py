@@ -21,7 +21,7 @@ def check_known(kind: str, name: str, names: Iterable[str]) -> str:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
+        raise InputError(f"unknown {kind} {name!r}; {hint}There are: {shorten(names, 80)}")
     return name
 
 

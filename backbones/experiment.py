@@ -30,13 +30,13 @@ from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_
 from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, LossName, balanced_class_weights
-from backbones.models import Model, from_module, with_autocast, with_sync_batch_norm
+from backbones.models import Model, freeze, from_module, relative_rates, select, with_autocast, with_sync_batch_norm
 from backbones.optim.average import ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
-from backbones.optim.combine import chain
+from backbones.optim.combine import chain, partition
 from backbones.optim.label import DECAY_MASKS, DecayMask, hidden_matrices
-from backbones.optim.schedule import constant
+from backbones.optim.schedule import Schedule, constant
 from backbones.optim.wrap import keep_old_values
 from backbones.random import Stream
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
@@ -125,7 +125,17 @@ class Experiment:
     seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
     init_from: str | None = None
-    """Weights to start from: a run folder, a checkpoint or an exported file. A head of another size is initialised."""
+    """Weights to start from: a run folder, a checkpoint, or a file of our names, torchvision's or timm's. A head of
+    another size is initialised."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: stem, trunk or head, or names of modules or parameters, with * for any letters.
+    A BatchNorm that is frozen keeps its running statistics too."""
+    train_only: tuple[str, ...] = ()
+    """The only parameters that are trained, named in the same way; all others stay as they are."""
+    layer_decay: Annotated[float, Range("(0, 1]")] | None = None
+    """Learning rate of each block or stage, relative to that of the next one towards the head."""
+    trunk_lr: Positive | None = None
+    """Learning rate of all but the head, relative to that of the head."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
@@ -211,14 +221,34 @@ class Experiment:
 
     def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
-        schedule = self.schedule.make(num_steps=num_steps)
-        given = {"schedule": schedule, "num_steps": num_steps, "hidden": hidden_matrices(roles)}
+        given = {"num_steps": num_steps, "hidden": hidden_matrices(roles)}
         if self.weight_decay_mask is not None:
             given["decays"] = DECAY_MASKS[self.weight_decay_mask]
-        optimizer = self.optim.make(**given)
+        optimizer = self._with_rates(
+            roles, self.schedule.make(num_steps=num_steps), lambda schedule: self.optim.make(schedule=schedule, **given)
+        )
         if self.clip is not None:
             optimizer = chain(clip_by_global_norm(self.clip), optimizer)
         return optimizer if self.ema is None else chain(optimizer, ema_params(self.ema))
+
+    def _with_rates(
+        self, roles: Roles, schedule: Schedule, make: Callable[[Schedule], GradientTransformation]
+    ) -> GradientTransformation:
+        """The optimizer, or one for each learning rate where layers differ in it."""
+        rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
+        if set(rates.values()) == {1.0}:
+            return make(schedule)
+        if "schedule" not in inspect.signature(self.optim.function).parameters:
+            raise InputError(
+                f"{self.optim.name} has no parameter `schedule`, by which --layer-decay and --trunk-lr change its "
+                "learning rate"
+            )
+
+        def scaled(rate: float) -> Schedule:
+            return lambda step: rate * schedule(step)
+
+        optimizers = {f"lr x {rate:.4g}": make(scaled(rate)) for rate in set(rates.values())}
+        return partition(optimizers, lambda name, leaf: f"lr x {rates[name]:.4g}")
 
     def make(self, dataset: Dataset | None = None, model: Model | None = None) -> Program:
         """The complete training.
@@ -291,7 +321,10 @@ class Experiment:
         return self._make_train_step(model, optimizer, dataset, device, differentiate)
 
     def _complete_model(self, model: Model, info: DataInfo, device: torch.device) -> Model:
-        """The model as it is trained: in its precision, and with BatchNorm over the images that it is to see."""
+        """The model as it is trained: in its precision, with what is frozen, and BatchNorm over the images it is to
+        see."""
+        trained = select(model.roles, self.train_only, "train-only") if self.train_only else model.roles.keys()
+        model = freeze(model, (model.roles.keys() - trained) | select(model.roles, self.freeze, "freeze"))
         self._check_batch_norm(model, info)
         if self.sync_batch_norm:
             model = with_sync_batch_norm(model)

@@ -146,7 +146,7 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
         for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
             leaf.data, leaf.grad = params[name], None
-        values = []
+        values, old_model_state = [], model_state
         for batch in micro_batches:
             is_last = batch is micro_batches[-1]
             with nullcontext() if is_last else ddp.no_sync():
@@ -158,7 +158,9 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
         grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
         loss, metrics = _mean(values)
         square = torch.stack([norms[leaf] for leaf in carrier.leaves]).square().sum()
-        loss, model_state, metrics, square = distributed.mean_over_ranks((loss, model_state, metrics, square))
+        written = {name: leaf for name, leaf in model_state.items() if leaf is not old_model_state[name]}
+        loss, written, metrics, square = distributed.mean_over_ranks((loss, written, metrics, square))
+        model_state = {**model_state, **written}
         part_size = sum(len(batch.labels) for batch in micro_batches)
         metrics |= _noise(square, grads, num_parts=distributed.world_size(), part_size=part_size)
         return grads, (loss, (model_state, metrics))

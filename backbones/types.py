@@ -53,6 +53,9 @@ class Role(NamedTuple):
 
     part: Part
     kind: Kind
+    depth: int
+    """Number of the layer, for learning rates that differ by layer: 0 for the stem, then the blocks (or stages) from
+    the image on, and at last the head with what stands between the blocks and it."""
 
 
 Roles = dict[str, Role]

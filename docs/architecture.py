@@ -35,7 +35,8 @@ backbones/
   vmapped.py             several trainings in one step
   evaluation.py          state -> metrics of the held-out samples
   jit.py                 eager, compiled, or a CUDA graph; donation of the state
-  models/                one file a paper; base.py: Model(init, apply, features, skeleton, roles)
+  models/                one file a paper; base.py: Model(init, apply, features, skeleton, roles); timm.py and
+                         torchvision.py: theirs by name; pretrained.py, convert.py: weights from elsewhere; frozen.py
   optim/                 gradient transforms; alias.py: every optimizer as one visible chain; schedule.py
   augment/ losses.py metrics.py tta.py
   data/                  source.py: what a data set is; batches.py: step -> batch; one file a data set; files.py: those

@@ -11,7 +11,7 @@ from backbones.commands.train import FUNCTIONS
 from backbones.component import Use, import_object, import_path, options_of, use
 from backbones.data import DATASETS
 from backbones.errors import InputError
-from backbones.models import MODELS
+from backbones.models import LIBRARIES, MODELS
 from backbones.models.vit import vit_small, vit_tiny
 from backbones.optim import OPTIMIZERS, adam
 from backbones.optim.schedule import SCHEDULES, cosine, multi_step
@@ -108,7 +108,7 @@ def test_every_option_has_a_default_and_help(kind: str) -> None:
 
 
 def test_all_tables_are_on_the_command_line() -> None:
-    assert list(FUNCTIONS.values()) == [DATASETS, AUGMENTS, MODELS, OPTIMIZERS, SCHEDULES]
+    assert list(FUNCTIONS.values()) == [DATASETS, AUGMENTS, {**MODELS, **LIBRARIES}, OPTIMIZERS, SCHEDULES]
 
 
 def test_pickled_in_another_process_it_is_the_same() -> None:

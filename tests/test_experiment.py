@@ -185,7 +185,7 @@ def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:
     dataset = digits()
     model = experiment.make_model(dataset.info)
     params, model_state = model.init(random.generator(5))
-    pretrained, _ = with_pretrained(model, {**params, **model_state})
+    pretrained, _ = with_pretrained(model, {**params, **model_state}, dataset.info.image_shape)
     program = experiment.make(dataset, pretrained)
     assert tree.sha256(program.state.params) == tree.sha256(params)
 

@@ -15,7 +15,7 @@ from backbones.component import Option, Use, import_object, options_of
 from backbones.data import DATASETS
 from backbones.errors import check_known
 from backbones.experiment import Experiment
-from backbones.models import MODELS
+from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": DATASETS,
     "augment": AUGMENTS,
-    "model": MODELS,
+    "model": {**MODELS, **LIBRARIES},
     "optim": OPTIMIZERS,
     "schedule": SCHEDULES,
 }

@@ -15,7 +15,7 @@ from backbones.commands.show import list_experiments, show
 from backbones.component import Use
 from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
-from backbones.models import FAMILIES
+from backbones.models import FAMILIES, LIBRARIES
 from backbones.run.checkpoint import parse_which
 from backbones.run.run import run
 from backbones.run.run_dir import latest_run_dir, read_config, read_experiment, stored_config
@@ -172,6 +172,7 @@ def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> s
         if kind == "model":
             lines.append(f"--model NAME: [{chosen}]")
             lines += [f"    {name}: {', '.join(members)}" for name, members in FAMILIES.items()]
+            lines.append(f"    all of another library, by --model.architecture: {', '.join(LIBRARIES)}")
         else:
             lines.append(f"--{kind} NAME: {_mark(chosen, functions)}")
     lines.append("")

@@ -6,9 +6,13 @@ A constructor takes `(image_shape, num_classes)` and, keyword-only, the options 
 from collections.abc import Callable
 from importlib import import_module
 
-from backbones.models.base import Model, with_autocast, with_pretrained
+from backbones.models.base import Model, with_autocast
 from backbones.models.foreign import from_module
+from backbones.models.frozen import freeze, relative_rates, select
+from backbones.models.pretrained import with_pretrained
 from backbones.models.sync_batch_norm import with_sync_batch_norm
+from backbones.models.timm import timm
+from backbones.models.torchvision import torchvision
 
 FAMILIES = {
     "vgg": ["vgg11", "vgg13", "vgg16", "vgg19", "vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn"],
@@ -33,3 +37,6 @@ MODELS: dict[str, Callable[..., Model]] = {
     for file, names in FAMILIES.items()
     for name in names
 }
+
+LIBRARIES: dict[str, Callable[..., Model]] = {"timm": timm, "torchvision": torchvision}
+"""Models of other libraries, chosen by the option `architecture`."""

@@ -5,7 +5,7 @@ Shapes: B images a batch, C channels, H and W height and width, D numbers of the
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Annotated, ClassVar, Literal, NamedTuple, ParamSpec, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Doc
 
-from backbones.errors import Count, InputError, checked
+from backbones.errors import Count, checked
 from backbones.models.roles import make_roles
 from backbones.types import ModelState, Params, Roles
 
@@ -183,16 +183,25 @@ def _channels_last(leaf: Tensor) -> Tensor:
     return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
 
 
-def make_apply(skeleton: nn.Module) -> ApplyModel:
-    """The forward pass of a module in evaluation mode, on the meta device, as a function of its leaves."""
+def make_apply(skeleton: nn.Module, *, in_evaluation: Collection[str] = ()) -> ApplyModel:
+    """The forward pass of a module in evaluation mode, on the meta device, as a function of its leaves.
+
+    Args:
+        skeleton: the module.
+        in_evaluation: names of submodules that stay in evaluation mode with `train=True`.
+    """
     # One skeleton for each mode: nothing is toggled, so nothing is shared between calls.
     training_skeleton = copy.deepcopy(skeleton).train()
+    for name in in_evaluation:
+        training_skeleton.get_submodule(name).eval()
+    owners = {name: training_skeleton.get_submodule(name.rpartition(".")[0]) for name, _ in skeleton.named_buffers()}
+    written = {name for name, owner in owners.items() if owner.training}
 
     def apply(params: Params, model_state: ModelState, images: Tensor, *, train: bool) -> tuple[Tensor, ModelState]:
         if not train:
             return functional_call(skeleton, (params, model_state), (images,)), model_state
         # Layers write into their buffers, or replace them: let them do so to copies, and return those.
-        leaves = params | {name: buffer.clone() for name, buffer in model_state.items()}
+        leaves = params | {name: leaf.clone() if name in written else leaf for name, leaf in model_state.items()}
         logits = functional_call(training_skeleton, leaves, (images,))
         return logits, {name: leaves[name] for name in model_state}
 
@@ -216,34 +225,3 @@ def with_autocast(model: Model, precision: torch.dtype) -> Model:
             return model.features(params, model_state, images)
 
     return model._replace(apply=apply, features=features)
-
-
-def with_pretrained(model: Model, weights: dict[str, Tensor]) -> tuple[Model, list[str]]:
-    """The model with an `init` that gives these weights (of `params` and `model_state` together), for fine-tuning.
-
-    Returns:
-        The model, and the names of those leaves of its head that have another shape here and stay as `init` draws them.
-
-    Raises:
-        InputError: a leaf is missing or left over, or one that is not of the head has another shape. The message lists
-            the first eight.
-    """
-    leaves = chain(model.skeleton.named_parameters(), model.skeleton.named_buffers())
-    persistent = model.skeleton.state_dict()  # other buffers are in a checkpoint, but not in a file of a state dict
-    wanted = {name: tuple(leaf.shape) for name, leaf in leaves if name in weights or name in persistent}
-    got = {name: tuple(leaf.shape) for name, leaf in weights.items()}
-    others = [name for name in wanted | got if got.get(name) != wanted.get(name)]
-    head = {name for name, role in model.roles.items() if role.part == "head"}
-    fresh = [name for name in others if name in head and name in got]
-    problems = [f"{name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'none')}" for name in others]
-    if len(fresh) < len(others):
-        raise InputError("\n  ".join(["these are not weights of this model:", *problems[:8]]))
-
-    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-        params, model_state = model.init(generator)
-        for name, leaf in {**params, **model_state}.items():
-            if name in weights and name not in fresh:
-                leaf.copy_(weights[name])
-        return params, model_state
-
-    return model._replace(init=init, init_from_images=None), fresh

@@ -126,6 +126,28 @@ def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, Mode
     return params, model_state
 
 
+def to_our_names(state_dict: StateDict, ours: StateDict) -> StateDict:
+    """A state dict of torchvision or timm under our names; any other one comes back with its own.
+
+    Args:
+        state_dict: their name -> tensor. Names that none of our leaves has there stay as they are, but for those of
+            another kind of head, which begin with `head.` too.
+        ours: name -> leaf of the model that is to have them; only its shape matters.
+    """
+    state_dict = _fold_biases(state_dict)
+    formats = {id(format): format for format in FORMATS.values()}.values()
+    names = [{_rename(name, format): name for name in ours} for format in formats]
+    most = max([{name: name for name in ours}, *names], key=lambda theirs: len(state_dict.keys() & theirs.keys()))
+    heads = {theirs.partition(".")[0] for theirs, name in most.items() if name.startswith("head.")}
+
+    def rename(name: str) -> str:
+        first, _, rest = name.partition(".")
+        return most.get(name, f"head.{rest}" if first in heads else name)
+
+    renamed = {rename(name): leaf for name, leaf in state_dict.items()}
+    return {name: _squeeze(leaf, ours[name]) if name in ours else leaf for name, leaf in renamed.items()}
+
+
 def export_weights(name: str, params: Params, model_state: ModelState) -> StateDict:
     """The weights of a model, one of `FORMATS`, as a state dict of torchvision or timm, on the CPU.
 

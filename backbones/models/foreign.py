@@ -1,15 +1,18 @@
 """Any `nn.Module` as a model, such as those of torchvision, of timm and of one's own files."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from backbones.errors import InputError
-from backbones.models.base import Model, make_apply, split_leaves
+from backbones.models.base import ImageShape, InitModel, Model, NumClasses, make_apply, split_leaves
+from backbones.models.pretrained import with_pretrained
 from backbones.models.roles import make_roles
+from backbones.models.state_dict import read_state_dict
 from backbones.types import ModelState, Params
 
 
@@ -22,8 +25,9 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
 
     A module does not say what its stem and its head are. By the order of `named_modules()`, the stem is the first
     linear layer or convolution, and the head is the last layer with parameters, if that is a linear layer or a 1x1
-    convolution. `features` gives `pooled` alone: what comes out of the module with its head replaced by the identity,
-    which is what enters the head where nothing follows it. It raises InputError if there is no such head.
+    convolution. `features` gives the outputs of its own submodules by their names, such as layer1 or blocks.3, down
+    to the elements of a container. `pooled` is what comes out of the module with its head replaced by
+    the identity, which is what enters the head where nothing follows it. It raises InputError if there is no such head.
 
     Args:
         make: the constructor, such as `partial(MyNet, width=64)`. It is called once here and once in each `init`.
@@ -38,10 +42,14 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
             return make()
 
     skeleton = _on_meta(make_on_cpu(0)).eval()
-    stem, head = _find_stem_and_head(skeleton)
+    stem, head = find_stem_and_head(skeleton)
     headless = copy.deepcopy(skeleton)
     for name in head:
         headless.set_submodule(name, nn.Identity())
+    outputs: dict[str, Tensor] = {}
+    for name, layer in _layers(headless):
+        if name not in head:
+            layer.register_forward_hook(partial(_keep_output, outputs, name))
 
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         seed = torch.randint(2**63 - 1, (), generator=generator)
@@ -50,7 +58,9 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
     def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
         if not head:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
-        return {"pooled": functional_call(headless, (params, model_state), (images,))}
+        outputs.clear()
+        pooled = functional_call(headless, (params, model_state), (images,))
+        return {**outputs, "pooled": pooled}
 
     return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
 
@@ -65,7 +75,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, copies)
 
 
-def _find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the first linear layer or convolution, and of the last layer if it can be a classifier."""
     layers = [
         (name, layer)
@@ -79,3 +89,65 @@ def _find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, 
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
     ]
     return tuple(stem), tuple(head)
+
+
+def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The submodules by name, down to the elements of a container: these are the blocks of a network."""
+    for name, child in module.named_children():
+        yield prefix + name, child
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            yield from _layers(child, f"{prefix}{name}.")
+
+
+def _keep_output(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: object, output: object) -> None:
+    """A forward hook: a copy, since the next layer may write over it."""
+    del layer, args
+    if isinstance(output, Tensor):
+        outputs[name] = output.clone()
+
+
+def from_library(
+    title: str, make: Callable[[], nn.Module], image_shape: ImageShape, num_classes: NumClasses, pretrained: str | None
+) -> Model:
+    """`from_module` for a module of another library, which is tried on images without their pixels.
+
+    Args:
+        title: what it is called in messages.
+        make: its constructor.
+        image_shape: the images that it is for.
+        num_classes: the classes.
+        pretrained: file of weights with which `init` starts; it is read only then, so that a trained run does without.
+
+    Raises:
+        InputError: it cannot be made, cannot take a batch of such images in training, or gives something else than
+            logits; the message has its own words. `init` raises as `read_state_dict` and `with_pretrained` do.
+    """
+    channels, height, width = image_shape
+    try:
+        model = from_module(make)
+        images = torch.empty(2, channels, height, width, device="meta")
+        try:
+            logits = _train(
+                model, dict(model.skeleton.named_parameters()), dict(model.skeleton.named_buffers()), images
+            )
+        except Exception:  # it computes with numbers while it runs
+            logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{title} does not take images of {channels}x{height}x{width}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{title} gives {got} for 2 images; wanted logits of shape {(2, num_classes)}")
+    return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
+
+
+def _init_from_file(model: Model, path: str, image_shape: ImageShape) -> InitModel:
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        return with_pretrained(model, read_state_dict(path), image_shape)[0].init(generator)
+
+    return init
+
+
+def _train(model: Model, params: Params, model_state: ModelState, images: Tensor) -> object:
+    with torch.no_grad():
+        return model.apply(params, model_state, images, train=True)[0]

@@ -10,11 +10,28 @@ LOOKUP_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...]) -> Roles:
     """The role of each trainable parameter of a module, whose stem and head are named by their dotted names."""
-    return {
-        name: Role(_part(name, stem, head), _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf))
-        for name, leaf in module.named_parameters()
-        if leaf.requires_grad
-    }
+    leaves = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
+    parts = {name: _part(name, stem, head) for name in leaves}
+    blocks = {name: _block(module, name) if parts[name] == "trunk" else None for name in leaves}
+    order = list(dict.fromkeys(block for block in blocks.values() if block))
+    roles, begun = {}, not order
+    for name, leaf in leaves.items():
+        block = blocks[name]
+        begun |= block is not None
+        after = parts[name] == "head" or (begun and parts[name] == "trunk")
+        depth = order.index(block) + 1 if block else (len(order) + 1) * after
+        roles[name] = Role(parts[name], _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf), depth)
+    return roles
+
+
+def _block(module: nn.Module, name: str) -> str | None:
+    """Name of the outermost element of a container that a parameter is in."""
+    keys = name.split(".")
+    for i, key in enumerate(keys[:-1]):
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            return ".".join(keys[: i + 1])
+        module = module.get_submodule(key)
+    return None
 
 
 def _part(name: str, stem: tuple[str, ...], head: tuple[str, ...]) -> Part:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 import backbones.tree as tree
@@ -30,9 +31,9 @@ def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
 
 
 def current_learning_rate(opt_state: OptState) -> Tensor | None:
-    """The learning rate of the latest update: the first leaf called `learning_rate`; None if there is none."""
-    leaves = tree.named_leaves(opt_state)
-    return next((leaf for path, leaf in leaves.items() if _name(path) == "learning_rate"), None)
+    """The learning rate of the latest update: the leaf called `learning_rate`; the largest of several, None of none."""
+    rates = [leaf for path, leaf in tree.named_leaves(opt_state).items() if _name(path) == "learning_rate"]
+    return torch.stack(rates).max() if len(rates) > 1 else next(iter(rates), None)
 
 
 def _name(path: str) -> str:

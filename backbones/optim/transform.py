@@ -10,6 +10,7 @@ from torch import Tensor
 
 import backbones.random as random
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.optim.base import (
     GradFn,
     GradientTransformation,
@@ -229,9 +230,10 @@ def sam(rho: float) -> GradientTransformation:
         updates: Updates, state: SamState, params: Params, *, grad_fn: GradFn | None = None
     ) -> tuple[Updates, SamState]:
         if grad_fn is None:
-            raise ValueError(
+            raise InputError(
                 "sam computes a second gradient, but got no `grad_fn`; pass `update(..., grad_fn=...)`, and put sam "
-                "outside `partition` and `masked`, whose transforms see only some of the leaves"
+                "outside `partition` and `masked`, whose transforms see only some of the leaves; so it does not go "
+                "with --layer-decay or --trunk-lr"
             )
         (distance,) = cast_like(updates, state.rho / (tree.global_norm(updates) + 1e-12))
         return grad_fn(tree.map(lambda p, g: torch.addcmul(p, g, distance), params, updates)), state

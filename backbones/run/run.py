@@ -130,8 +130,10 @@ def train_in(
             return result
     is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
-        model = _start_from_weights(model, experiment.init_from)
+        model = _start_from_weights(model, experiment.init_from, dataset.info.image_shape)
     program = experiment.make(dataset, model)
+    if experiment.freeze or experiment.train_only:
+        distributed.print0(f"trained: {tree.size(program.state.params):,} of {overhead.num_params:,} parameters")
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
@@ -210,11 +212,10 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _start_from_weights(model: Model, source: str) -> Model:
+def _start_from_weights(model: Model, source: str, image_shape: tuple[int, int, int]) -> Model:
     """The model with an `init` that returns the weights of a run, a checkpoint or a file."""
-    model, fresh = with_pretrained(model, read_weights(source))
-    note = f"; of another size here, and initialised: {', '.join(fresh)}" if fresh else ""
-    distributed.print0(f"starts from the weights of {source}{note}")
+    model, notes = with_pretrained(model, read_weights(source), image_shape)
+    distributed.print0("; ".join([f"starts from the weights of {source}", *notes]))
     return model
 
 

@@ -28,7 +28,7 @@ RUNS = Path("runs")
 
 CONFIG = "config.json"
 
-IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from")
+IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from", "freeze", "train_only", "layer_decay", "trunk_lr")
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
 
 

@@ -167,23 +167,23 @@ def test_buffers_frozen_and_tied_parameters() -> None:
 def test_roles() -> None:
     roles = from_module(MyNet).roles
     assert roles == {
-        "conv.weight": Role("stem", "matrix"),
-        "conv.bias": Role("stem", "bias"),
-        "norm.weight": Role("trunk", "norm"),
-        "norm.bias": Role("trunk", "norm"),
-        "out.weight": Role("head", "matrix"),
-        "out.bias": Role("head", "bias"),
+        "conv.weight": Role("stem", "matrix", 0),
+        "conv.bias": Role("stem", "bias", 0),
+        "norm.weight": Role("trunk", "norm", 1),  # no container says what the blocks are
+        "norm.bias": Role("trunk", "norm", 1),
+        "out.weight": Role("head", "matrix", 1),
+        "out.bias": Role("head", "bias", 1),
     }
     roles = from_module(torchvision_model("vit_b_32")).roles
     attention = "encoder.layers.encoder_layer_0.self_attention"
-    assert roles[f"{attention}.in_proj_weight"] == Role("trunk", "matrix")
-    assert roles[f"{attention}.in_proj_bias"] == Role("trunk", "bias")
-    assert roles["class_token"] == roles["encoder.pos_embedding"] == Role("trunk", "embedding")
+    assert roles[f"{attention}.in_proj_weight"] == Role("trunk", "matrix", 1)
+    assert roles[f"{attention}.in_proj_bias"] == Role("trunk", "bias", 1)
+    assert roles["class_token"] == roles["encoder.pos_embedding"] == Role("trunk", "embedding", 0)
     assert roles["conv_proj.weight"].part == "stem" and roles["heads.head.weight"].part == "head"
     roles = from_module(timm_model("test_convnext")).roles
-    assert roles["stages.0.blocks.0.gamma"] == Role("trunk", "scale")
+    assert roles["stages.0.blocks.0.gamma"][:2] == ("trunk", "scale")
     roles = from_module(torchvision_model("squeezenet1_1")).roles
-    assert roles["classifier.1.weight"] == Role("head", "matrix")
+    assert roles["classifier.1.weight"][:2] == ("head", "matrix")
     assert [name for name, role in roles.items() if role.part == "stem"] == ["features.0.weight", "features.0.bias"]
     roles = from_module(lambda: nn.Sequential(nn.Embedding(5, 2), nn.PReLU(), nn.Conv2d(2, 3, 3))).roles
     assert {role.part for role in roles.values()} == {"stem", "trunk"}  # a 3x3 convolution is no head
@@ -204,10 +204,29 @@ def test_pooled_is_what_enters_the_head(name: str, head: str) -> None:
     model = from_module(make)
     params, model_state = in_float64(model.init(random.generator(0)))
     features = model.features(params, model_state, images(size))
-    assert features.keys() == {"pooled"} and features["pooled"].ndim == 2
+    assert list(features)[-1] == "pooled" and features["pooled"].ndim == 2
     weights = {key.removeprefix(f"{head}."): leaf for key, leaf in params.items() if key.startswith(f"{head}.")}
     logits, _ = model.apply(params, model_state, images(size), train=False)
     assert torch.equal(functional_call(model.skeleton.get_submodule(head), weights, features["pooled"]), logits)
+
+
+def test_features_are_the_outputs_of_its_own_submodules() -> None:
+    """Also of those whose output the next layer overwrites. A hook of torch's is the oracle."""
+    model = from_module(torchvision_model("resnet18"))
+    params, model_state = in_float64(model.init(random.generator(0)))
+    module = loaded(torchvision_model("resnet18"), params, model_state).eval()
+    expected: dict[str, Tensor] = {}
+    names = ["conv1", "bn1", "relu", "maxpool", "layer1.0", "layer1.1", "layer1", "layer4.1", "layer4", "avgpool"]
+    for name in names:
+        module.get_submodule(name).register_forward_hook(
+            lambda layer, args, output, name=name: expected.update({name: output.clone()})
+        )
+    module(images(64))
+    features = model.features(params, model_state, images(64))
+    assert [name for name in features if name in names] == names and "fc" not in features
+    for name in names:
+        torch.testing.assert_close(features[name], expected[name])
+    assert torch.equal(features["pooled"], features["avgpool"].flatten(1))
 
 
 def test_it_compiles_and_vmaps() -> None:
@@ -232,21 +251,22 @@ def test_a_head_of_another_size_is_initialised_anew() -> None:
         return from_module(partial(torchvision.models.mobilenet_v3_small, num_classes=num_classes))
 
     weights = tree.map(torch.clone, make(10).init(random.generator(0)))
-    model, fresh = with_pretrained(make(7), {**weights[0], **weights[1]})
-    assert fresh == ["classifier.3.weight", "classifier.3.bias"]
+    model, notes = with_pretrained(make(7), {**weights[0], **weights[1]}, (3, 32, 32))
+    fresh = ["classifier.3.weight", "classifier.3.bias"]
+    assert notes == [f"of another size here, and initialised: {', '.join(fresh)}"]
     params, model_state = model.init(random.generator(1))
     assert tree.sha256(model_state) == tree.sha256(weights[1])
     assert all(torch.equal(leaf, weights[0][name]) for name, leaf in params.items() if name not in fresh)
     del weights[0]["features.0.0.weight"]
     with pytest.raises(InputError, match=r"features.0.0.weight is missing, expected \(16, 3, 3, 3\)"):
-        with_pretrained(make(10), {**weights[0], **weights[1]})
+        with_pretrained(make(10), {**weights[0], **weights[1]}, (3, 32, 32))
 
 
 def test_buffers_that_are_not_persistent_may_be_absent_from_pretrained_weights() -> None:
     module = Unusual()
-    model, fresh = with_pretrained(from_module(Unusual), module.state_dict())
+    model, notes = with_pretrained(from_module(Unusual), module.state_dict(), (3, 32, 32))
     params, model_state = model.init(random.generator(0))
-    assert fresh == [] and torch.equal(params["head.weight"], module.head.weight)
+    assert notes == [] and torch.equal(params["head.weight"], module.head.weight)
     assert model_state["table"].tolist() == [0, 0.5, 1]
 
 

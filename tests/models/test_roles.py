@@ -19,7 +19,7 @@ def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
     leaves = {name: leaf for name, leaf in model.skeleton.named_parameters() if leaf.requires_grad}
     assert model.roles.keys() == leaves.keys()
     hidden = {name for name, leaf in leaves.items() if is_hidden_matrix(name, leaf)}
-    assert {name for name, role in model.roles.items() if role == Role("trunk", "matrix")} == hidden
+    assert {name for name, role in model.roles.items() if (role.part, role.kind) == ("trunk", "matrix")} == hidden
     assert {name for name, role in model.roles.items() if role.part == "head"} == {
         name for name in leaves if name.startswith("head.")
     }
@@ -28,18 +28,18 @@ def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "leaf", "role"),
     [
-        ("vit-tiny", "cls_token", Role("stem", "embedding")),
-        ("vit-tiny", "pos_embed", Role("stem", "embedding")),
-        ("vit-tiny", "patch_embed.bias", Role("stem", "bias")),
-        ("vit-tiny", "norm.bias", Role("trunk", "norm")),
-        ("vgg11-bn", "features.0.weight", Role("stem", "matrix")),
-        ("vgg11-bn", "features.1.weight", Role("trunk", "norm")),
-        ("resnet18", "stem.1.weight", Role("stem", "norm")),
-        ("resnet18", "head.bias", Role("head", "bias")),
-        ("convnext-atto", "stages.0.1.0.scale", Role("trunk", "scale")),
-        ("convnext-atto", "stem.1.bias", Role("stem", "norm")),
-        ("airbench", "whiten.bias", Role("stem", "bias")),
-        ("airbench", "stages.0.norm1.bias", Role("trunk", "norm")),
+        ("vit-tiny", "cls_token", Role("stem", "embedding", 0)),
+        ("vit-tiny", "pos_embed", Role("stem", "embedding", 0)),
+        ("vit-tiny", "patch_embed.bias", Role("stem", "bias", 0)),
+        ("vit-tiny", "norm.bias", Role("trunk", "norm", 13)),
+        ("vgg11-bn", "features.0.weight", Role("stem", "matrix", 0)),
+        ("vgg11-bn", "features.1.weight", Role("trunk", "norm", 1)),
+        ("resnet18", "stem.1.weight", Role("stem", "norm", 0)),
+        ("resnet18", "head.bias", Role("head", "bias", 5)),
+        ("convnext-atto", "stages.0.1.0.scale", Role("trunk", "scale", 1)),
+        ("convnext-atto", "stem.1.bias", Role("stem", "norm", 0)),
+        ("airbench", "whiten.bias", Role("stem", "bias", 0)),
+        ("airbench", "stages.0.norm1.bias", Role("trunk", "norm", 1)),
     ],
 )
 def test_roles(name: str, leaf: str, role: Role) -> None:

@@ -394,11 +394,11 @@ def test_schedule_free_needs_a_learning_rate(descent: Descent) -> None:
 
 def test_masks_by_the_roles_of_a_model() -> None:
     roles = {
-        "stem.weight": Role("stem", "matrix"),
-        "block.weight": Role("trunk", "matrix"),
-        "norm.weight": Role("trunk", "norm"),
-        "head.weight": Role("head", "matrix"),
-        "head.bias": Role("head", "bias"),
+        "stem.weight": Role("stem", "matrix", 0),
+        "block.weight": Role("trunk", "matrix", 1),
+        "norm.weight": Role("trunk", "norm", 2),
+        "head.weight": Role("head", "matrix", 2),
+        "head.bias": Role("head", "bias", 2),
     }
     leaf = torch.zeros(2, 2)
     assert [name for name in roles if optim.hidden_matrices(roles)(name, leaf)] == ["block.weight"]

@@ -1,0 +1,103 @@
+"""Parameters that are not trained, and those that learn more slowly."""
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from backbones.errors import InputError, shorten
+from backbones.models.base import Model, make_apply
+from backbones.models.roles import NORMS
+from backbones.types import ModelState, Params, Part, Roles
+
+
+def select(roles: Roles, patterns: Sequence[str], option: str) -> set[str]:
+    """Names of the parameters that one of the patterns means.
+
+    Args:
+        roles: those of a model.
+        patterns: a part (stem, trunk or head), the name of a module or of a parameter, or such a name with `*` and `?`.
+        option: where the patterns come from, for the message.
+
+    Raises:
+        InputError: a pattern means none.
+    """
+    selected = set()
+    for pattern in patterns:
+        found = {
+            name
+            for name, role in roles.items()
+            if role.part == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+        }
+        if not found:
+            modules = list(dict.fromkeys(name.partition(".")[0] for name in roles))
+            raise InputError(
+                f"--{option} {pattern} means no parameter; give {', '.join(get_args(Part))}, or names of modules or "
+                f"parameters, with * for any letters. The modules are: {shorten(modules)}"
+            )
+        selected |= found
+    return selected
+
+
+def freeze(model: Model, names: Collection[str]) -> Model:
+    """The model with some of its parameters as leaves of `model_state`: they get no gradient and no update.
+
+    A norm with running statistics, all of whose parameters are frozen, uses these in training too, and leaves them as
+    they are.
+
+    Args:
+        model: what to freeze parts of.
+        names: of parameters.
+
+    Raises:
+        InputError: no parameter is left.
+    """
+    if not names:
+        return model
+    if not model.roles.keys() - set(names):
+        raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
+    norms = [
+        name
+        for name, module in model.skeleton.named_modules()
+        if isinstance(module, NORMS)
+        and (own := [f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)])
+        and all(key in names for key in own)
+    ]
+
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        return split(*model.init(generator))
+
+    def split(params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+        trained = {name: leaf for name, leaf in params.items() if name not in names}
+        frozen = {name: leaf for name, leaf in params.items() if name in names}
+        return trained, {**model_state, **frozen}
+
+    def init_from_images(params: Params, model_state: ModelState, images: Tensor) -> tuple[Params, ModelState]:
+        assert model.init_from_images is not None
+        frozen = {name: leaf for name, leaf in model_state.items() if name in names}
+        rest = {name: leaf for name, leaf in model_state.items() if name not in names}
+        return split(*model.init_from_images({**params, **frozen}, rest, images))
+
+    return model._replace(
+        init=init,
+        apply=make_apply(model.skeleton, in_evaluation=norms),
+        roles={name: role for name, role in model.roles.items() if name not in names},
+        init_from_images=init_from_images if model.init_from_images is not None else None,
+    )
+
+
+def relative_rates(roles: Roles, *, layer_decay: float = 1.0, trunk_lr: float = 1.0) -> dict[str, float]:
+    """Learning rate of each parameter, relative to that of the head.
+
+    Args:
+        roles: those of a model.
+        layer_decay: factor for each layer below the head (Bao et al., "BEiT", arXiv 2106.08254, appendix H).
+        trunk_lr: factor for all but the head.
+    """
+    top = max(role.depth for role in roles.values())
+    return {
+        name: layer_decay ** (top - role.depth) * (1.0 if role.part == "head" else trunk_lr)
+        for name, role in roles.items()
+    }

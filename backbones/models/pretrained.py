@@ -1,0 +1,134 @@
+"""Weights from elsewhere: other names, another head, another grid of positions, other channels.
+
+B images, C channels, D the embedding dimension, N tokens.
+"""
+
+import math
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.errors import InputError
+from backbones.models.base import ImageShape, Model
+from backbones.models.convert import to_our_names
+from backbones.models.state_dict import StateDict
+from backbones.types import ModelState, Params
+
+
+def with_pretrained(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple[Model, list[str]]:
+    """The model with an `init` that gives these weights, for fine-tuning.
+
+    They are fitted where that has a meaning: names of torchvision or timm become ours, without a wrapper such as
+    `module.`; position embeddings are resampled for another grid, and the kernels of the first layer for another number
+    of channels. A head that is missing or has another size stays as `init` draws it.
+
+    Args:
+        model: what to start.
+        weights: of `params` and `model_state` together.
+        image_shape: the images that the model is for.
+
+    Returns:
+        The model, and what was changed, one line for each thing.
+
+    Raises:
+        InputError: any other leaf is missing, left over or of another shape. The message lists the first eight.
+    """
+    fitted, notes = _fit_all(model, weights, image_shape)
+
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        params, model_state = model.init(generator)
+        for name, leaf in {**params, **model_state}.items():
+            if name in fitted:
+                leaf.copy_(fitted[name])
+        return params, model_state
+
+    return model._replace(init=init, init_from_images=None), notes
+
+
+def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple[StateDict, list[str]]:
+    """The weights by our names and in our shapes, and what was changed."""
+    leaves: StateDict = dict(chain(model.skeleton.named_parameters(), model.skeleton.named_buffers()))
+    optional = leaves.keys() - model.skeleton.state_dict().keys()  # buffers that a file of a state dict does not have
+    optional |= {name for name in leaves if name.endswith("num_batches_tracked")}
+    parts = {name: role.part for name, role in model.roles.items()}
+    weights, notes = _renamed(weights, leaves)
+    fitted, fresh, problems = {}, [], []
+    for name, wanted in leaves.items():
+        got, part = weights.pop(name, None), parts.get(name)
+        if got is not None and got.shape != wanted.shape and part != "head":
+            old, got = got, _fit(got, wanted, is_stem=part == "stem", image_shape=image_shape)
+            if got.shape == wanted.shape:
+                notes.append(f"{name} of {tuple(old.shape)} became {tuple(got.shape)}")
+        if got is not None and got.shape == wanted.shape:
+            fitted[name] = got
+        elif part == "head":
+            fresh.append(name)
+        elif got is not None or name not in optional:
+            found = "missing" if got is None else tuple(got.shape)
+            problems.append(f"{name} is {found}, expected {tuple(wanted.shape)}")
+    left_over = [name for name in weights if not name.endswith("num_batches_tracked")]
+    if fresh:  # what was a part of another kind of head
+        notes.append(f"of another size here, and initialised: {', '.join(fresh)}")
+        left_over = [name for name in left_over if name.partition(".")[0] != fresh[0].partition(".")[0]]
+    problems += [f"{name} is {tuple(weights[name].shape)}, expected none" for name in left_over]
+    if problems:
+        raise InputError("\n  ".join(["these are not weights of this model:", *problems[:8]]))
+    return fitted, notes
+
+
+def _renamed(weights: StateDict, leaves: StateDict) -> tuple[StateDict, list[str]]:
+    """The weights under the names of `leaves`, as far as these are known, and what was done for it."""
+    notes, weights = [], dict(weights)
+    while weights and not weights.keys() & leaves.keys():
+        wrapper = next(iter(weights)).partition(".")[0] + "."
+        if not all(name.startswith(wrapper) for name in weights):
+            break
+        weights = {name.removeprefix(wrapper): leaf for name, leaf in weights.items()}
+        notes.append(f"{wrapper} before each name is dropped")
+    renamed = to_our_names(weights, leaves)
+    if renamed.keys() != weights.keys():
+        notes.append("the names are those of torchvision or timm")
+    return renamed, notes
+
+
+def _fit(got: Tensor, wanted: Tensor, *, is_stem: bool, image_shape: ImageShape) -> Tensor:
+    """A leaf for another number of channels or another grid of positions; as it is if that is not the difference."""
+    if is_stem and got.ndim == wanted.ndim == 4 and got[:, 0].shape == wanted[:, 0].shape:
+        return fit_channels(got, wanted.shape[1])
+    if got.ndim == wanted.ndim == 3 and got[:, 0].shape == wanted[:, 0].shape:
+        return fit_positions(got, wanted.shape[1], image_shape)
+    return got
+
+
+def fit_channels(kernels: Tensor, channels: int) -> Tensor:
+    """Kernels [O, C, H, W] of a first convolution for another number of channels, as timm does it.
+
+    For one channel they are summed over the channels. For more they are repeated in their order, and scaled so that
+    equal channels give equal sums.
+    """
+    old = kernels.shape[1]
+    if channels == 1:
+        return kernels.sum(dim=1, keepdim=True)
+    return kernels[:, torch.arange(channels) % old] * (old / channels)
+
+
+def fit_positions(embeddings: Tensor, num_tokens: int, image_shape: ImageShape) -> Tensor:
+    """Position embeddings [1, N, D] for another grid of patches, by bicubic interpolation with antialiasing, as timm.
+
+    Tokens before the patches, such as a class token, keep theirs. Numbers that are those of no grid stay as they are.
+    """
+    height, width = image_shape[1:]
+    for before in range(9):
+        patches, old = num_tokens - before, embeddings.shape[1] - before
+        if patches < 1 or old < 1 or height * width % patches:
+            continue
+        patch, side = math.isqrt(height * width // patches), math.isqrt(old)
+        if patch**2 * patches != height * width or height % patch or width % patch or side**2 != old:
+            continue
+        grid = embeddings[:, before:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        size = (height // patch, width // patch)
+        grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([embeddings[:, :before], grid.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
+    return embeddings

@@ -1,0 +1,43 @@
+"""timm's models by their names (Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models)."""
+
+from typing import Any
+
+from torch import nn
+
+from backbones.errors import InputError, check_known
+from backbones.models.base import ImageShape, Model, NumClasses
+from backbones.models.foreign import from_library
+
+
+def timm(
+    image_shape: ImageShape, num_classes: NumClasses, *, architecture: str, pretrained: str | None = None
+) -> Model:
+    """Any classifier of timm.
+
+    Args:
+        image_shape: channels, height and width of an image.
+        num_classes: number of classes K.
+        architecture: its name, as `timm.list_models()` has it, such as resnet50d or vit_small_patch16_224.
+        pretrained: file of weights of that architecture, fitted as those of --init-from; None for an initialisation at
+            random.
+
+    Raises:
+        InputError: timm is not installed, has no such architecture, or cannot make it for these images; or, in `init`,
+            the file cannot be read or holds other weights.
+    """
+    try:
+        from timm.models import create_model, get_pretrained_cfg, is_model, list_models  # late: it takes a second
+    except ImportError as error:
+        raise InputError("--model timm takes timm, which is not installed: pip install timm") from error
+    if not is_model(architecture.partition(".")[0]):
+        check_known("architecture of timm", architecture, list_models())
+    config = get_pretrained_cfg(architecture, allow_unregistered=True)
+    channels, height, width = image_shape
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = (height, width)
+
+    def make() -> nn.Module:
+        return create_model(architecture, **options)
+
+    return from_library(f"{architecture} of timm", make, image_shape, num_classes, pretrained)

@@ -1,0 +1,154 @@
+"""`python -m docs.library_models`: try the models of torchvision and of timm, and write docs/library_models.md.
+
+All of torchvision's classifiers, and 200 of timm's names: one of each of its files, and others at random. Each is
+initialised, gives logits, which are compared with those of the module itself, and takes a train step; models of more
+than 200 million parameters do so on the meta device, without numbers.
+"""
+
+import gc
+import random as python_random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm.models
+import torch
+import torchvision.models
+from tqdm import tqdm
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones import optim
+from backbones.errors import InputError
+from backbones.gradient import grad_and_value
+from backbones.models import LIBRARIES, Model
+from backbones.optim.schedule import constant
+from backbones.train_step import make_loss_fn
+from backbones.types import Batch
+
+NUM_NAMES, MOST_PARAMETERS = 200, 200e6
+SIZES = (32, 64, 128, 224, 256, 384, 448, 512)
+"""Sides of the images that are tried, pixels."""
+
+OUT = Path(__file__).with_suffix(".md")
+
+
+def draw_names(seed: int = 0) -> list[str]:
+    """One of timm's names for each of its files, and others, all at random."""
+    names = timm.models.list_models()
+    drawn = python_random.Random(seed)
+    drawn.shuffle(names)
+    one_of_each = {timm.models.model_entrypoint(name).__module__: name for name in names}
+    chosen = sorted(one_of_each.values())
+    others = [name for name in names if name not in chosen]
+    return sorted(chosen + others[: NUM_NAMES - len(chosen)])
+
+
+def try_model(library: str, name: str) -> tuple[int, bool, float]:
+    """The smallest size of images that the model takes, whether it computed with numbers, and the error of its logits.
+
+    The error is relative to the largest logit.
+
+    Raises:
+        InputError: it takes no image of any of the sizes.
+    """
+    for size in SIZES:
+        try:
+            model = LIBRARIES[library]((3, size, size), 10, architecture=name)
+            break
+        except InputError:
+            if size == SIZES[-1]:
+                raise
+    num_params = sum(leaf.numel() for leaf in model.skeleton.parameters())
+    if num_params > MOST_PARAMETERS:
+        params, model_state = dict(model.skeleton.named_parameters()), dict(model.skeleton.named_buffers())
+        take_a_step(model, params, model_state, torch.empty(2, 3, size, size, device="meta"))
+        return size, False, 0.0
+    images = torch.randn(2, 3, size, size, generator=random.generator(1))
+    params, model_state = model.init(random.generator(0))
+    noise = random.generator(2)  # else a head of zeros would make all logits equal
+    params = {key: leaf + 0.02 * torch.randn(leaf.shape, generator=noise) for key, leaf in params.items()}
+    module = their_module(library, name, size)
+    module.load_state_dict({**params, **model_state}, strict=False)
+    with torch.no_grad():
+        theirs = module(images)
+        ours, _ = model.apply(params, model_state, images, train=False)
+    take_a_step(model, params, model_state, images)
+    return size, True, ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def their_module(library: str, name: str, size: int) -> torch.nn.Module:
+    """The module itself, in evaluation mode, as a person would make it."""
+    if library == "torchvision":
+        sizes: dict[str, Any] = {"vit": {"image_size": size}, "maxvit": {"input_size": (size, size)}}
+        options = sizes.get(name.partition("_")[0], {})
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        return torchvision.models.get_model(name, num_classes=10, **options).eval()
+    fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
+    return timm.create_model(name, num_classes=10, **({"img_size": size} if fixed else {})).eval()
+
+
+def take_a_step(model: Model, params: Any, model_state: Any, images: torch.Tensor) -> None:
+    """One update by SGD; it changes the parameters, but for their shapes."""
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    batch = Batch(images, labels, None, torch.ones_like(labels, dtype=torch.float32), labels, labels)
+    compute = grad_and_value(make_loss_fn(model, label_smoothing=0.1), params, transform="autograd")
+    grads, _ = compute(params, model_state, [batch])
+    optimizer = optim.sgd(constant(num_steps=1), lr=0.1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updated = optim.apply_updates(params, updates)
+    assert tree.map(lambda leaf: leaf.shape, updated) == tree.map(lambda leaf: leaf.shape, params)
+
+
+def main() -> None:
+    """Try all, and write the page."""
+    warnings.simplefilter("ignore")
+    cases = [("torchvision", name) for name in torchvision.models.list_models(module=torchvision.models)]
+    cases += [("timm", name) for name in draw_names()]
+    lines, failed, largest = {"torchvision": [], "timm": []}, [], 0.0
+    for library, name in tqdm(cases, disable=None):
+        try:
+            size, with_numbers, error = try_model(library, name)
+            largest = max(largest, error)
+            lines[library].append(f"{name} {size}{'' if with_numbers else '*'}")
+            if error > 1e-5:
+                failed.append(f"| {name} ({library}) | its logits differ by {error:.1e} |")
+        except Exception as error:
+            reason = str(error).partition("\n")[0].replace("|", "/")
+            failed.append(f"| {name} ({library}) | {reason if isinstance(error, InputError) else repr(error)[:200]} |")
+        gc.collect()
+    counts = {library: len(names) for library, names in lines.items()}
+    page = f"""# Models of torchvision and timm
+
+Made by `python -m docs.library_models` with torchvision {torchvision.__version__} and timm {timm.__version__}.
+{counts["torchvision"]} of torchvision's classifiers and {counts["timm"]} of {NUM_NAMES} of timm's names (one of each of
+its files, the others at random) were initialised, gave the logits of the module itself (largest difference, relative to
+the largest logit: {largest:.1e}), and took a train step. Behind each name is the smallest side of an image that it
+took, of {", ".join(map(str, SIZES))} pixels; those with a star have more than {MOST_PARAMETERS / 1e6:.0f} million
+parameters, and ran on shapes alone.
+
+```sh
+python train.py --model timm --model.architecture resnet10t
+python train.py --model torchvision --model.architecture mobilenet_v3_small --model.pretrained mobilenet_v3_small.pth
+```
+
+## Those that do not run
+
+| name | reason |
+|---|---|
+{chr(10).join(failed) or "| none | |"}
+
+## torchvision
+
+{", ".join(lines["torchvision"])}
+
+## timm
+
+{", ".join(lines["timm"])}
+"""
+    OUT.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What is frozen stays as it is, to the last bit; the rest learns as torch.optim would have it learn."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import backbones.random as random
+import backbones.tree as tree
+from backbones import optim
+from backbones.component import use
+from backbones.data import digits
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.models import MODELS, freeze, relative_rates, select
+from backbones.models.airbench import airbench
+from backbones.models.resnet import resnet18
+from backbones.models.vit import vit_tiny
+
+SHAPE = (1, 16, 16)
+SMALL = {"width": 48, "depth": 3, "heads": 3, "mlp_width": 96, "patch_size": 4}
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return Experiment(
+        name="test", data=use(digits), model=use(vit_tiny, **SMALL), optim=use(optim.sgd, lr=0.1), steps=3, batch_size=8
+    )
+
+
+def trained(experiment: Experiment) -> tuple[dict, dict, dict]:
+    """The leaves before and after three steps, and those that are trained."""
+    program = experiment.make()
+    state = program.state
+    before = {**state.params, **state.model_state}
+    for step in range(3):
+        state, metrics = program.train_step(state, program.batches(step))
+    assert metrics["nonfinite"] == 0
+    return before, {**state.params, **state.model_state}, state.params
+
+
+def test_what_patterns_mean() -> None:
+    roles = MODELS["vit-tiny"](SHAPE, 10, **SMALL).roles
+    everything = set(roles)
+    assert select(roles, ["head"], "freeze") == {"head.weight", "head.bias"}
+    assert select(roles, ["stem"], "freeze") == {"patch_embed.weight", "patch_embed.bias", "cls_token", "pos_embed"}
+    blocks = {name for name in everything if name.startswith("blocks.")}
+    assert select(roles, ["trunk"], "freeze") == blocks | {"norm.weight", "norm.bias"}
+    assert select(roles, ["blocks"], "freeze") == blocks
+    assert select(roles, ["blocks.1"], "freeze") == {name for name in blocks if name.startswith("blocks.1.")}
+    assert select(roles, ["*.bias", "norm"], "freeze") == {n for n in everything if n.endswith(".bias")} | {
+        "norm.weight"
+    }
+    assert select(roles, [], "freeze") == set()
+    with pytest.raises(InputError, match=r"--freeze stagez means no parameter; give stem, trunk, head, or .*blocks"):
+        select(roles, ["head", "stagez"], "freeze")
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"freeze": ("stem", "blocks.0")}, ("patch_embed", "cls_token", "pos_embed", "blocks.0.")),
+        ({"train_only": ("head", "norm")}, ("patch_embed", "cls_token", "pos_embed", "blocks.")),
+        ({"train_only": ("trunk",), "freeze": ("*.bias",)}, ("patch_embed", "cls_token", "pos_embed", "head")),
+    ],
+)
+def test_only_what_is_not_frozen_changes(fields: dict, names: tuple[str, ...], experiment: Experiment) -> None:
+    before, after, params = trained(dataclasses.replace(experiment, **fields))
+    frozen = {name for name in before if name.startswith(names)}
+    frozen |= {name for name in before if "*.bias" in fields.get("freeze", ()) and name.endswith(".bias")}
+    assert params.keys() == before.keys() - frozen and frozen
+    assert {name for name in before if not torch.equal(before[name], after[name])} == before.keys() - frozen
+
+
+def test_the_others_learn_as_if_nothing_were_frozen(experiment: Experiment) -> None:
+    """In the first step."""
+    programs = [dataclasses.replace(experiment, **fields).make() for fields in ({}, {"train_only": ("head",)})]
+    assert tree.sha256({**programs[0].state.params}) == tree.sha256(
+        {**programs[1].state.params, **programs[1].state.model_state}
+    )
+    everything, head = (program.train_step(program.state, program.batches(0))[0].params for program in programs)
+    assert head.keys() == {"head.weight", "head.bias"}
+    for name, leaf in head.items():
+        torch.testing.assert_close(leaf, everything[name])
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_and_uses_them() -> None:
+    model = MODELS["resnet18"](SHAPE, 10)
+    frozen = freeze(model, select(model.roles, ["stem", "stages.0"], "freeze"))
+    params, model_state = frozen.init(random.generator(0))
+    images = torch.randn(4, *SHAPE)
+    _, new = frozen.apply(params, model_state, images, train=True)
+    changed = {name for name in new if not torch.equal(new[name], model_state[name])}
+    assert changed == {
+        name
+        for name in new
+        if (name.startswith(("stages.1", "stages.2", "stages.3")) and "running" in name)
+        or (name.startswith(("stages.1", "stages.2", "stages.3")) and name.endswith("num_batches_tracked"))
+    }
+    assert all(new[name] is model_state[name] for name in new.keys() - changed)  # no copies of what stays
+    stem = {name.removeprefix("stem."): leaf for name, leaf in new.items() if name.startswith("stem.")}
+    expected = torch.func.functional_call(model.skeleton.get_submodule("stem"), stem, (images,))  # in evaluation mode
+    merged = {**params, **new}
+    features = frozen.features(merged, {}, images)
+    torch.testing.assert_close(features["stem"], expected)
+
+
+def test_weights_that_images_decide_may_be_frozen() -> None:
+    model = airbench((3, 32, 32), 10)
+    frozen = freeze(model, select(model.roles, ["stem", "stages.1"], "freeze"))
+    images = torch.randn(20, 3, 32, 32)
+    assert model.init_from_images is not None and frozen.init_from_images is not None
+    trees = frozen.init_from_images(*frozen.init(random.generator(0)), images)
+    expected = model.init_from_images(*model.init(random.generator(0)), images)
+    assert tree.sha256({**trees[0], **trees[1]}) == tree.sha256({**expected[0], **expected[1]})
+    assert "whiten.bias" in trees[1] and "stages.1.conv1.weight" in trees[1]
+
+
+def test_freezing_everything_is_refused(experiment: Experiment) -> None:
+    for fields in ({"freeze": ("*",)}, {"train_only": ("head",), "freeze": ("head",)}):
+        with pytest.raises(InputError, match="all parameters are frozen, and nothing is left to train"):
+            dataclasses.replace(experiment, **fields).make()
+
+
+def test_depths_and_rates() -> None:
+    roles = vit_tiny(SHAPE, 10, **SMALL).roles
+    depths = {"pos_embed": 0, "patch_embed.weight": 0, "blocks.0.attn.qkv.weight": 1, "blocks.2.mlp.fc1.bias": 3}
+    depths |= {"norm.weight": 4, "head.bias": 4}
+    assert {name: roles[name].depth for name in depths} == depths
+    rates = relative_rates(roles, layer_decay=0.5, trunk_lr=0.1)
+    assert rates["head.weight"] == 1 and rates["norm.weight"] == 0.1
+    assert rates["blocks.2.norm1.weight"] == pytest.approx(0.05) and rates["cls_token"] == pytest.approx(0.1 / 16)
+    roles = resnet18(SHAPE, 10).roles
+    assert [roles[f"{name}.weight"].depth for name in ("stem.0", "stages.0.1.conv1", "stages.3.0.norm2", "head")] == [
+        0,
+        1,
+        4,
+        5,
+    ]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "schedule_free_adamw", "lion"])
+def test_rates_by_layer_are_those_of_an_optimizer_for_each(name: str, experiment: Experiment) -> None:
+    """torch.optim's parameter groups are the model of it; the oracle is our own optimizer with each of the rates."""
+    optimizer = getattr(optim, name)
+    experiment = dataclasses.replace(experiment, optim=use(optimizer), layer_decay=0.5, trunk_lr=0.5)
+    model = experiment.make_model(digits().info)
+    params, _ = model.init(random.generator(0))
+    generator = random.generator(1)
+    grads = [{name: torch.randn(leaf.shape, generator=generator) for name, leaf in params.items()} for _ in range(2)]
+    rates = relative_rates(model.roles, layer_decay=0.5, trunk_lr=0.5)
+
+    def updated(experiment: Experiment) -> dict[str, torch.Tensor]:
+        transform, leaves = experiment.make_optimizer(model.roles, 10), params
+        state = transform.init(leaves)
+        for each in grads:
+            updates, state = transform.update(each, state, leaves)
+            leaves = optim.apply_updates(leaves, updates)
+        assert optim.current_learning_rate(state) == pytest.approx(experiment.optim.values["lr"])
+        return leaves
+
+    together = updated(experiment)
+    plain = dataclasses.replace(experiment, layer_decay=None, trunk_lr=None)
+    for rate in sorted(set(rates.values()))[::2]:
+        alone = updated(dataclasses.replace(plain, optim=use(optimizer, lr=rate * plain.optim.values["lr"])))
+        for leaf in (leaf for leaf, each in rates.items() if each == rate):
+            torch.testing.assert_close(together[leaf], alone[leaf])
+
+
+def plain_sgd(lr: float = 0.1) -> optim.GradientTransformation:
+    return optim.sgd(lambda step: torch.ones_like(step, dtype=torch.float64), lr=lr)
+
+
+def test_an_optimizer_without_a_schedule_cannot_have_rates_by_layer(experiment: Experiment) -> None:
+    experiment = dataclasses.replace(experiment, optim=use(plain_sgd), layer_decay=0.5)
+    with pytest.raises(InputError, match="plain-sgd has no parameter `schedule`, by which --layer-decay"):
+        experiment.make()
+
+
+def test_sam_cannot_have_them(experiment: Experiment) -> None:
+    with pytest.raises(InputError, match="so it does not go with --layer-decay"):
+        trained(dataclasses.replace(experiment, optim=use(optim.sam_sgd), layer_decay=0.5))

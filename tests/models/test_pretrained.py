@@ -1,0 +1,131 @@
+"""Weights from elsewhere start our models: timm's and torchvision's own code is the oracle."""
+
+import pytest
+import timm
+import torch
+import torchvision.models
+from helpers.runs import relative_error
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+import backbones.random as random
+from backbones.errors import InputError
+from backbones.models import MODELS, Model, with_pretrained
+from backbones.models.pretrained import fit_channels, fit_positions
+
+SHAPE = (3, 32, 32)
+
+
+def logits(model: Model, images: Tensor) -> Tensor:
+    params, model_state = model.init(random.generator(9))
+    return model.apply(params, model_state, images, train=False)[0]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, *SHAPE, generator=random.generator(1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_kernels_for_other_channels_are_those_of_timm(channels: int) -> None:
+    kernels = torch.randn(5, 3, 2, 2)
+    torch.testing.assert_close(fit_channels(kernels, channels), adapt_input_conv(channels, kernels.clone()))
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 5])
+@pytest.mark.parametrize(("old", "grid", "shape"), [(14, (8, 8), (3, 32, 32)), (4, (7, 14), (1, 112, 224))])
+def test_positions_on_another_grid_are_those_of_timm(
+    before: int, old: int, grid: tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    embeddings = torch.randn(1, before + old**2, 16)
+    expected = resample_abs_pos_embed(embeddings, list(grid), num_prefix_tokens=before)
+    fitted = fit_positions(embeddings, before + grid[0] * grid[1], shape)
+    torch.testing.assert_close(fitted, expected)
+
+
+def test_positions_of_no_grid() -> None:
+    embeddings = torch.zeros(1, 40, 16)
+    assert fit_positions(embeddings, 65, SHAPE) is embeddings
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_around_the_names(wrapper: str, images: Tensor) -> None:
+    model = MODELS["mobilenet"](SHAPE, 10)
+    params, model_state = model.init(random.generator(0))
+    weights = {f"{wrapper}{name}": leaf for name, leaf in {**params, **model_state}.items()}
+    started, notes = with_pretrained(model, weights, SHAPE)
+    assert notes == [f"{part}. before each name is dropped" for part in wrapper.split(".")[:-1]]
+    assert torch.equal(logits(started, images), model.apply(params, model_state, images, train=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("resnet18", {"stem": "imagenet"}, lambda: torchvision.models.resnet18(num_classes=10)),
+        ("vgg11-bn", {"head": "mlp"}, lambda: torchvision.models.vgg11_bn(num_classes=10)),
+        ("mobilenet-v2", {"stem": "imagenet"}, lambda: torchvision.models.mobilenet_v2(num_classes=10)),
+        ("convnext-atto", {"stem": "imagenet"}, lambda: timm.create_model("convnext_atto", num_classes=10)),
+        (
+            "vit-tiny",
+            {"patch_size": 16},
+            lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32),
+        ),
+    ],
+)
+def test_files_of_torchvision_and_timm_by_their_own_names(name: str, options: dict, theirs, images: Tensor) -> None:
+    module = theirs().eval()
+    weights = {key: leaf for key, leaf in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    model, notes = with_pretrained(MODELS[name](SHAPE, 10, **options), weights, SHAPE)
+    assert notes == ["the names are those of torchvision or timm"]
+    assert relative_error(logits(model, images), module(images)) < 1e-5
+
+
+def test_other_images_and_other_classes_at_once() -> None:
+    shape, images = (1, 48, 48), torch.randn(2, 1, 48, 48)
+    options = {"num_classes": 0, "in_chans": 3}
+    source = timm.create_model("vit_tiny_patch16_224", **options | {"num_classes": 1000}, img_size=224)
+    weights = {f"module.{name}": leaf for name, leaf in source.state_dict().items()}
+    model, notes = with_pretrained(MODELS["vit-tiny"](shape, 7, patch_size=16), weights, shape)
+    assert notes == [
+        "module. before each name is dropped",
+        "the names are those of torchvision or timm",
+        "pos_embed of (1, 197, 192) became (1, 10, 192)",
+        "patch_embed.weight of (192, 3, 16, 16) became (192, 1, 16, 16)",
+        "of another size here, and initialised: head.weight, head.bias",
+    ]
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=48).eval()
+    fitted = source.state_dict()
+    fitted = {name: leaf for name, leaf in fitted.items() if not name.startswith("head")}
+    fitted["patch_embed.proj.weight"] = adapt_input_conv(1, fitted["patch_embed.proj.weight"])
+    fitted["pos_embed"] = resample_abs_pos_embed(fitted["pos_embed"], [3, 3])
+    theirs.load_state_dict(fitted)
+    params, model_state = model.init(random.generator(0))
+    pooled = model.features(params, model_state, images)["pooled"]
+    assert relative_error(pooled, theirs(images)) < 1e-5
+    assert params["head.weight"].shape == (7, 192)
+
+
+def test_a_file_without_a_head_and_one_with_a_head_of_another_kind(images: Tensor) -> None:
+    model = MODELS["vgg11"](SHAPE, 10)
+    params, _ = model.init(random.generator(0))
+    headless = {name: leaf for name, leaf in params.items() if not name.startswith("head.")}
+    started, notes = with_pretrained(model, headless, SHAPE)
+    assert notes == ["of another size here, and initialised: head.2.weight, head.2.bias"]
+    assert torch.equal(started.init(random.generator(1))[0]["features.0.weight"], params["features.0.weight"])
+    mlp = torchvision.models.vgg11().state_dict()  # three linear layers
+    _, notes = with_pretrained(model, mlp, SHAPE)
+    assert notes[-1] == "of another size here, and initialised: head.2.weight, head.2.bias"
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    weights = torchvision.models.resnet18().state_dict()
+    with pytest.raises(
+        InputError, match=r"not weights of this model:\n  stem\.0\.weight is \(64, 3, 7, 7\), expected \(64, 3, 3"
+    ):
+        with_pretrained(MODELS["resnet18"](SHAPE, 10), weights, SHAPE)
+    with pytest.raises(InputError, match=r"\n  blocks\.0\.depthwise\.weight is missing, expected"):
+        with_pretrained(MODELS["mobilenet"](SHAPE, 10), weights, SHAPE)
+    params, model_state = MODELS["airbench"](SHAPE, 10).init(random.generator(0))
+    with pytest.raises(InputError, match=r"extra\.weight is \(1,\), expected none"):
+        with_pretrained(MODELS["airbench"](SHAPE, 10), {**params, **model_state, "extra.weight": torch.ones(1)}, SHAPE)
