@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import backbones.distributed as distributed
 import backbones.tree as tree
@@ -35,6 +36,10 @@ WeightsOf = Callable[[TrainState], Weights]
 """The weights of a state that are evaluated: its parameters, or their average where the optimizer keeps one."""
 
 
+PredictFn = Callable[[Params, ModelState, Tensor], Tensor]
+"""(params, model_state, images [B, C, H, W] in [0, 255]) -> logits [B, K], in evaluation mode."""
+
+
 class Evaluate(Protocol):
     """state -> `loss` (nats), `top1` and `top5` in [0, 1] of the held-out samples, each counted once over all ranks.
 
@@ -61,6 +66,19 @@ def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_ent
         return tree.map(lambda row: (row.to(torch.float64) * batch.weight).sum(), rows)
 
     return eval_step
+
+
+def make_predict(model: Model, normalize: Normalize) -> PredictFn:
+    """The logits of images, as a pure function that every transform of torch.func takes, eager.
+
+    Attention is not fused in it: torch has no second derivative of fused attention, and on CPUs no rule to vmap it.
+    """
+
+    def predict(params: Params, model_state: ModelState, images: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return model.apply(params, model_state, normalize(images), train=False)[0]
+
+    return predict
 
 
 NUM_BN_BATCHES = 50

@@ -26,7 +26,16 @@ from backbones.component import Use, use as use  # `use` is for those who write 
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
-from backbones.evaluation import NUM_BN_BATCHES, Evaluate, WeightsOf, make_eval_step, make_evaluate, make_weights_of
+from backbones.evaluation import (
+    NUM_BN_BATCHES,
+    Evaluate,
+    PredictFn,
+    WeightsOf,
+    make_eval_step,
+    make_evaluate,
+    make_predict,
+    make_weights_of,
+)
 from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, LossName, balanced_class_weights
@@ -66,6 +75,8 @@ class Program(NamedTuple):
     """state -> metrics of the held-out samples."""
     weights_of: WeightsOf
     """state -> the weights that are evaluated: the average, if the optimizer keeps one."""
+    predict: PredictFn
+    """(params, model_state, images) -> logits, to be differentiated and vmapped as often as one likes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,6 +316,7 @@ class Experiment:
             batches,
             make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
             weights_of,
+            make_predict(model, normalize),
         )
 
     def make_pure_step(self, dataset: Dataset) -> TrainStep:

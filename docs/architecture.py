@@ -29,7 +29,8 @@ backbones/
                          run_dir.py; step_profile.py; model_evaluation.py; report/; sweep/; augment_sheet.py;
                          pictures.py
   compose.py             functions from an experiment to another one
-  experiment.py          Experiment, and Experiment.make() -> Program(state, train_step, batches, evaluate, weights_of)
+  experiment.py          Experiment, and Experiment.make() -> Program(state, train_step, batches, evaluate, weights_of,
+                         predict)
   component.py           use(function, **options): what an experiment is made of
   train_step.py          (state, batch) -> (state, metrics)
   vmapped.py             several trainings in one step

@@ -7,13 +7,14 @@ import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
-from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_weights_of
+from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_predict, make_weights_of
 from backbones.losses import binary_cross_entropy
 from backbones.models.resnet import BasicBlock, resnet
+from backbones.models.vit import vit
 from backbones.optim.average import EmaParamsState
 from backbones.train_step import TrainState
 from backbones.tta import average_views
-from backbones.types import Batch
+from backbones.types import Batch, Params
 
 
 def weights_of(state: TrainState):
@@ -50,6 +51,30 @@ def test_eval_step_sums_over_rows_that_count() -> None:
     labels = torch.arange(4)
     assert whole.loss.item() == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-5)
     assert whole.top1 == (logits.argmax(dim=1) == labels).sum()
+
+
+def test_predict_is_vmapped_and_differentiated_twice_through_attention() -> None:
+    model, normalize = (
+        vit((3, 16, 16), 10, patch_size=8, width=16, depth=1, heads=2),
+        make_normalize((9,) * 3, (5,) * 3, CPU),
+    )
+    params, model_state = model.init(random.generator(0))
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=random.generator(1))
+    predict = make_predict(model, normalize)
+    wanted = model.apply(params, model_state, normalize(images), train=False)[0]
+    torch.testing.assert_close(predict(params, model_state, images), wanted)
+
+    def loss(params: Params, image: torch.Tensor) -> torch.Tensor:
+        return predict(params, model_state, image[None]).square().sum()
+
+    def forward_over_reverse(image: torch.Tensor) -> Params:
+        return torch.func.jvp(lambda params: torch.func.grad(loss)(params, image), (params,), (params,))[1]
+
+    def reverse_over_reverse(image: torch.Tensor) -> Params:
+        pull_back = torch.func.vjp(lambda params: torch.func.grad(loss)(params, image), params)[1]
+        return pull_back(params)[0]
+
+    torch.testing.assert_close(torch.vmap(forward_over_reverse)(images), torch.vmap(reverse_over_reverse)(images))
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])

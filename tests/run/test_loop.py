@@ -79,6 +79,7 @@ def run(
             batches=lambda step: None,
             evaluate=lambda state, weights=None: {"top1": state.step.item() / 10},
             weights_of=lambda state: (state.params, state.model_state),
+            predict=lambda params, model_state, images: images,
         ),
         num_steps=num_steps,
         means=RunningMeans({}),
