@@ -320,7 +320,10 @@ class Experiment:
         )
 
     def make_pure_step(self, dataset: Dataset) -> TrainStep:
-        """The train step of one process as a pure function that `torch.vmap` takes: eager, and not seeded.
+        """The train step of one process as a pure function that transforms of torch.func take: eager, and not seeded.
+
+        It is differentiable, by hyperparameters in the state for one, but for BatchNorm's running statistics, which
+        torch takes for constants, and for fused attention: call it within `sdpa_kernel(SDPBackend.MATH)`.
 
         Raises:
             InputError: as `make`.

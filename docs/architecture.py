@@ -46,6 +46,7 @@ backbones/
   distributed.py         how ranks find one another, and what they send
   machine.py             threads, memory and precision: what a process takes of its machine
   types.py tree.py random.py errors.py
+docs/examples/           functions of functions, each in less than 40 lines: functions.md
 benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py,
                          sweep.py, checkpoint.py;
                          airbench.py and plain_loop.py: plain torch, to compare accuracies with
