@@ -1,7 +1,6 @@
 """`backbones evaluate RUN`: accuracy by class, confusion, calibration; with `IMAGE ...` after it, classifies files."""
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,12 +10,10 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import find_object
-from backbones.component import use
-from backbones.data import DATASETS, DataInfo, Dataset
+from backbones.commands.options import read_dataset
+from backbones.data import DataInfo
 from backbones.data.images import read_images
 from backbones.errors import Count, check_values
-from backbones.experiment import Experiment
 from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
 from backbones.run.model_evaluation import (
@@ -81,7 +78,8 @@ def evaluate(
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
-    dataset = _read_dataset(data, experiment, info, torch_device)
+    name, dataset = read_dataset(data, experiment.data, torch_device)
+    check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
     loss = LOSSES[experiment.loss]
     evaluation = evaluate_model(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
@@ -90,17 +88,6 @@ def evaluate(
     folder = out or path.parent.parent
     write_evaluation(folder, evaluation, info.class_names, about)
     print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
-
-
-def _read_dataset(name: str | None, experiment: Experiment, info: DataInfo, device: torch.device) -> Dataset:
-    component = experiment.data
-    if name is not None:
-        function = find_object("data", name, DATASETS)
-        shared = inspect.signature(function).parameters.keys() & component.values.keys()  # its root, if both have one
-        component = use(function, **{option: component.values[option] for option in shared})
-    dataset = component.make(device=device)
-    check_fits(dataset, info, component.name)
-    return dataset
 
 
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:

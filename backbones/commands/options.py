@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import torch
 import tyro
 from typing_extensions import Doc
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 import backbones.distributed as distributed
 from backbones.augment import AUGMENTS
-from backbones.component import Option, Use, import_object, options_of
-from backbones.data import DATASETS
+from backbones.component import Option, Use, import_object, options_of, use
+from backbones.data import DATASETS, Dataset
 from backbones.errors import check_known
 from backbones.experiment import Experiment
 from backbones.models import LIBRARIES, MODELS
@@ -33,6 +34,21 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The object with a short name, or at `module:name`; the InputError for an unknown name offers the nearest ones."""
     return import_object(name) if ":" in name else known[check_known(kind, name, known)]
+
+
+def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bool = False) -> tuple[str, Dataset]:
+    """A data set and its name: `own`, or another by its short name or at `module:name`.
+
+    The other one gets those options of `own`, such as its root, that both have. With `center`, the center is taken of
+    training images that would be cropped at random.
+    """
+    if name is not None:
+        function = find_object("data", name, DATASETS)
+        shared = inspect.signature(function).parameters.keys() & own.values.keys()
+        own = use(function, **{option: own.values[option] for option in shared})
+    if center and own.values.get("crop") == "random":
+        own = own.replace(crop="center")
+    return own.name, own.make(device=device)
 
 
 def find_components(args: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, Callable[..., Any]], list[str]]:

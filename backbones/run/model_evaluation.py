@@ -13,17 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-import backbones.machine as machine
-import backbones.tree as tree
-from backbones.augment import make_normalize
 from backbones.data import DataInfo, Dataset, Source, eval_batches
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores
-from backbones.models import with_autocast
-from backbones.run.checkpoint import Checkpoint, weights_of
+from backbones.run.checkpoint import Checkpoint
 from backbones.run.files import atomic_write, to_json
+from backbones.run.trained_model import load_model
 from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]
@@ -96,18 +93,14 @@ class Evaluation(NamedTuple):
 
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
     """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
-    info = checkpoint.manifest.info
-    precision = machine.choose_precision(experiment.precision, device)
-    model = with_autocast(experiment.make_model(info), getattr(torch, precision))
-    params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
-    normalize = make_normalize(info.mean, info.std, device)
+    trained = load_model(checkpoint, experiment, device)
 
     def apply(images: Tensor) -> Tensor:
-        return model.apply(params, model_state, images, train=False)[0]
+        return trained.model.apply(trained.params, trained.model_state, images, train=False)[0]
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return average_views(apply, normalize(images.to(device)), experiment.tta)
+        return average_views(apply, trained.normalize(images.to(device)), experiment.tta)
 
     return predict
 
