@@ -23,6 +23,19 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 """Of several columns of labels the first one is taken."""
 
 
+def import_pyarrow(what: str) -> Any:
+    """pyarrow, with its parquet module, which is an extra; `what` needs it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"{what} needs pyarrow: pip install pyarrow") from error
+    return pyarrow
+
+
 def list_parquet(root: Path) -> Listing:
     """The images in a parquet file, or in all parquet files below a folder.
 
@@ -40,11 +53,7 @@ def list_parquet(root: Path) -> Listing:
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
-    try:
-        import pyarrow.parquet  # late: an extra
-    except ImportError as error:
-        raise InputError("--data parquet needs pyarrow: pip install pyarrow") from error
-
+    pyarrow = import_pyarrow("--data parquet")
     stamps = {str(path.resolve()): stamp(path) for path in paths}
     store = kept_path(root, "images", "bin")
     rows: dict[str, list[tuple[str, Any, int, int]]] = {}  # name, label, and where the bytes are in the store
@@ -140,3 +149,42 @@ def _number(
 
 
 parquet = partial(image_files, list_parquet)
+
+
+def write_columns(path: Path, columns: dict[str, np.ndarray], about: str) -> None:
+    """Write columns of numbers or strings [N], or of vectors [N, D], and a text about them.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    pyarrow = import_pyarrow(str(path))
+
+    def to_arrow(column: np.ndarray) -> Any:
+        if column.ndim == 1:
+            return pyarrow.array(column)
+        return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(column.reshape(-1)), column.shape[1])
+
+    table = pyarrow.table({name: to_arrow(column) for name, column in columns.items()})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"about": about}), path)
+
+
+def read_columns(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """What `write_columns` wrote; the text is empty if there is none.
+
+    Raises:
+        InputError: it cannot be read as parquet, or pyarrow is not installed.
+    """
+    pyarrow = import_pyarrow(str(path))
+
+    def to_numpy(column: Any) -> np.ndarray:
+        column = column.combine_chunks()
+        if pyarrow.types.is_fixed_size_list(column.type):
+            return column.flatten().to_numpy().reshape(len(column), -1)
+        return np.array(column.to_pylist()) if pyarrow.types.is_string(column.type) else column.to_numpy()
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as parquet: {error}") from error
+    about = (table.schema.metadata or {}).get(b"about", b"").decode()
+    return {name: to_numpy(column) for name, column in zip(table.column_names, table.columns, strict=True)}, about

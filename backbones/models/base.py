@@ -208,6 +208,22 @@ def make_apply(skeleton: nn.Module, *, in_evaluation: Collection[str] = ()) -> A
     return apply
 
 
+def apply_head(model: Model, params: Params, model_state: ModelState, pooled: Tensor) -> Tensor:
+    """Logits [B, K] of the vectors [B, D] that `model.features` calls `pooled`.
+
+    Raises:
+        InputError: it is a module of another library, and its head is not known.
+    """
+    owners = {name.rpartition(".")[0] for name, role in model.roles.items() if role.part == "head"}
+    name = "head" if isinstance(model.skeleton, Backbone) else next(iter(owners), None)
+    head = model.skeleton.get_submodule(name or "")
+    if name is None or isinstance(head, nn.Conv2d):
+        raise InputError(f"the last layer of {type(model.skeleton).__name__} is not linear, so its head is not known")
+    start, leaves = f"{name}.", {**params, **model_state}
+    own = {each.removeprefix(start): leaf for each, leaf in leaves.items() if each.startswith(start)}
+    return functional_call(head, own, (pooled,))
+
+
 def with_autocast(model: Model, precision: torch.dtype) -> Model:
     """The model with its arithmetic in `precision`: `torch.float32` as it is, `torch.bfloat16` by autocast.
 

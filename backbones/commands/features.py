@@ -1,0 +1,85 @@
+"""`backbones features RUN [DATA]`: the features of a data set as a table, and what they are good for."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+import backbones.tree as tree
+from backbones.commands.options import read_dataset
+from backbones.commands.probe import describe
+from backbones.errors import Count, check_values
+from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.feature_table import check_new, write_table
+from backbones.run.features import check_image_shape, check_layer, extract
+from backbones.run.files import atomic_write, to_json
+from backbones.run.probe import probe_table
+from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import load_model
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(features, args=args, prog="backbones features")
+
+
+def features(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    data: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None,
+    /,
+    *,
+    layer: str = "pooled",
+    out: Path = Path("features.parquet"),
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    batch_size: Count = 500,
+    knn: bool = True,
+    probe: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Write the features of all images of a data set as a table, and how well classes can be told by them.
+
+    A row for each image of both splits: split, index, file, label, class, predicted class with its probability, and
+    the vector. Images are not augmented. Beside the table, in a JSON file of its name, are the accuracies of the test
+    images by 20 nearest training images and by a linear classifier, whose regularisation is chosen on a fifth of the
+    training images.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
+        data: a data set, by name or as module:function, with images of the size that the model takes; its classes may
+            be others, and grey images are repeated in all channels. None for that of the run.
+        layer: stem, stage1, ..., block1, ... or pooled, what enters the head; of maps the mean over positions, of
+            tokens the mean over tokens. An unknown name lists those of the model.
+        out: file to write, .parquet or .npz; none is ever replaced.
+        checkpoint: which checkpoint of the run.
+        batch_size: images per batch.
+        knn: measure nearest neighbours.
+        probe: measure a linear classifier.
+        device: where to compute; auto is the GPU where there is one.
+
+    Raises:
+        InputError: a file, checkpoint or data set cannot be read, does not fit the model, or `out` exists.
+    """
+    check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
+    check_new(out)
+    path = find_checkpoint(run, parse_which(checkpoint))
+    content, torch_device = read_checkpoint(path), distributed.init(device)
+    experiment = read_experiment(path, content.manifest.experiment)
+    trained = load_model(content, experiment, torch_device)
+    check_layer(trained, layer)
+    name, dataset = read_dataset(data, experiment.data, torch_device, center=True)
+    check_image_shape(dataset.info, trained.info, name)
+    about = {
+        "checkpoint": str(path.absolute()),
+        "weights": tree.sha256(trained.params),
+        "data": data or experiment.data.path,
+        "layer": layer,
+    }
+    table = extract(trained, dataset, layer, batch_size=batch_size, about=about)
+    write_table(out, table)
+    print(f"{len(table.label)} vectors of {table.features.shape[1]} numbers, {layer} of {path} on {name}: {out}")
+    found = probe_table(table, knn=knn, linear=probe)
+    atomic_write(out.with_suffix(".json"), to_json({**about, **found}, indent=2) + "\n")
+    if knn or probe:
+        print(describe(found))

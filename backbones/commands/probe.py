@@ -1,0 +1,49 @@
+"""`backbones probe FEATURES`: how well classes can be told by features that were written before."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from backbones.errors import Count, check_values
+from backbones.run.feature_table import read_table
+from backbones.run.probe import probe_table
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(probe, args=args, prog="backbones probe")
+
+
+def probe(
+    features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
+    /,
+    *,
+    per_class: Count | None = None,
+    seed: int = 0,
+    knn: bool = True,
+) -> None:
+    """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.
+
+    Args:
+        features: a file of `backbones features`.
+        per_class: training images of each class that are used; None for all.
+        seed: which those are, and on which fifth of them the regularisation is chosen.
+        knn: measure nearest neighbours too.
+
+    Raises:
+        InputError: the file cannot be read, or has one class only.
+    """
+    check_values({"per_class": Count | None}, {"per_class": per_class}, prefix="--")
+    print(describe(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The accuracies of `probe_table`, a line each."""
+    lines = [f"trained on {found['train_images']} images, accuracy on {found['test_images']} test images:"]
+    if "knn" in found:
+        lines.append(f"{found['knn']['top1']:7.2%}  {found['knn']['neighbours']} nearest neighbours")
+    if "linear_probe" in found:
+        lines.append(f"{found['linear_probe']['top1']:7.2%}  linear probe (L2 {found['linear_probe']['l2']:g})")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""Features of a data set as a file: a row for each image, in parquet or as numpy arrays.
+
+N images, D numbers of a vector.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from backbones.data.parquet import import_pyarrow, read_columns, write_columns
+from backbones.errors import InputError
+from backbones.run.files import atomic_path
+
+SUFFIXES = (".parquet", ".npz")
+
+
+class FeatureTable(NamedTuple):
+    """Features of the images of both splits, the training images first."""
+
+    about: dict[str, str]
+    """What they are features of: `checkpoint`, `weights` (a hash), `data`, `layer`."""
+    split: np.ndarray
+    """[N] strings, `train` or `test`."""
+    index: np.ndarray  # type: ignore[assignment]  # tuple.index is not needed
+    """[N] int64, of the image in its split."""
+    file_name: np.ndarray
+    """[N] strings, empty where images are not files."""
+    label: np.ndarray
+    """[N] int64."""
+    class_name: np.ndarray
+    """[N] strings, of the label."""
+    predicted_class: np.ndarray
+    """[N] strings, a class of the model."""
+    probability: np.ndarray
+    """[N] float32, of the predicted class."""
+    features: np.ndarray
+    """[N, D] float32."""
+
+    def take(self, rows: np.ndarray) -> "FeatureTable":
+        """Some of the rows, by number or by a mask."""
+        return FeatureTable(self.about, *(column[rows] for column in self[1:]))
+
+    def of_split(self, split: str) -> "FeatureTable":
+        """The rows of one split."""
+        return self.take(self.split == split)
+
+
+def check_new(path: Path) -> None:
+    """Check that a table can be written: before it is computed.
+
+    Raises:
+        InputError: the file exists, its folder does not, or the format is not known or needs another package.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"--out {path} is neither .parquet nor .npz; choose one of these suffixes")
+    if path.suffix == ".parquet":
+        import_pyarrow(f"--out {path} (unlike .npz)")
+    for each in (path, path.with_suffix(".json")):
+        if each.exists():
+            raise InputError(f"{each} exists already; choose another --out")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; make it, or choose another --out")
+
+
+def write_table(path: Path, table: FeatureTable) -> None:
+    """Write a table, completely or not at all; the suffix is the format."""
+    columns = table._asdict()
+    about = json.dumps(columns.pop("about"))
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            write_columns(temporary, columns, about)
+        else:
+            np.savez(temporary, **columns, about=np.array(about))
+
+
+def read_table(path: Path) -> FeatureTable:
+    """What `write_table` wrote.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; `backbones features RUN --out {path}` writes one")
+    try:
+        if path.suffix == ".parquet":
+            columns, about = read_columns(path)
+        else:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                columns = dict(arrays)
+            about = str(columns.pop("about"))
+        return FeatureTable(json.loads(about), **columns)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no table of features: {error}; `backbones features` writes them") from error
