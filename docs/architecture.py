@@ -22,12 +22,12 @@ not see each other; `tests/test_floors.py` holds both. What happens to a batch, 
 train.py                 parse the command line, run
 experiments/             recipes, each file headed by its claims; own_transform.py
 backbones/
-  commands/              what a person types: train, evaluate, report, sweep, checkpoint, reproduce, audit, profile,
-                         schedule, augment-preview
+  commands/              what a person types: train, evaluate, features, probe, explain, nearest, report, sweep,
+                         checkpoint, reproduce, audit, profile, schedule, augment-preview
   run/                   run.py: an experiment, a folder and the training in between; loop.py; metric_writer.py;
                          trackers.py; checkpoint/; lock.py; preemption.py; spikes.py; rewind.py; provenance.py;
-                         run_dir.py; step_profile.py; model_evaluation.py; report/; sweep/; augment_sheet.py;
-                         pictures.py
+                         run_dir.py; step_profile.py; trained_model.py; model_evaluation.py; features.py;
+                         feature_table.py; probe.py; explain.py; report/; sweep/; augment_sheet.py; pictures.py
   compose.py             functions from an experiment to another one
   experiment.py          Experiment, and Experiment.make() -> Program(state, train_step, batches, evaluate, weights_of,
                          predict)

@@ -10,7 +10,7 @@ from backbones.data.source import CPU
 from backbones.errors import Count, InputError, Range, check_values
 from backbones.experiment import Experiment
 from backbones.run.augment_sheet import make_sheet
-from backbones.run.pictures import draw_tiles
+from backbones.run.pictures import save_tiles
 from backbones.run.run_dir import CONFIG, read_config, read_experiment
 
 Step = Annotated[int, Range("[0, inf)")]
@@ -61,10 +61,7 @@ def main(args: list[str]) -> None:
         step=command.step,
     ).rows
     title = f"{experiment.name} from step {command.step}: {describe(command.augment)}"
-    try:
-        draw_tiles(rows, command.out, title=title, first_apart=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {command.out}: {error}") from error
+    save_tiles(rows, command.out, title=title)
     print(f"drew {len(rows)} images of {experiment.data.name} under {command.augment.name} into {command.out}")
 
 

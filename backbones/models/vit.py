@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.errors import Count, InputError, Probability, Range
-from backbones.models.base import Backbone, ImageShape, NumClasses, PatchSize, make_constructor
+from backbones.models.base import Backbone, ImageShape, Model, NumClasses, PatchSize, make_constructor
 from backbones.models.layers import DropPath, conv3x3, count_patches, drop_paths
+from backbones.types import Params
 
 
 class Attention(nn.Module):
@@ -33,12 +34,17 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, D/heads]
+        q, k, v = split_heads(self.qkv(x), self.heads)
         dropout = self.dropout.p if self.training else 0.0
         # q, k and v have autocast's dtype already; within it, torch.func cannot differentiate attention with dropout.
         with torch.autocast(x.device.type, enabled=False):
             x = attend(q, k, v, dropout)
         return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+def split_heads(qkv: Tensor, heads: int) -> Tensor:
+    """Queries, keys and values of each token [B, N, 3 D] -> [3, B, heads, N, D/heads]."""
+    return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -193,6 +199,27 @@ class ViT(Backbone):
         if self.cls_token is not None:
             return self.norm(x[:, 0])
         return self.norm(x[:, : self.num_patches]).mean(dim=1)
+
+
+def attention_weights(model: Model, params: Params, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """softmax(q k^T / sqrt(D/heads)) of each block by its name, [B, heads, N, N]; a row is a query, and sums to 1.
+
+    Computed anew from what enters the blocks, as training does without these matrices where attention is one operator.
+
+    Args:
+        model: a ViT.
+        params: its parameters.
+        features: what `model.features` gives for B images.
+    """
+    found, x = {}, features["stem"]
+    for i, block in enumerate(model.skeleton.get_submodule("blocks").children()):
+        assert isinstance(block, EncoderBlock)
+        leaves = {name.removeprefix(f"blocks.{i}."): leaf for name, leaf in params.items()}
+        x = F.layer_norm(x, x.shape[-1:], leaves["norm1.weight"], leaves["norm1.bias"], block.norm1.eps)
+        q, k, _ = split_heads(F.linear(x, leaves["attn.qkv.weight"], leaves["attn.qkv.bias"]), block.attn.heads)
+        found[f"block{i + 1}"] = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        x = features[f"block{i + 1}"]
+    return found
 
 
 def init_vit(module: nn.Module, generator: torch.Generator) -> None:

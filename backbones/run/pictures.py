@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from backbones.errors import InputError
+
 TILE, GAP, LINE, DPI = 96, 6, 13, 100
-"""Pixels: least side of a drawn image, space between two, a line of text; and pixels an inch."""
+"""Pixels: side of a drawn image, space between two, a line of text; and pixels an inch."""
 
 
 class Tile(NamedTuple):
@@ -24,7 +26,9 @@ class Tile(NamedTuple):
     """Lines of text."""
 
 
-def draw_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_apart: bool = False) -> None:
+def draw_tiles(
+    rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_apart: bool = False, side: int = TILE
+) -> None:
     """Draw lines of tiles, whose images have one size. Pixels are enlarged by a whole number: none is interpolated.
 
     Args:
@@ -32,6 +36,7 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_
         path: file to write; its suffix is the format.
         title: stands above all of them.
         first_apart: whether the first tile of each line stands apart from the others.
+        side: about how many pixels the longer side of a drawn image has; more where the image itself has more.
 
     Raises:
         OSError: the file cannot be written.
@@ -40,7 +45,7 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, first_
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     height, width = rows[0][0].image.shape[-2:]
-    zoom = max(1, round(TILE / max(height, width)))
+    zoom = _zoom(rows, side)
     across = zoom * width + GAP
     down = zoom * height + LINE * max(len(tile.caption) for row in rows for tile in row) + GAP
     columns = [GAP + across * j + (2 * GAP if j and first_apart else 0) for j in range(max(map(len, rows)))]
@@ -87,3 +92,27 @@ def caption(target: Tensor, class_names: Sequence[str]) -> list[str]:
     if len(names) == 1 or shares[1] < 0.005:
         return names[:1]
     return [f"{share:.0%} {name}" for name, share in zip(names, shares.tolist(), strict=True)]
+
+
+def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: int = TILE) -> None:
+    """`draw_tiles` for a command: the first tile of each line stands apart, and captions are cut to the tiles' width.
+
+    Raises:
+        InputError: the file cannot be written, or its suffix is no format.
+    """
+    width = _zoom(rows, side) * rows[0][0].image.shape[2] + GAP
+    rows = [[tile._replace(caption=[_fit(line, width) for line in tile.caption]) for tile in row] for row in rows]
+    try:
+        draw_tiles(rows, path, title=title, first_apart=True, side=side)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+def _zoom(rows: Sequence[Sequence[Tile]], side: int) -> int:
+    return max(1, round(side / max(rows[0][0].image.shape[-2:])))
+
+
+def _fit(text: str, width: int) -> str:
+    """The end of a text, if all of it does not fit into so many pixels."""
+    most = width // 6
+    return text if len(text) <= most else f"…{text[1 - most :]}"

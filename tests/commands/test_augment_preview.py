@@ -14,7 +14,7 @@ from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.augment_sheet import make_sheet
-from backbones.run.pictures import draw_tiles
+from backbones.run.pictures import draw_tiles, save_tiles
 from experiments.digits import digits_vit_tiny
 
 NAME = "experiments.digits:digits_vit_tiny"
@@ -77,8 +77,8 @@ def test_any_augmentation_with_its_fields(
 ) -> None:
     titles = []
     monkeypatch.setattr(
-        "backbones.commands.augment_preview.draw_tiles",
-        lambda *args, title, **options: (titles.append(title), draw_tiles(*args, title=title, **options)),
+        "backbones.commands.augment_preview.save_tiles",
+        lambda *args, title, **options: (titles.append(title), save_tiles(*args, title=title, **options)),
     )
     out = str(tmp_path / "a.png")
     main([NAME, *arguments, "--out", out, "--samples", "2", "--variants", "2", "--step", "7"])

@@ -10,6 +10,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import MODELS
+from backbones.models.vit import EncoderBlock, attention_weights
 
 
 def test_sizes() -> None:
@@ -89,6 +90,27 @@ def test_registers_and_mean_pool_are_those_of_timm(train: bool) -> None:
     assert params.keys() == ours.roles.keys()
     images = torch.randn(2, 3, 16, 24)
     torch.testing.assert_close(ours.apply(params, {}, images, train=train)[0], theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_attention_weights_reproduce_the_output_of_their_block(precision: torch.dtype) -> None:
+    """Through the values, the projection, the residual and the MLP."""
+    model = MODELS["vit-tiny"]((3, 16, 24), 10, width=24, heads=3, depth=2, pool="mean", registers=2)
+    params, _ = tree.map(
+        lambda leaf: (leaf + 0.1 * torch.randn(leaf.shape)).to(precision), model.init(random.generator(0))
+    )
+    features = model.features(params, {}, torch.randn(2, 3, 16, 24, dtype=precision))
+    found = attention_weights(model, params, features)
+    assert [*found] == ["block1", "block2"]
+    for i, x in enumerate((features["stem"], features["block1"])):
+        weights = found[f"block{i + 1}"]
+        assert weights.shape == (2, 3, 26, 26)
+        torch.testing.assert_close(weights.sum(dim=3), torch.ones(2, 3, 26, dtype=precision))
+        block = EncoderBlock(24, 3, 768, 0.0, 0.0).to(precision)
+        block.load_state_dict({name[9:]: leaf for name, leaf in params.items() if name.startswith(f"blocks.{i}.")})
+        values = block.attn.qkv(block.norm1(x))[..., 48:].unflatten(2, (3, 8)).transpose(1, 2)  # [B, heads, N, 8]
+        x = x + block.attn.proj((weights @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(x + block.mlp(block.norm2(x)), features[f"block{i + 1}"], rtol=1e-4, atol=1e-5)
 
 
 def test_fixed_positions() -> None:

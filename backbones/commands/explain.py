@@ -1,0 +1,84 @@
+"""`backbones explain RUN IMAGE ...`: what in image files a class is predicted by, as one picture."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+from backbones.data.images import read_images
+from backbones.errors import InputError, check_known
+from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.explain import default_layers, draw_map, make_maps
+from backbones.run.pictures import Tile, save_tiles
+from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import load_model
+
+SIDE = 192
+"""Pixels of a drawn image."""
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(explain, args=args, prog="backbones explain")
+
+
+def explain(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
+    /,
+    *,
+    layers: tuple[str, ...] = (),
+    target: str | None = None,
+    out: Path = Path("explain.png"),
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    resize: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Draw what in image files the predicted class is decided by: a line an image, maps from black (0) to yellow.
+
+    The input gradient says which pixels change the logit of the class most (arXiv 1312.6034), Grad-CAM which positions
+    of a layer's map speak for it (arXiv 1610.02391). Of a ViT there is the attention of the class token, or of all
+    patches where they are averaged: that of a block, mean of its heads, and its rollout over all blocks (arXiv
+    2005.00928), which is the same for every class.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
+        images: image files.
+        layers: maps for Grad-CAM, as stage2 stage3, by default the last of 4x4 positions or more; of a ViT blocks, as
+            block1 block12, and rollout.
+        target: class to explain; None for the one that is predicted.
+        out: picture to write.
+        checkpoint: which checkpoint of the run.
+        resize: scale image files of another size to that of the model.
+        device: where to compute; auto is the GPU where there is one.
+
+    Raises:
+        InputError: a file or checkpoint cannot be read, or the model has no such class or layer.
+    """
+    if not images:
+        raise InputError("no image files are named; give some after the run")
+    path = find_checkpoint(run, parse_which(checkpoint))
+    content, torch_device = read_checkpoint(path), distributed.init(device)
+    experiment = dataclasses.replace(read_experiment(path, content.manifest.experiment), precision="float32")
+    trained = load_model(content, experiment, torch_device)
+    names = trained.info.class_names
+    if target is not None:
+        check_known("class", target, names)
+    pixels = read_images(images, trained.info, squeeze=resize).to(torch_device)
+    with torch.no_grad():
+        probabilities = trained.logits(pixels).softmax(dim=1)
+    predicted = probabilities.argmax(dim=1)
+    classes = predicted if target is None else torch.full_like(predicted, names.index(target))
+    maps = make_maps(trained, pixels, classes, layers or default_layers(trained))
+    rows = []
+    for i, image in enumerate(pixels.cpu()):
+        guess = f"{names[predicted[i]]} {probabilities[i, predicted[i]]:.1%}"
+        tiles = [Tile(draw_map(image, each[i]), [name]) for name, each in maps.items()]
+        rows.append([Tile(image, [images[i].name, guess]), *tiles])
+    what = "the predicted class" if target is None else target
+    save_tiles(rows, out, title=f"{path}: what speaks for {what}", side=SIDE)
+    print(f"see {out}")

@@ -1,0 +1,83 @@
+"""`backbones nearest FEATURES IMAGE ...`: the images of a data set that are nearest to image files, as one picture."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+import backbones.distributed as distributed
+import backbones.tree as tree
+from backbones.commands.options import read_dataset
+from backbones.data.images import read_images
+from backbones.errors import Count, InputError, check_values
+from backbones.run.checkpoint import find_checkpoint, read_checkpoint
+from backbones.run.feature_table import read_table
+from backbones.run.features import to_vectors
+from backbones.run.pictures import Tile, save_tiles
+from backbones.run.probe import find_nearest
+from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import load_model
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(nearest, args=args, prog="backbones nearest")
+
+
+def nearest(
+    features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
+    images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
+    /,
+    *,
+    split: Literal["train", "test"] = "train",
+    k: Count = 8,
+    out: Path = Path("nearest.png"),
+    resize: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Draw the images of a data set whose features are nearest to those of image files, by their cosine: a line a file.
+
+    The features of the data set are read; those of the files are computed by the same checkpoint.
+
+    Args:
+        features: a file of `backbones features`.
+        images: image files.
+        split: where to look for them.
+        k: how many.
+        out: picture to write.
+        resize: scale image files of another size to that of the model.
+        device: where to compute; auto is the GPU where there is one.
+
+    Raises:
+        InputError: a file cannot be read, or its checkpoint or data set is not there any more or has changed.
+    """
+    check_values({"k": Count}, {"k": k}, prefix="--")
+    if not images:
+        raise InputError("no image files are named; give some after the features")
+    table, torch_device = read_table(features), distributed.init(device)
+    path = find_checkpoint(Path(table.about["checkpoint"]))
+    content = read_checkpoint(path)
+    experiment = read_experiment(path, content.manifest.experiment)
+    trained = load_model(content, experiment, torch_device)
+    name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, center=True)
+    source, rows = getattr(dataset, split), table.of_split(split)
+    if tree.sha256(trained.params) != table.about["weights"] or source.labels.tolist() != rows.label.tolist():
+        raise InputError(f"{features} was made with other weights than those of {path}, or other data than {name}")
+    pixels = read_images(images, trained.info, squeeze=resize)
+    with torch.no_grad():
+        vectors = to_vectors(trained.features(pixels)[table.about["layer"]]).cpu()
+    cosine, found = find_nearest(torch.from_numpy(rows.features), vectors, k)
+    lines = []
+    for image, file, values, index in zip(pixels, images, cosine.tolist(), found, strict=True):
+        numbers, index = index.tolist(), index.to(source.labels.device)
+        neighbours = source.read(index, torch.zeros_like(index))
+        captions = [
+            [rows.class_name[i], f"{value:.3f}", rows.file_name[i] or f"#{i}"]
+            for i, value in zip(numbers, values, strict=True)
+        ]
+        lines.append([Tile(image, [file.name]), *map(Tile, neighbours, captions)])
+    title = f"nearest {split} images of {name} by {table.about['layer']} of {path}: class, cosine"
+    save_tiles(lines, out, title=title)
+    print(f"see {out}")

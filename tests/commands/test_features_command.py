@@ -1,0 +1,211 @@
+"""`backbones features`, `probe`, `explain` and `nearest` on a finished run, one after the other."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from helpers.trees import write_folder
+from PIL import Image
+
+from backbones.commands.explain import explain
+from backbones.commands.features import features
+from backbones.commands.nearest import nearest
+from backbones.commands.options import read_dataset
+from backbones.commands.probe import probe
+from backbones.component import use
+from backbones.data import Dataset, digits, image_folder, in_memory
+from backbones.data.source import CPU
+from backbones.errors import InputError
+from backbones.run.checkpoint import find_checkpoint, read_checkpoint
+from backbones.run.feature_table import read_table, write_table
+from backbones.run.probe import probe_table
+from backbones.run.run import run
+from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import load_model
+
+
+@pytest.fixture(scope="module")
+def written(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of the finished run on its own digits."""
+    path = tmp_path_factory.mktemp("features") / "features.parquet"
+    features(finished, out=path)
+    return path
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    """The third training image, as a file."""
+    index = torch.tensor([3])
+    image = digits().train.read(index, index)[0]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+def even_odd(device: torch.device = CPU) -> Dataset:
+    """100 grey digits, even or odd."""
+    splits = [(source.read(torch.arange(50), torch.arange(50)), source.labels[:50]) for source in digits(device)]
+    return in_memory(*((images[:, :1], labels % 2) for images, labels in splits), ("even", "odd"), device)
+
+
+def one_class(device: torch.device = CPU) -> Dataset:
+    return in_memory(*((torch.ones(4, 3, 16, 16).byte(), torch.zeros(4).long()),) * 2, ("a",), device)
+
+
+def other_size(device: torch.device = CPU) -> Dataset:
+    return in_memory(*((torch.ones(4, 3, 16, 8).byte(), torch.zeros(4).long()),) * 2, ("a",), device)
+
+
+def test_the_table_of_a_run(finished: Path, written: Path) -> None:
+    """Of its averaged weights; other programs read it."""
+    path = find_checkpoint(finished)
+    content = read_checkpoint(path)
+    trained = load_model(content, read_experiment(path, content.manifest.experiment), CPU)
+    table, rows = read_table(written), torch.tensor([0, 5, 363])
+    wanted = trained.features(digits().test.read(rows, rows))["pooled"]
+    torch.testing.assert_close(torch.from_numpy(table.of_split("test").features)[rows], wanted, rtol=1e-4, atol=1e-5)
+    assert table.about["layer"] == "pooled" and table.about["checkpoint"] == str(path)
+    plain = pyarrow.parquet.read_table(written)
+    assert plain.num_rows == 1797 and str(plain.schema.field("features").type) == "fixed_size_list<element: float>[256]"
+    assert plain.column("class_name")[3].as_py() == str(table.label[3])
+
+
+def test_accuracies_are_written_and_measured_again(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(written.with_suffix(".json").read_text())
+    assert found["layer"] == "pooled" and found["knn"]["top1"] > 0.5 and found["linear_probe"]["top1"] > 0.8
+    again = probe_table(read_table(written))
+    assert {name: found[name] for name in again} == again
+    probe(written)
+    shown = capsys.readouterr().out
+    assert shown.startswith("trained on 1433 images, accuracy on 364 test images:\n")
+    assert f"{found['knn']['top1']:.2%}  20 nearest" in shown
+    assert f"{found['linear_probe']['top1']:.2%}  linear probe (L2 {found['linear_probe']['l2']:g})\n" in shown
+    probe(written, per_class=4, knn=False)
+    shown = capsys.readouterr().out
+    assert shown.startswith("trained on 40 images") and "nearest" not in shown
+
+
+def test_another_data_set_with_other_classes(finished: Path, tmp_path: Path, capsys) -> None:
+    features(finished, f"{__name__}:even_odd", layer="stage1", out=tmp_path / "a.npz", batch_size=30, knn=False)
+    table = read_table(tmp_path / "a.npz")
+    assert table.features.shape == (100, 64) and {*table.class_name} == {"even", "odd"}
+    assert {*table.predicted_class} <= {*"0123456789"}
+    assert "knn" not in json.loads((tmp_path / "a.json").read_text()) and "nearest" not in capsys.readouterr().out
+    features(finished, f"{__name__}:one_class", out=tmp_path / "b.npz", probe=False)
+    assert json.loads((tmp_path / "b.json").read_text())["knn"]["top1"] == 1
+
+
+def test_the_nearest_image_is_the_image_itself(written: Path, digit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("backbones.commands.nearest.save_tiles", lambda rows, out, title: drawn.append((rows, title)))
+    nearest(written, (digit, digit), k=4)
+    (first, second), title = drawn[0]
+    assert len(first) == len(second) == 5 and first[0].caption == ["digit.png"]
+    assert torch.equal(first[0].image, first[1].image)
+    assert [*first[1].caption] == [str(digits().train.labels[3].item()), "1.000", "#3"]
+    cosines = [float(tile.caption[1]) for tile in first[1:]]
+    assert cosines == sorted(cosines, reverse=True) and cosines[-1] < 1
+    assert title.startswith("nearest train images of digits by pooled of ")
+    nearest(written, (digit,), k=1, split="test")
+    assert drawn[1][0][0][1].caption[1] != "1.000"
+
+
+def test_pictures(finished: Path, written: Path, digit: Path, tmp_path: Path, capsys) -> None:
+    explain(finished, (digit,), layers=("stage1",), out=tmp_path / "explain.png")
+    nearest(written, (digit,), out=tmp_path / "nearest.png")
+    explain(finished, (digit, digit), target="3", out=tmp_path / "three.png")
+    assert capsys.readouterr().out.splitlines() == [
+        f"see {tmp_path / name}" for name in ("explain.png", "nearest.png", "three.png")
+    ]
+    for name in ("explain.png", "nearest.png", "three.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 200 and len(np.unique(np.array(picture.convert("L")))) > 50
+
+
+def test_a_vit_shows_its_attention(experiment, tmp_path: Path, digit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path / "run")
+    drawn = []
+    monkeypatch.setattr("backbones.commands.explain.save_tiles", lambda rows, out, **options: drawn.append(rows))
+    explain(tmp_path / "run", (digit,))
+    assert [tile.caption[0] for tile in drawn[0][0]] == [
+        "digit.png", "input gradient", "attention, block2", "attention, rollout"
+    ]  # fmt: skip
+
+
+def test_training_images_are_not_cropped_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = str(write_folder(tmp_path / "photos", num_train=2, num_test=1, size=(20, 30)))
+    cropped = use(image_folder, root=folder, image_size=8, crop="random")
+    index = torch.arange(6)
+    images = [
+        read_dataset(name, component, CPU, center=center)[1].train.read(index, index)
+        for name, component, center in (
+            (None, cropped, True), ("image-folder", cropped, True), (None, cropped.replace(crop="center"), False),
+            (None, cropped, False),
+        )
+    ]  # fmt: skip
+    assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[2])
+    assert not torch.equal(images[3], images[2])
+
+
+def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:
+    before, text = written.read_bytes(), tmp_path / "text.parquet"
+    text.write_text("no table")
+    calls = {
+        "features.parquet exists already": lambda: features(finished, out=written),
+        "unknown layer 'stage9'; did you mean stage": lambda: features(
+            finished, layer="stage9", out=tmp_path / "x.npz"
+        ),
+        "unknown data 'digit'; did you mean digits": lambda: features(finished, "digit", out=tmp_path / "x.npz"),
+        "other-size has images of (3, 16, 8)": lambda: features(
+            finished, f"{__name__}:other_size", out=tmp_path / "x.npz"
+        ),
+        "there is no checkpoint in": lambda: features(tmp_path, out=tmp_path / "x.npz"),
+        "--batch-size is 0": lambda: features(finished, out=tmp_path / "x.npz", batch_size=0),
+        "--per-class is 0": lambda: probe(written, per_class=0),
+        "there is no file": lambda: probe(tmp_path / "x.parquet"),
+        "cannot be read as parquet": lambda: probe(text),
+        "no image files are named; give some after the run": lambda: explain(finished, ()),
+        "no image files are named; give some after the features": lambda: nearest(written, ()),
+        "unknown class 'cat'": lambda: explain(finished, (digit,), target="cat"),
+        "--k is 0": lambda: nearest(written, (digit,), k=0),
+        "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
+    }
+    for message, call in calls.items():
+        with pytest.raises(InputError) as error:
+            call()
+        assert message in str(error.value)
+    assert written.read_bytes() == before and not [*tmp_path.glob("x.*")]
+
+
+def test_a_checkpoint_that_has_changed(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:
+    """The features of other weights, or of other images, are not those of the file's neighbours."""
+    table = read_table(written)
+    for about, labels in (({"weights": "0"}, table.label), ({}, table.label[::-1])):
+        path = tmp_path / f"{len(about)}.npz"
+        write_table(path, table._replace(about={**table.about, **about}, label=labels))
+        with pytest.raises(
+            InputError, match=r"was made with other weights than those of .*, or other data than digits"
+        ):
+            nearest(path, (digit,))
+
+
+def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (
+        f"features {finished} {__name__}:even_odd --layer stage1 --out a.parquet --no-probe",
+        "probe a.parquet --per-class 20 --no-knn",
+        f"nearest a.parquet {digit} {digit} --k 3 --out b.png",
+        f"explain {finished} {digit} --layers stage1 stage2 --out c.png",
+    ):
+        command, *args = line.split()
+        importlib.import_module(f"backbones.commands.{command}").main(args)
+    assert {"a.parquet", "a.json", "b.png", "c.png"} <= {path.name for path in tmp_path.iterdir()}
+    first, accuracy, knn, second, probe, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("100 vectors of 64 numbers, stage1 of ") and first.endswith(" on even-odd: a.parquet")
+    assert accuracy == "trained on 50 images, accuracy on 50 test images:" and knn.endswith("20 nearest neighbours")
+    assert second.startswith("trained on 40 images") and "linear probe" in probe and rest == ["see b.png", "see c.png"]
