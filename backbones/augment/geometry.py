@@ -12,7 +12,6 @@ from backbones.errors import InputError, Range, checked
 from backbones.types import Batch
 
 Padding = Annotated[int, Range("[0, inf)"), Doc("largest shift of a random crop that comes first, pixels; 0 for none")]
-Size = Annotated[int, Range("[0, inf)"), Doc("side of the random crop, pixels; 0 for that of the image")]
 Flip = Annotated[bool, Doc("whether images are flipped at random first")]
 Scale = Annotated[tuple[float, float], Range("(0, 1]"), Doc("smallest and largest area, as a fraction of the image")]
 Ratio = Annotated[tuple[float, float], Range("(0, inf)"), Doc("smallest and largest width over height, log-uniform")]
@@ -30,29 +29,24 @@ def crop_flip(*, padding: Annotated[int, Range("[0, inf)")] = 4, flip: bool = Tr
     return chain(random_crop(padding), random_flip() if flip else identity())
 
 
-def random_crop(padding: int, *, size: int = 0, reflect: bool = False) -> Augment:
-    """Pad by `padding` pixels on each side, and crop at a random position.
+def random_crop(padding: int, *, reflect: bool = False) -> Augment:
+    """Pad by `padding` pixels on each side, and crop to the old size at a random position.
 
     Args:
         padding: largest shift, pixels.
-        size: side of the crop, pixels; 0 for the old size.
         reflect: whether the border is a reflection of the image; else it is 0.
 
     Raises:
-        InputError: when called, images are too small for their reflection or for the crop.
+        InputError: when called, images are too small for their reflection.
     """
-    if padding == 0 and size == 0:
+    if padding == 0:
         return identity()
 
     def crop(keys: Tensor, images: Tensor) -> Tensor:
+        top, left = (random.randint(random.fold_in(keys, i), 2 * padding + 1) - padding for i in (0, 1))
         height, width = images.shape[2:]
-        sides = [size or side for side in (height, width)]
-        if size > min(height, width) + 2 * padding:
-            raise InputError(f"crops of {size}x{size} pixels do not fit into images of {height}x{width}; give less")
-        room = [side + 2 * padding - crop + 1 for side, crop in zip((height, width), sides, strict=True)]
-        top, left = (random.randint(random.fold_in(keys, i), room[i]) - padding for i in (0, 1))
-        rows = top[:, None, None] + torch.arange(sides[0], device=images.device)[:, None]
-        columns = left[:, None, None] + torch.arange(sides[1], device=images.device)
+        rows = top[:, None, None] + torch.arange(height, device=images.device)[:, None]
+        columns = left[:, None, None] + torch.arange(width, device=images.device)
         if reflect:
             if padding >= min(height, width):
                 raise InputError(
@@ -76,7 +70,7 @@ def random_flip() -> Augment:
 
 
 @checked
-def alternating_flip(*, padding: Padding = 0, size: Size = 0, reflect: bool = False) -> Augment:
+def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
     """Flip each image in every second epoch, and half of the images in the first one (arXiv 2404.00498, section 3.6).
 
     Two epochs in a row show each image both ways, where random flips repeat half of them. Which images come first
@@ -84,7 +78,6 @@ def alternating_flip(*, padding: Padding = 0, size: Size = 0, reflect: bool = Fa
 
     Args:
         padding: largest shift of a random crop that comes first, pixels; 0 for none.
-        size: side of that crop, pixels; 0 for that of the image.
         reflect: whether the border of the crop is a reflection of the image, as in the paper; else it is 0.
 
     Raises:
@@ -96,7 +89,7 @@ def alternating_flip(*, padding: Padding = 0, size: Size = 0, reflect: bool = Fa
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5
         return batch._replace(images=_flip(batch.images, first ^ (batch.epoch % 2 == 1)))
 
-    return chain(random_crop(padding, size=size, reflect=reflect), flip)
+    return chain(random_crop(padding, reflect=reflect), flip)
 
 
 def _flip(images: Tensor, rows: Tensor) -> Tensor:
@@ -187,7 +180,7 @@ def affine(images: Tensor, x_from: Row, y_from: Row) -> Tensor:
 
 
 def pixels_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels at positions that broadcast to [B, rows, columns] int64; 0 outside of the image."""
+    """The pixels at positions that broadcast to [B, H, W] int64; 0 outside of the image."""
     height, width = images.shape[2:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     pixels = _gather(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
@@ -195,6 +188,5 @@ def pixels_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    index = rows * images.shape[3] + columns  # one dimension: many times faster than two
-    pixels = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
-    return pixels.unflatten(2, index.shape[1:])
+    index = (rows * images.shape[3] + columns).flatten(1)[:, None]  # one dimension: many times faster than two
+    return images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view(images.shape)

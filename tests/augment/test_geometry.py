@@ -23,23 +23,20 @@ from backbones.errors import InputError
 
 
 @pytest.mark.parametrize("reflect", [False, True])
-@pytest.mark.parametrize(("padding", "size", "windows"), [(2, 0, (5, 5)), (0, 5, (4, 2)), (1, 6, (5, 3))])
-def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs(
-    padding: int, size: int, windows: tuple[int, int], reflect: bool
-) -> None:
+def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs(reflect: bool) -> None:
     batch, seen = make_batch(400), set()
-    cropped = random_crop(padding, size=size, reflect=reflect)(make_keys(400), batch).images
+    cropped = random_crop(2, reflect=reflect)(make_keys(400), batch).images
     for image, crop in zip(batch.images, cropped, strict=True):
-        padded = oracle.pad(image, [padding], padding_mode="reflect" if reflect else "constant")
+        padded = oracle.pad(image, [2], padding_mode="reflect" if reflect else "constant")
         matches = [
             (top, left)
-            for top in range(windows[0])
-            for left in range(windows[1])
-            if torch.equal(oracle.crop(padded, top, left, size or 8, size or 6), crop)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(oracle.crop(padded, top, left, 8, 6), crop)
         ]
         assert len(matches) == 1
         seen |= set(matches)
-    assert len(seen) == windows[0] * windows[1]
+    assert len(seen) == 25
 
 
 def is_flipped(images: Tensor, augmented: Tensor) -> Tensor:
@@ -86,8 +83,6 @@ def test_nothing_to_do() -> None:
     with pytest.raises(InputError, match="padding is 6, and images of 8x6 are reflected by at most 5 pixels"):
         alternating_flip(padding=6, reflect=True)(keys, batch)
     assert alternating_flip(padding=5, reflect=True)(keys, batch).images.shape == batch.images.shape
-    with pytest.raises(InputError, match="crops of 9x9 pixels do not fit into images of 8x6; give less"):
-        alternating_flip(padding=1, size=9)(keys, batch)
     with pytest.raises(InputError, match=r"scale is 0.5 to 0.1; give the smallest first"):
         resized_crop(scale=(0.5, 0.1))
 
