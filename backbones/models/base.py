@@ -174,11 +174,11 @@ def split_leaves(module: nn.Module) -> tuple[Params, ModelState]:
     params: Params = {}
     model_state: ModelState = dict(module.named_buffers())
     for name, leaf in module.named_parameters():
-        (params if leaf.requires_grad else model_state)[name] = _channels_last(leaf.detach())
+        (params if leaf.requires_grad else model_state)[name] = channels_last(leaf.detach())
     return params, model_state
 
 
-def _channels_last(leaf: Tensor) -> Tensor:
+def channels_last(leaf: Tensor) -> Tensor:
     """Convolution kernels in memory as [out, height, width, in]: several times faster on CPUs, and best for GPUs."""
     return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
 

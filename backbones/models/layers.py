@@ -51,7 +51,8 @@ class Conv(nn.Conv2d):
     """A square convolution that keeps the image size (at stride 1).
 
     On CPUs it is a product of matrices where images have become small, as in the last stage of a ResNet: oneDNN's
-    convolutions, above all the gradients of their weights, take two to nine times as long there.
+    convolutions, above all the gradients of their weights, take two to nine times as long there. In a program that is
+    exported it is a convolution: another runtime has its own.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Conv(nn.Conv2d):
         super().__init__(in_channels, out_channels, size, stride=stride, padding=size // 2, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, out_channels, H/stride, W/stride]
+        if torch.compiler.is_exporting():
+            return super().forward(x)
         (size, _), (stride, _) = self.kernel_size, self.stride
         height, width = (-(-length // stride) for length in x.shape[2:])
         if not (x.is_cpu and self.groups == 1 and self._is_faster_as_matmul(height * width, x.dtype)):

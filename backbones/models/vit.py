@@ -189,10 +189,10 @@ class ViT(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, patches, D]
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.pos_embed
         if self.register_tokens is not None:
-            x = torch.cat([x, self.register_tokens.expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x, self.register_tokens.expand(x.shape[0], -1, -1)], dim=1)
         return self.dropout(x)  # [B, N, D]
 
     def pool(self, x: Tensor) -> Tensor:
