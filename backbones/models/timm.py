@@ -26,18 +26,24 @@ def timm(
             the file cannot be read or holds other weights.
     """
     try:
-        from timm.models import create_model, get_pretrained_cfg, is_model, list_models  # late: it takes a second
+        from timm.models import create_model, is_model, list_models  # late: it takes a second
     except ImportError as error:
         raise InputError("--model timm takes timm, which is not installed: pip install timm") from error
     if not is_model(architecture.partition(".")[0]):
         check_known("architecture of timm", architecture, list_models())
-    config = get_pretrained_cfg(architecture, allow_unregistered=True)
-    channels, height, width = image_shape
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
-    if config is not None and config.fixed_input_size:
-        options["img_size"] = (height, width)
+    arguments = timm_arguments(architecture, image_shape, num_classes)
 
     def make() -> nn.Module:
-        return create_model(architecture, **options)
+        return create_model(architecture, **arguments)
 
     return from_library(f"{architecture} of timm", make, image_shape, num_classes, pretrained)
+
+
+def timm_arguments(architecture: str, image_shape: ImageShape, num_classes: int) -> dict[str, Any]:
+    """What `timm.create_model` is given beside the name of the architecture, which it must know."""
+    from timm.models import get_pretrained_cfg  # late: it takes a second
+
+    channels, height, width = image_shape
+    config = get_pretrained_cfg(architecture, allow_unregistered=True)
+    size = {"img_size": (height, width)} if config is not None and config.fixed_input_size else {}
+    return {"num_classes": num_classes, "in_chans": channels, **size}

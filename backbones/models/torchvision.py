@@ -38,18 +38,25 @@ def torchvision(
 
     names = torchvision.models.list_models(module=torchvision.models)
     check_known("architecture of torchvision", architecture, names)
-    channels, height, width = image_shape
-    options = dict(OPTIONS.get(architecture, {}))
-    if architecture.startswith("vit_"):
-        options["image_size"] = height
-    if architecture.startswith("maxvit_"):
-        options["input_size"] = (height, width)
+    channels = image_shape[0]
+    arguments = torchvision_arguments(architecture, image_shape, num_classes)
 
     def make() -> nn.Module:
-        module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes, **options)
+        module = torchvision.models.get_model(architecture, weights=None, **arguments)
         if channels != 3:
             stem = module.get_submodule(find_stem_and_head(module)[0][0])
             stem.in_channels, stem.weight = channels, nn.Parameter(fit_channels(stem.weight.detach(), channels))
         return module
 
     return from_library(f"{architecture} of torchvision", make, image_shape, num_classes, pretrained)
+
+
+def torchvision_arguments(architecture: str, image_shape: ImageShape, num_classes: int) -> dict[str, Any]:
+    """What `torchvision.models.get_model` is given beside the name of the architecture."""
+    _, height, width = image_shape
+    options: dict[str, Any] = {"num_classes": num_classes, **OPTIONS.get(architecture, {})}
+    if architecture.startswith("vit_"):
+        options["image_size"] = height
+    if architecture.startswith("maxvit_"):
+        options["input_size"] = (height, width)
+    return options
