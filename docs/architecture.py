@@ -23,11 +23,12 @@ train.py                 parse the command line, run
 experiments/             recipes, each file headed by its claims; own_transform.py
 backbones/
   commands/              what a person types: train, evaluate, features, probe, explain, nearest, report, sweep,
-                         checkpoint, reproduce, audit, profile, schedule, augment-preview
+                         checkpoint, export, reproduce, audit, profile, schedule, augment-preview
   run/                   run.py: an experiment, a folder and the training in between; loop.py; metric_writer.py;
                          trackers.py; checkpoint/; lock.py; preemption.py; spikes.py; rewind.py; provenance.py;
                          run_dir.py; step_profile.py; trained_model.py; model_evaluation.py; features.py;
-                         feature_table.py; probe.py; explain.py; report/; sweep/; augment_sheet.py; pictures.py
+                         feature_table.py; probe.py; explain.py; export/; report/; sweep/; augment_sheet.py;
+                         pictures.py
   compose.py             functions from an experiment to another one
   experiment.py          Experiment, and Experiment.make() -> Program(state, train_step, batches, evaluate, weights_of,
                          predict)
@@ -37,7 +38,8 @@ backbones/
   evaluation.py          state -> metrics of the held-out samples
   jit.py                 eager, compiled, or a CUDA graph; donation of the state
   models/                one file a paper; base.py: Model(init, apply, features, skeleton, roles); timm.py and
-                         torchvision.py: theirs by name; pretrained.py, convert.py: weights from elsewhere; frozen.py
+                         torchvision.py: theirs by name; pretrained.py, convert.py: weights from elsewhere; frozen.py;
+                         exported.py: as a graph of torch.export; counterpart.py: ours that others have
   optim/                 gradient transforms; alias.py: every optimizer as one visible chain; schedule.py
   augment/ losses.py metrics.py tta.py
   data/                  source.py: what a data set is; batches.py: step -> batch; one file a data set; files.py: those
@@ -48,7 +50,7 @@ backbones/
   types.py tree.py random.py errors.py
 docs/examples/           functions of functions, each in less than 40 lines: functions.md
 benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py,
-                         sweep.py, checkpoint.py;
+                         sweep.py, checkpoint.py, export.py;
                          airbench.py and plain_loop.py: plain torch, to compare accuracies with
 tests/                   mirror backbones/; golden/: frozen trainings and experiments; test_floors.py: imports go down
 ```

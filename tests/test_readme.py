@@ -18,7 +18,7 @@ from helpers.runs import ROOT, SMALL, free_port, newest
 from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
 
-from backbones.commands.checkpoint import main as checkpoint_main
+from backbones.commands.export import main as export_main
 from backbones.data import digits
 from backbones.experiment import Experiment
 from backbones.run.metric_writer import read_metrics
@@ -142,7 +142,7 @@ def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(dataclasses.replace(experiment, steps=2))
-    checkpoint_main(["export", "runs/digits-vit-tiny"])
+    export_main(["runs/digits-vit-tiny", "--format", "safetensors"])
     (code,) = code_after("docs/checkpoints.md", "Checkpoints", "python")
     assert len([line for line in code.splitlines() if line]) == 5
     capsys.readouterr()

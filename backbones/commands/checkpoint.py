@@ -1,7 +1,7 @@
-"""`backbones checkpoint show | diff | verify | export`: inspect checkpoints and export their weights."""
+"""`backbones checkpoint show | diff | verify`: inspect checkpoints."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -10,17 +10,12 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 import backbones.tree as tree
-from backbones.errors import InputError
-from backbones.models.state_dict import write_state_dict
-from backbones.run.checkpoint.arrays import to_tensor, weights_of
+from backbones.run.checkpoint.arrays import to_tensor
 from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_which
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
-from backbones.run.files import atomic_path
 
 Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one of its checkpoints.")]
 Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
-Format = Literal["safetensors", "torch"]
-Out = Annotated[Path | None, tyro.conf.arg(help="A new file; None for weights.safetensors or weights.pt in RUN.")]
 
 
 def show(run: Run, /, *, checkpoint: Which = "latest") -> None:
@@ -100,32 +95,11 @@ def verify(run: Run, /) -> bool:
     return good
 
 
-def export(run: Run, /, *, format: Format = "safetensors", checkpoint: Which = "latest", out: Out = None) -> None:
-    """Write the weights (parameters, or their average if there is one, and model state) as one flat file.
-
-    Raises:
-        InputError: the file exists, or has the suffix of the other format.
-    """
-    out = out or run / ("weights.safetensors" if format == "safetensors" else "weights.pt")
-    if (out.suffix == ".safetensors") != (format == "safetensors"):
-        raise InputError(f"--out {out} does not have the suffix of --format {format}")
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another --out")
-    path = find_checkpoint(run, parse_which(checkpoint))
-    content = read_checkpoint(path)
-    params, model_state = weights_of(content.arrays)
-    weights = {**params, **model_state}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        write_state_dict(temporary, weights, content.manifest.info._asdict())
-    print(f"wrote {len(weights)} tensors of {path} to {out}")
-
-
 def main(args: list[str]) -> bool | None:
     """Run a command line; False if checkpoints differ, or one is corrupt."""
     return tyro.extras.subcommand_cli_from_dict(
-        {"show": show, "diff": diff, "verify": verify, "export": export},
+        {"show": show, "diff": diff, "verify": verify},
         prog="backbones checkpoint",
-        description="Inspect checkpoints and export their weights.",
+        description="Inspect checkpoints.",
         args=args,
     )

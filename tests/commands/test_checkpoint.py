@@ -7,19 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors
-import safetensors.numpy
-import torch
-from conftest import AVERAGED_AIRBENCH
 from helpers.states import flip_a_bit
 
-import backbones.tree as tree
 from backbones.commands.checkpoint import main
-from backbones.data import DataInfo, digits
-from backbones.errors import InputError
-from backbones.models.state_dict import read_state_dict
-from backbones.optim import evaluation_params
-from backbones.run.checkpoint import load_arrays, read_checkpoint, weights_of
+from backbones.run.checkpoint import read_checkpoint
 
 
 def run(*args: object) -> int:
@@ -62,40 +53,9 @@ def test_verify(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run("verify", tmp_path / "copy" / "checkpoints" / "4") == 0
 
 
-@pytest.mark.parametrize("format", ["safetensors", "torch"])
-def test_export(format: str, finished: Path, tmp_path: Path) -> None:
-    """The average of the parameters, with the model state; read by safetensors, or torch, alone."""
-    out = tmp_path / ("w.safetensors" if format == "safetensors" else "w.pt")
-    assert run("export", finished, "--format", format, "--out", out) == 0
-    assert list(tmp_path.iterdir()) == [out]
-    if format == "safetensors":
-        weights = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load_file(out).items()}
-    else:
-        content = torch.load(out, weights_only=True)
-        weights, info = content["state_dict"], content["metadata"]
-    if format == "safetensors":
-        with safetensors.safe_open(out, "numpy") as file:
-            info = {name: json.loads(value) for name, value in file.metadata().items()}
-    assert DataInfo.from_json(info) == digits().info  # names of the classes, mean and standard deviation
-    checkpoint = read_checkpoint(finished / "checkpoints" / "4")
-    state = load_arrays(AVERAGED_AIRBENCH.make().state, checkpoint.arrays)
-    averaged = evaluation_params(state.opt_state, state.params)
-    assert weights.keys() == averaged.keys() | state.model_state.keys()
-    assert all(torch.equal(weights[name], leaf) for name, leaf in averaged.items())
-    assert not torch.equal(weights["head.weight"], state.params["head.weight"])
-    assert tree.sha256(read_state_dict(out)) == tree.sha256({**averaged, **weights_of(checkpoint.arrays)[1]})
-    run("export", finished, "--format", format, "--out", tmp_path / "new" / "folder" / out.name)
-    with pytest.raises(InputError, match="exists already; choose another --out"):
-        run("export", finished, "--format", format, "--out", out)
-
-
 @pytest.mark.slow
-def test_a_users_mistake_is_one_message(finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backbones", "checkpoint"]
-    for args, message in (
-        (["show", tmp_path], f"error: there is no checkpoint in {tmp_path}/checkpoints; name a run that has one"),
-        (["export", finished, "--out", "w.safetensors", "--format", "torch"], "error: --out w.safetensors does not"),
-    ):
-        done = subprocess.run([*command, *args], capture_output=True, text=True)
-        assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith(message), done.stderr
-        assert done.stderr.count("\n") == 1
+def test_a_users_mistake_is_one_message(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backbones", "checkpoint", "show", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: there is no checkpoint in {tmp_path}/checkpoints; name a run that has one")

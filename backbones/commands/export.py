@@ -1,0 +1,70 @@
+"""`backbones export RUN --format FORMAT`: the weights of a checkpoint for other programs."""
+
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
+from backbones.run.run_dir import read_experiment
+
+NUM_IMAGES = 100
+"""Held-out images with which an exported model is compared."""
+
+
+def main(args: list[str]) -> None:
+    """Run a command line."""
+    tyro.cli(export, args=args, prog="backbones export")
+
+
+def export(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    format: Literal["safetensors", "torch", "pt2", "onnx", "aoti", "timm", "torchvision"],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    out: Path | None = None,
+    fold: bool = False,
+    license: str | None = None,
+) -> None:
+    """Export the weights of a checkpoint (their average, where the run keeps one) for other programs.
+
+    safetensors and torch hold the weights under our names; timm and torchvision under theirs, for a model that they
+    have. pt2 (torch.export), onnx and aoti (compiled for this machine's processor) hold a program: images [N, C, H, W]
+    uint8 to logits, with normalisation inside. All hold class names, mean and standard deviation.
+
+    A file is there only after a process of its own, without this library, has read it again: weights equal to the last
+    bit, or logits of 100 held-out images equal but for rounding.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
+        format: what is written.
+        checkpoint: which checkpoint of the run.
+        out: a new file; None for one in the run folder, named after the format.
+        fold: fold each BatchNorm into the convolution before it; for pt2, onnx and aoti.
+        license: text for the metadata, such as MIT.
+
+    Raises:
+        InputError: the file exists, the model has no such format, or what is read again differs.
+    """
+    path = find_checkpoint(run, parse_which(checkpoint))
+    content = read_checkpoint(path)
+    experiment = read_experiment(path, content.manifest.experiment)
+    read_images = partial(read_test_images, experiment, content.manifest.info, NUM_IMAGES)
+    out = out or path.parent.parent / FORMATS[format].file_name
+    done = export_checkpoint(content, experiment, read_images, out, format=format, fold=fold, license=license)
+    print(f"wrote {path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
+    if done.num_images:
+        print(
+            f"read again by a process of its own: logits of {done.num_images} test images differ by at most "
+            f"{done.difference:.2g}, and {done.num_equal} have the same class"
+        )
+    else:
+        print("read again by a process of its own: every tensor is equal")
+    imports, load, result = done.lines
+    shown = f"{imports}\n\npath = {str(out)!r}\n{load}" + (f"\nlogits = {result}" if done.num_images else "")
+    print("\n" + textwrap.indent(shown, "    "))
