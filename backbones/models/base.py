@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Doc
 
-from backbones.errors import Count, checked
+from backbones.errors import Count, InputError, checked
 from backbones.models.roles import make_roles
 from backbones.types import ModelState, Params, Roles
 

@@ -60,7 +60,7 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
         outputs.clear()
         pooled = functional_call(headless, (params, model_state), (images,))
-        return {**outputs, "pooled": pooled}
+        return {**{name: _channels_first(x, images) for name, x in outputs.items()}, "pooled": pooled}
 
     return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
 
@@ -104,6 +104,13 @@ def _keep_output(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: 
     del layer, args
     if isinstance(output, Tensor):
         outputs[name] = output.clone()
+
+
+def _channels_first(x: Tensor, images: Tensor) -> Tensor:
+    """A map of one of two layouts as [B, C, H, W]: height and width are those in the proportion of the images."""
+    height, width = images.shape[2:]
+    is_last = x.ndim == 4 and x.shape[1] * width == x.shape[2] * height and x.shape[2] * width != x.shape[3] * height
+    return x.permute(0, 3, 1, 2) if is_last else x
 
 
 def from_library(

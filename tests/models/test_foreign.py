@@ -229,6 +229,14 @@ def test_features_are_the_outputs_of_its_own_submodules() -> None:
     assert torch.equal(features["pooled"], features["avgpool"].flatten(1))
 
 
+def test_maps_with_channels_last_are_turned() -> None:
+    model = from_module(torchvision_model("swin_v2_t"))
+    params, model_state = model.init(random.generator(0))
+    features = model.features(params, model_state, images(64).float())
+    assert features["features.1"].shape == (4, 96, 16, 16) and features["features.7"].shape == (4, 768, 2, 2)
+    assert torch.allclose(features["norm"].mean((2, 3)), features["pooled"], atol=1e-5)
+
+
 def test_it_compiles_and_vmaps() -> None:
     model = from_module(MyNet)
     trees = [model.init(random.generator(seed)) for seed in range(2)]
