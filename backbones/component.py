@@ -60,6 +60,11 @@ class Use:
         return self.path.partition(":")[2].replace("_", "-")
 
     @property
+    def label(self) -> str:
+        """Name for tables: that of the architecture, where the function has such an option, else the short name."""
+        return self.values.get("architecture") or self.name
+
+    @property
     def values(self) -> dict[str, Any]:
         """Option -> value, defaults included."""
         defaults = {name: option.default for name, option in options_of(self.function).items()}

@@ -115,3 +115,8 @@ def test_pickled_in_another_process_it_is_the_same() -> None:
     component = use(vit_tiny, width=32)
     copied = pickle.loads(pickle.dumps(component))
     assert copied == component and copied.name == "vit-tiny" and copied.function is component.function
+
+
+def test_a_model_of_a_library_is_called_by_its_architecture() -> None:
+    assert use(LIBRARIES["timm"], architecture="resnet10t").label == "resnet10t"
+    assert use(MODELS["resnet18"]).label == "resnet18"

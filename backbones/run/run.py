@@ -184,7 +184,7 @@ def train_in(
 
     result = {
         "experiment": experiment.name,
-        "model": experiment.model.name,
+        "model": experiment.model.label,
         "num_params": overhead.num_params,
         "macs": overhead.macs,
         "steps": state.step.item(),
@@ -239,7 +239,7 @@ def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, devic
     """One line on what is about to run."""
     channels, height, width = dataset.info.image_shape
     return (
-        f"{experiment.name}: {experiment.model.name} ({overhead.num_params / 1e6:.2f} M parameters, "
+        f"{experiment.name}: {experiment.model.label} ({overhead.num_params / 1e6:.2f} M parameters, "
         f"{overhead.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
         f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "

@@ -67,7 +67,7 @@ def export(
     trained = load_model(checkpoint, dataclasses.replace(experiment, precision="float32"), CPU)
     metadata = {
         "experiment": experiment.name,
-        "model": experiment.model.name,
+        "model": experiment.model.label,
         "step": checkpoint.manifest.step,
         **trained.info._asdict(),
         "license": license,

@@ -121,7 +121,7 @@ def _result_so_far(experiment: Experiment, lines: list[dict[str, Any]], starts: 
     latest = lines[-1] if lines else {"step": 0}
     return {
         **{name: test.get(name) for name in ("loss", "top1", "top5")},
-        "model": experiment.model.name,
+        "model": experiment.model.label,
         "steps": latest["step"],
         "seconds": latest.get("seconds"),
         "images_per_second": train.get("images_per_second"),
