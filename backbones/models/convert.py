@@ -5,6 +5,7 @@ write_state_dict("ours.safetensors", export_weights("resnet50", params, model_st
 """
 
 import re
+from bisect import bisect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,6 +77,67 @@ TIMM_MIXER = Format(
     [(r"^patch_embed\.", "stem.proj."), (r"\.token_mlp\.", ".mlp_tokens."), (r"\.channel_mlp\.", ".mlp_channels.")]
 )
 
+TORCHVISION_VIT = Format(
+    [
+        (r"^cls_token$", "class_token"),
+        (r"^pos_embed$", "encoder.pos_embedding"),
+        (r"^patch_embed\.", "conv_proj."),
+        (r"^norm\.", "encoder.ln."),
+        (r"^head\.", "heads.head."),
+        (r"^blocks\.", "encoder.layers.encoder_layer_"),
+        (r"\.norm(\d)\.", r".ln_\1."),
+        (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
+        (r"\.attn\.proj\.", ".self_attention.out_proj."),
+        (r"\.fc1\.", ".0."),
+        (r"\.fc2\.", ".3."),
+    ]
+)
+TORCHVISION_CONVNEXT = Format(
+    [
+        (r"^stem\.", "features.0."),
+        (r"^norm\.", "classifier.0."),
+        (r"^head\.", "classifier.2."),
+        (r"^stages\.(\d)\.0\.", lambda match: f"features.{2 * int(match[1])}."),
+        (r"^stages\.(\d)\.1\.", lambda match: f"features.{2 * int(match[1]) + 1}."),
+        (r"\.depthwise\.", ".block.0."),
+        (r"\.norm\.", ".block.2."),
+        (r"\.fc1\.", ".block.3."),
+        (r"\.fc2\.", ".block.5."),
+        (r"\.scale$", ".layer_scale"),
+    ]
+)
+TIMM_MOBILENET_V2 = Format(
+    [
+        (r"^stem\.0\.", "conv_stem."),
+        (r"^stem\.1\.", "bn1."),
+        (r"^last\.0\.", "conv_head."),
+        (r"^last\.1\.", "bn2."),
+        (r"^head\.", "classifier."),
+        (r"^blocks\.0\.depthwise\.", "blocks.0.0.conv_dw."),  # the first block does not expand
+        (r"^blocks\.0\.norm1\.", "blocks.0.0.bn1."),
+        (r"^blocks\.0\.project\.", "blocks.0.0.conv_pw."),
+        (r"^blocks\.0\.norm2\.", "blocks.0.0.bn2."),
+        (r"\.expand\.0\.", ".conv_pw."),
+        (r"\.expand\.1\.", ".bn1."),
+        (r"\.depthwise\.", ".conv_dw."),
+        (r"\.norm1\.", ".bn2."),
+        (r"\.project\.", ".conv_pwl."),
+        (r"\.norm2\.", ".bn3."),
+        (r"^blocks\.(\d+)\.(?!\d)", lambda match: _timm_block(int(match[1]))),
+    ]
+)
+
+
+def _timm_block(i: int) -> str:
+    """The prefix of block i, which timm numbers within groups of one width."""
+    first = (0, 1, 3, 6, 10, 13, 16)
+    group = bisect(first, i) - 1
+    return f"blocks.{group}.{i - first[group]}."
+
+
+OTHER_FORMATS = [TORCHVISION_VIT, TORCHVISION_CONVNEXT, TIMM_MOBILENET_V2]
+"""What is read beside the formats below."""
+
 FORMATS = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), TORCHVISION_RESNET),
     **dict.fromkeys(("resnext50-32x4d", "resnext101-32x8d", "resnext101-64x4d"), TORCHVISION_RESNET),
@@ -135,7 +197,7 @@ def to_our_names(state_dict: StateDict, ours: StateDict) -> StateDict:
         ours: name -> leaf of the model that is to have them; only its shape matters.
     """
     state_dict = _fold_biases(state_dict)
-    formats = {id(format): format for format in FORMATS.values()}.values()
+    formats = [*{id(format): format for format in FORMATS.values()}.values(), *OTHER_FORMATS]
     names = [{_rename(name, format): name for name in ours} for format in formats]
     most = max([{name: name for name in ours}, *names], key=lambda theirs: len(state_dict.keys() & theirs.keys()))
     heads = {theirs.partition(".")[0] for theirs, name in most.items() if name.startswith("head.")}
@@ -173,8 +235,8 @@ def _rename(name: str, format: Format) -> str:
 
 
 def _squeeze(theirs: Tensor, ours: Tensor) -> Tensor:
-    """Turn the weight of a 1x1 convolution into that of a linear layer, if ours is one."""
-    return theirs[:, :, 0, 0] if theirs.shape == (*ours.shape, 1, 1) else theirs
+    """Drop the height and width of a 1x1 convolution or a layer scale, if ours has none."""
+    return theirs[..., 0, 0] if theirs.shape == (*ours.shape, 1, 1) else theirs
 
 
 def _fold_biases(state_dict: StateDict) -> StateDict:

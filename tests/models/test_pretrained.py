@@ -7,7 +7,8 @@ import torchvision.models
 from helpers.runs import relative_error
 from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 import backbones.random as random
 from backbones.errors import InputError
@@ -59,32 +60,51 @@ def test_wrappers_around_the_names(wrapper: str, images: Tensor) -> None:
     assert torch.equal(logits(started, images), model.apply(params, model_state, images, train=False)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "theirs"),
-    [
-        ("resnet18", {"stem": "imagenet"}, lambda: torchvision.models.resnet18(num_classes=10)),
-        ("vgg11-bn", {"head": "mlp"}, lambda: torchvision.models.vgg11_bn(num_classes=10)),
-        ("mobilenet-v2", {"stem": "imagenet"}, lambda: torchvision.models.mobilenet_v2(num_classes=10)),
-        ("convnext-atto", {"stem": "imagenet"}, lambda: timm.create_model("convnext_atto", num_classes=10)),
-        (
-            "vit-tiny",
-            {"patch_size": 16},
-            lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32),
-        ),
-    ],
-)
-def test_files_of_torchvision_and_timm_by_their_own_names(name: str, options: dict, theirs, images: Tensor) -> None:
-    module = theirs().eval()
+THEIRS = [
+    ("resnet18", {"stem": "imagenet"}, torchvision.models.resnet18, {}),
+    ("mobilenet-v2", {"stem": "imagenet"}, torchvision.models.mobilenet_v2, {}),
+    ("mobilenet-v2", {"stem": "imagenet"}, timm.create_model, {"model_name": "mobilenetv2_100"}),
+    ("convnext-tiny", {"stem": "imagenet"}, torchvision.models.convnext_tiny, {}),
+    ("convnext-atto", {"stem": "imagenet"}, timm.create_model, {"model_name": "convnext_atto"}),
+    (
+        "vit-tiny",
+        {"patch_size": 8, "depth": 2},
+        VisionTransformer,
+        {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768},
+    ),
+    (
+        "vit-tiny",
+        {"patch_size": 8},
+        timm.create_model,
+        {"model_name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8},
+    ),
+]
+"""Our model and its options; theirs."""
+
+
+@pytest.mark.parametrize(("name", "options", "make", "arguments"), THEIRS)
+def test_files_of_torchvision_and_timm_by_their_own_names(name: str, options, make, arguments, images: Tensor) -> None:
+    module = make(num_classes=10, **arguments).eval()
+    with torch.no_grad():
+        for leaf in module.parameters():
+            leaf.add_(0.02 * torch.randn(leaf.shape, generator=random.generator(2)))
     weights = {key: leaf for key, leaf in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     model, notes = with_pretrained(MODELS[name](SHAPE, 10, **options), weights, SHAPE)
     assert notes == ["the names are those of torchvision or timm"]
     assert relative_error(logits(model, images), module(images)) < 1e-5
 
 
+def test_biases_before_a_norm_as_torchvisions_vgg_has_them(images: Tensor) -> None:
+    module = torchvision.models.vgg11_bn(num_classes=10)
+    module.avgpool, module.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(512, 10))
+    module(images)  # running statistics of its own
+    model, _ = with_pretrained(MODELS["vgg11-bn"](SHAPE, 10), module.state_dict(), SHAPE)
+    assert relative_error(logits(model, images), module.eval()(images)) < 1e-5
+
+
 def test_other_images_and_other_classes_at_once() -> None:
     shape, images = (1, 48, 48), torch.randn(2, 1, 48, 48)
-    options = {"num_classes": 0, "in_chans": 3}
-    source = timm.create_model("vit_tiny_patch16_224", **options | {"num_classes": 1000}, img_size=224)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=224)
     weights = {f"module.{name}": leaf for name, leaf in source.state_dict().items()}
     model, notes = with_pretrained(MODELS["vit-tiny"](shape, 7, patch_size=16), weights, shape)
     assert notes == [
