@@ -6,7 +6,7 @@ from torch import nn
 
 from backbones.errors import InputError, check_known
 from backbones.models.base import ImageShape, Model, NumClasses
-from backbones.models.foreign import from_library
+from backbones.models.library import from_library
 
 
 def timm(

@@ -1,0 +1,60 @@
+"""Models of other libraries, which are tried before they are trained."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from backbones.errors import InputError
+from backbones.models.base import ImageShape, InitModel, Model, NumClasses
+from backbones.models.foreign import from_module
+from backbones.models.pretrained import with_pretrained
+from backbones.models.state_dict import read_state_dict
+from backbones.types import ModelState, Params
+
+
+def from_library(
+    title: str, make: Callable[[], nn.Module], image_shape: ImageShape, num_classes: NumClasses, pretrained: str | None
+) -> Model:
+    """`from_module` for a module of another library, which is tried on images without their pixels.
+
+    Args:
+        title: what it is called in messages.
+        make: its constructor.
+        image_shape: the images that it is for.
+        num_classes: the classes.
+        pretrained: file of weights with which `init` starts; it is read only then, so that a trained run does without.
+
+    Raises:
+        InputError: it cannot be made, cannot take a batch of such images in training, or gives something else than
+            logits; the message has its own words. `init` raises as `read_state_dict` and `with_pretrained` do.
+    """
+    channels, height, width = image_shape
+    try:
+        model = from_module(make)
+        images = torch.empty(2, channels, height, width, device="meta")
+        try:
+            logits = _train(
+                model, dict(model.skeleton.named_parameters()), dict(model.skeleton.named_buffers()), images
+            )
+        except Exception:  # it computes with numbers while it runs
+            logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{title} does not take images of {channels}x{height}x{width}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{title} gives {got} for 2 images; wanted logits of shape {(2, num_classes)}")
+    return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
+
+
+def _init_from_file(model: Model, path: str, image_shape: ImageShape) -> InitModel:
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        return with_pretrained(model, read_state_dict(path), image_shape)[0].init(generator)
+
+    return init
+
+
+def _train(model: Model, params: Params, model_state: ModelState, images: Tensor) -> object:
+    with torch.no_grad():
+        return model.apply(params, model_state, images, train=True)[0]
