@@ -130,7 +130,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"images": torch.randn(2, 3, 32, 32)}
     exec(features, names)
     assert list(names["features"]) == ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
-    (weights,) = code_after("docs/models.md", "Weights of torchvision and timm", "python")
+    (weights,) = code_after("docs/models.md", "Weights from elsewhere", "python")
     exec(weights, names)
     exported = names["read_state_dict"]("resnet50.safetensors")
     assert exported.keys() == theirs.keys()
