@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from backbones.data.kept import UNREADABLE, stamp
+from backbones.data.workers import check_main
 from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
@@ -123,6 +124,7 @@ def _named_after(folder: Path) -> Iterator[None]:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Within the block no other process on this machine is in it for the same folder."""
+    check_main()  # it would wait for the process that has started it
     with open(f"{folder}.lock", "w") as file:
         with suppress(OSError):  # a disk without locks: two processes may do the same work
             fcntl.flock(file, fcntl.LOCK_EX)

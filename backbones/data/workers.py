@@ -19,6 +19,19 @@ from torch import Tensor
 from backbones.errors import InputError
 
 
+def check_main() -> None:
+    """Check that this process is not one that imports the script of another one, which waits for it.
+
+    Raises:
+        InputError: it is.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError(
+            'the script has no `if __name__ == "__main__":`, and the processes that read images import it; put what it '
+            "does under such a line"
+        )
+
+
 class Workers:
     """Processes that hold a copy of some objects and call their methods; without any, this process calls them.
 
@@ -79,7 +92,7 @@ class Workers:
 def _death_is_one_message() -> Iterator[None]:
     try:
         yield
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, ConnectionError, EOFError) as error:
         for process in multiprocessing.active_children():  # the others ignore the signal that the pool sends them
             process.kill()
         raise InputError(

@@ -156,6 +156,27 @@ def test_a_worker_that_is_killed_ends_the_run(training) -> None:
     assert "error: a process that reads images has died" in said
 
 
+WITHOUT_A_GUARD = """
+from pathlib import Path
+
+from backbones.data.decoded import one_at_a_time
+from backbones.data.workers import Workers
+
+with one_at_a_time(Path("lock")):
+    Workers({}, 2).start("a", "b")()
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_its_processes_import_ends_with_a_message(tmp_path: Path) -> None:
+    """Otherwise it would wait for them, and they for the lock that it holds."""
+    (tmp_path / "script.py").write_text(WITHOUT_A_GUARD)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the script has no `if __name__" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("backbones.errors.InputError: a process that reads images has died")
+
+
 def test_a_bad_file_is_named_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = write_folder(tmp_path / "photos")
