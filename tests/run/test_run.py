@@ -14,8 +14,8 @@ from helpers.runs import ROOT, newest, torchrun, without_times
 
 import backbones.experiment
 from backbones.augment import identity
-from backbones.commands.checkpoint import main as checkpoint_main
 from backbones.commands.exit import run_command
+from backbones.commands.export import main as export_main
 from backbones.commands.train import main
 from backbones.component import use
 from backbones.data import Dataset, digits, fashion_mnist
@@ -215,7 +215,8 @@ def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, 
 def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_path: Path, monkeypatch, capsys) -> None:
     """From a run, a checkpoint or an exported file; a head of another size is fresh."""
     run(dataclasses.replace(experiment, steps=2), run_dir=tmp_path / "source")
-    checkpoint_main(["export", str(tmp_path / "source"), "--out", str(tmp_path / "source.safetensors")])
+    out = tmp_path / "source.safetensors"
+    export_main([str(tmp_path / "source"), "--format", "safetensors", "--out", str(out)])
     weights = read_weights(str(tmp_path / "source"))
     sources = [tmp_path / "source", tmp_path / "source" / "checkpoints" / "2", tmp_path / "source.safetensors"]
     digests = []
