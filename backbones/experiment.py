@@ -258,8 +258,10 @@ class Experiment:
         def scaled(rate: float) -> Schedule:
             return lambda step: rate * schedule(step)
 
-        optimizers = {f"lr x {rate:.4g}": make(scaled(rate)) for rate in set(rates.values())}
-        return partition(optimizers, lambda name, leaf: f"lr x {rates[name]:.4g}")
+        labels = {rate: f"lr x {rate}" for rate in rates.values()}
+        return partition(
+            {label: make(scaled(rate)) for rate, label in labels.items()}, lambda name, leaf: labels[rates[name]]
+        )
 
     def make(self, dataset: Dataset | None = None, model: Model | None = None) -> Program:
         """The complete training.

@@ -22,11 +22,9 @@ from backbones.data import DataInfo
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.models import MODELS
-from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.export import FORMATS, export, read_test_images
 from backbones.run.export.formats import Content
-from backbones.run.run_dir import read_experiment
-from backbones.run.trained_model import TrainedModel
+from backbones.run.trained_model import TrainedModel, read_trained
 from benchmarks import interleaved
 
 TABLE = ("resnet18", "mobilenet", "vit-tiny", "convnext-atto")
@@ -108,8 +106,7 @@ def check(
     """
     print("| run | format | images | largest difference of a logit | of the same class |\n|---|---|--:|--:|--:|")
     for run in runs:
-        content = read_checkpoint(find_checkpoint(run))
-        experiment = read_experiment(content.path, content.manifest.experiment)
+        content, experiment = read_trained(run)
         read_images = partial(read_test_images, experiment, content.manifest.info, images)
         for format, fold in [*((name, False) for name in FORMATS), *(each for each in PROGRAMS if each[1])]:
             with tempfile.TemporaryDirectory() as folder:

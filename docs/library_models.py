@@ -22,6 +22,7 @@ from backbones import optim
 from backbones.errors import InputError
 from backbones.gradient import grad_and_value
 from backbones.models import LIBRARIES, Model
+from backbones.models.counterpart import Library, arguments_of_theirs
 from backbones.optim.schedule import constant
 from backbones.train_step import make_loss_fn
 from backbones.types import Batch
@@ -44,7 +45,7 @@ def draw_names(seed: int = 0) -> list[str]:
     return sorted(chosen + others[: NUM_NAMES - len(chosen)])
 
 
-def try_model(library: str, name: str) -> tuple[int, bool, float]:
+def try_model(library: Library, name: str) -> tuple[int, bool, float]:
     """The smallest size of images that the model takes, whether it computed with numbers, and the error of its logits.
 
     The error is relative to the largest logit.
@@ -77,16 +78,10 @@ def try_model(library: str, name: str) -> tuple[int, bool, float]:
     return size, True, ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def their_module(library: str, name: str, size: int) -> torch.nn.Module:
-    """The module itself, in evaluation mode, as a person would make it."""
-    if library == "torchvision":
-        sizes: dict[str, Any] = {"vit": {"image_size": size}, "maxvit": {"input_size": (size, size)}}
-        options = sizes.get(name.partition("_")[0], {})
-        if name in ("googlenet", "inception_v3"):
-            options = {"aux_logits": False, "init_weights": True}
-        return torchvision.models.get_model(name, num_classes=10, **options).eval()
-    fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
-    return timm.create_model(name, num_classes=10, **({"img_size": size} if fixed else {})).eval()
+def their_module(library: Library, name: str, size: int) -> torch.nn.Module:
+    """The module itself, in evaluation mode."""
+    make = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    return make(name, **arguments_of_theirs(library, name, (3, size, size), 10)).eval()
 
 
 def take_a_step(model: Model, params: Any, model_state: Any, images: torch.Tensor) -> None:

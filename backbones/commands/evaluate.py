@@ -15,7 +15,7 @@ from backbones.data import DataInfo
 from backbones.data.images import read_images
 from backbones.errors import Count, check_values
 from backbones.losses import LOSSES
-from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.checkpoint import parse_which
 from backbones.run.model_evaluation import (
     Evaluation,
     Predict,
@@ -24,7 +24,7 @@ from backbones.run.model_evaluation import (
     load_predictor,
     write_evaluation,
 )
-from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import read_trained
 from backbones.tta import Tta
 
 
@@ -68,9 +68,8 @@ def evaluate(
         InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
-    path = find_checkpoint(run, parse_which(checkpoint))
-    content, torch_device = read_checkpoint(path), distributed.init(device)
-    experiment, info = read_experiment(path, content.manifest.experiment), content.manifest.info
+    content, experiment = read_trained(run, parse_which(checkpoint))
+    path, info, torch_device = content.path, content.manifest.info, distributed.init(device)
     if tta != "auto":
         experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)

@@ -11,11 +11,10 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 from backbones.data.images import read_images
 from backbones.errors import InputError, check_known
-from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.checkpoint import parse_which
 from backbones.run.explain import default_layers, draw_map, make_maps
 from backbones.run.pictures import Tile, save_tiles
-from backbones.run.run_dir import read_experiment
-from backbones.run.trained_model import load_model
+from backbones.run.trained_model import load_model, read_trained
 
 SIDE = 192
 """Pixels of a drawn image."""
@@ -61,10 +60,9 @@ def explain(
     """
     if not images:
         raise InputError("no image files are named; give some after the run")
-    path = find_checkpoint(run, parse_which(checkpoint))
-    content, torch_device = read_checkpoint(path), distributed.init(device)
-    experiment = dataclasses.replace(read_experiment(path, content.manifest.experiment), precision="float32")
-    trained = load_model(content, experiment, torch_device)
+    content, experiment = read_trained(run, parse_which(checkpoint))
+    torch_device = distributed.init(device)
+    trained = load_model(content, dataclasses.replace(experiment, precision="float32"), torch_device)
     names = trained.info.class_names
     if target is not None:
         check_known("class", target, names)
@@ -80,5 +78,5 @@ def explain(
         tiles = [Tile(draw_map(image, each[i]), [name]) for name, each in maps.items()]
         rows.append([Tile(image, [images[i].name, guess]), *tiles])
     what = "the predicted class" if target is None else target
-    save_tiles(rows, out, title=f"{path}: what speaks for {what}", side=SIDE)
+    save_tiles(rows, out, title=f"{content.path}: what speaks for {what}", side=SIDE)
     print(f"see {out}")

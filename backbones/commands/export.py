@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.checkpoint import parse_which
 from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
-from backbones.run.run_dir import read_experiment
+from backbones.run.trained_model import read_trained
 
 NUM_IMAGES = 100
 """Held-out images with which an exported model is compared."""
@@ -51,13 +51,11 @@ def export(
     Raises:
         InputError: the file exists, the model has no such format, or what is read again differs.
     """
-    path = find_checkpoint(run, parse_which(checkpoint))
-    content = read_checkpoint(path)
-    experiment = read_experiment(path, content.manifest.experiment)
+    content, experiment = read_trained(run, parse_which(checkpoint))
     read_images = partial(read_test_images, experiment, content.manifest.info, NUM_IMAGES)
-    out = out or path.parent.parent / FORMATS[format].file_name
+    out = out or content.path.parent.parent / FORMATS[format].file_name
     done = export_checkpoint(content, experiment, read_images, out, format=format, fold=fold, license=license)
-    print(f"wrote {path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
+    print(f"wrote {content.path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
     if done.num_images:
         print(
             f"read again by a process of its own: logits of {done.num_images} test images differ by at most "

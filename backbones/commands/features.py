@@ -11,13 +11,12 @@ import backbones.tree as tree
 from backbones.commands.options import read_dataset
 from backbones.commands.probe import describe
 from backbones.errors import Count, check_values
-from backbones.run.checkpoint import find_checkpoint, parse_which, read_checkpoint
+from backbones.run.checkpoint import parse_which
 from backbones.run.feature_table import check_new, write_table
 from backbones.run.features import check_image_shape, check_layer, extract
 from backbones.run.files import atomic_write, to_json
 from backbones.run.probe import probe_table
-from backbones.run.run_dir import read_experiment
-from backbones.run.trained_model import load_model
+from backbones.run.trained_model import load_model, read_trained
 
 
 def main(args: list[str]) -> None:
@@ -63,9 +62,8 @@ def features(
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     check_new(out)
-    path = find_checkpoint(run, parse_which(checkpoint))
-    content, torch_device = read_checkpoint(path), distributed.init(device)
-    experiment = read_experiment(path, content.manifest.experiment)
+    content, experiment = read_trained(run, parse_which(checkpoint))
+    path, torch_device = content.path, distributed.init(device)
     trained = load_model(content, experiment, torch_device)
     check_layer(trained, layer)
     name, dataset = read_dataset(data, experiment.data, torch_device, center=True)

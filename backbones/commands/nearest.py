@@ -12,13 +12,11 @@ import backbones.tree as tree
 from backbones.commands.options import read_dataset
 from backbones.data.images import read_images
 from backbones.errors import Count, InputError, check_values
-from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.feature_table import read_table
 from backbones.run.features import to_vectors
 from backbones.run.pictures import Tile, save_tiles
 from backbones.run.probe import find_nearest
-from backbones.run.run_dir import read_experiment
-from backbones.run.trained_model import load_model
+from backbones.run.trained_model import load_model, read_trained
 
 
 def main(args: list[str]) -> None:
@@ -57,14 +55,14 @@ def nearest(
     if not images:
         raise InputError("no image files are named; give some after the features")
     table, torch_device = read_table(features), distributed.init(device)
-    path = find_checkpoint(Path(table.about["checkpoint"]))
-    content = read_checkpoint(path)
-    experiment = read_experiment(path, content.manifest.experiment)
+    content, experiment = read_trained(Path(table.about["checkpoint"]))
     trained = load_model(content, experiment, torch_device)
     name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, center=True)
     source, rows = getattr(dataset, split), table.of_split(split)
     if tree.sha256(trained.params) != table.about["weights"] or source.labels.tolist() != rows.label.tolist():
-        raise InputError(f"{features} was made with other weights than those of {path}, or other data than {name}")
+        raise InputError(
+            f"{features} was made with other weights than those of {content.path}, or other data than {name}"
+        )
     pixels = read_images(images, trained.info, squeeze=resize)
     with torch.no_grad():
         vectors = to_vectors(trained.features(pixels)[table.about["layer"]]).cpu()
@@ -78,6 +76,6 @@ def nearest(
             for i, value in zip(numbers, values, strict=True)
         ]
         lines.append([Tile(image, [file.name]), *map(Tile, neighbours, captions)])
-    title = f"nearest {split} images of {name} by {table.about['layer']} of {path}: class, cosine"
+    title = f"nearest {split} images of {name} by {table.about['layer']} of {content.path}: class, cosine"
     save_tiles(lines, out, title=title)
     print(f"see {out}")

@@ -20,7 +20,7 @@ class Counterpart(NamedTuple):
     wanted: Options = {}  # noqa: RUF012
     """Options that ours must have to be the same network."""
     arguments: Callable[[Options, ImageShape], dict[str, Any]] = lambda options, image_shape: {}
-    """(options of ours, image shape) -> what theirs must be given, beside the number of classes and channels."""
+    """(our options, image shape) -> keyword arguments of their constructor, except numbers of classes and channels."""
 
 
 def _vit_arguments(options: Options, image_shape: ImageShape) -> dict[str, Any]:

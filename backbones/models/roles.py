@@ -14,13 +14,14 @@ def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...
     parts = {name: _part(name, stem, head) for name in leaves}
     blocks = {name: _block(module, name) if parts[name] == "trunk" else None for name in leaves}
     order = list(dict.fromkeys(block for block in blocks.values() if block))
-    roles, begun = {}, not order
+    roles, blocks_begun = {}, not order
     for name, leaf in leaves.items():
-        block = blocks[name]
-        begun |= block is not None
-        after = parts[name] == "head" or (begun and parts[name] == "trunk")
-        depth = order.index(block) + 1 if block else (len(order) + 1) * after
-        roles[name] = Role(parts[name], _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf), depth)
+        part, block = parts[name], blocks[name]
+        if block is not None:
+            depth, blocks_begun = order.index(block) + 1, True
+        else:
+            depth = len(order) + 1 if part == "head" or (part == "trunk" and blocks_begun) else 0
+        roles[name] = Role(part, _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf), depth)
     return roles
 
 

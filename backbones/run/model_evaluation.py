@@ -95,12 +95,9 @@ def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch
     """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
     trained = load_model(checkpoint, experiment, device)
 
-    def apply(images: Tensor) -> Tensor:
-        return trained.model.apply(trained.params, trained.model_state, images, train=False)[0]
-
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return average_views(apply, trained.normalize(images.to(device)), experiment.tta)
+        return average_views(trained.apply, trained.normalize(images.to(device)), experiment.tta)
 
     return predict
 

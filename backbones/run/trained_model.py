@@ -1,8 +1,9 @@
-"""A model with the weights of a checkpoint, which needs no data set.
+"""A checkpoint of a run as a trained model, which needs no data set.
 
 B images, C channels, H and W height and width, K classes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from backbones.augment import Normalize, make_normalize
 from backbones.data import DataInfo
 from backbones.experiment import Experiment
 from backbones.models import Model, with_autocast
-from backbones.run.checkpoint import Checkpoint, weights_of
+from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, weights_of
+from backbones.run.run_dir import read_experiment
 from backbones.types import ModelState, Params
 
 
@@ -29,14 +31,27 @@ class TrainedModel(NamedTuple):
     """Of the images that it was trained on."""
     device: torch.device
 
+    def apply(self, normalized: Tensor) -> Tensor:
+        """Normalized images [B, C, H, W] on the device -> logits [B, K]."""
+        return self.model.apply(self.params, self.model_state, normalized, train=False)[0]
+
     def logits(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, K], without test-time augmentation."""
-        images = self.normalize(images.to(self.device))
-        return self.model.apply(self.params, self.model_state, images, train=False)[0]
+        return self.apply(self.normalize(images.to(self.device)))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] -> its named maps; see `backbones.models.base.Features`."""
         return self.model.features(self.params, self.model_state, self.normalize(images.to(self.device)))
+
+
+def read_trained(run: Path, which: Which = "latest") -> tuple[Checkpoint, Experiment]:
+    """A checkpoint and its experiment; `run` is a run folder, or the checkpoint itself.
+
+    Raises:
+        InputError: there is no such checkpoint, it is corrupt, or this version has no such experiment.
+    """
+    checkpoint = read_checkpoint(find_checkpoint(run, which))
+    return checkpoint, read_experiment(checkpoint.path, checkpoint.manifest.experiment)
 
 
 def load_model(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> TrainedModel:

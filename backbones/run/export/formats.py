@@ -144,9 +144,8 @@ def _write_named(library: Library, path: Path, content: Content) -> str:
         architecture = component.values["architecture"]
         arguments = arguments_of_theirs(library, architecture, *about)
         leaves = make_module(model, (params, model_state)).state_dict().items()
-        state_dict = {
-            name: leaf.clone(memory_format=torch.contiguous_format) for name, leaf in leaves
-        }  # also tied ones
+        # copies, since safetensors refuses tied ones
+        state_dict = {name: leaf.clone(memory_format=torch.contiguous_format) for name, leaf in leaves}
     elif MODELS.get(component.name) is component.function:
         architecture, arguments = find_counterpart(library, component.name, component.values, *about)
         state_dict = export_weights(component.name, params, model_state)
