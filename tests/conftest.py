@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
-@pytest.fixture(scope="session", params=["small", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session")
 def descent(request: pytest.FixtureRequest) -> Descent:
-    """30 gradients of a few convolutions, or of a model with embeddings, norms and attention."""
-    return record(request.param)
+    """30 gradients of a few convolutions; where a test asks for "vit", of a model with embeddings and attention."""
+    return record(getattr(request, "param", "small"))

@@ -101,9 +101,9 @@ def test_eval_step_takes_its_loss_and_its_views(compile: bool) -> None:
 @pytest.mark.slow
 def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_own() -> None:
     """The statistics become those of the training images under the average, whatever they were before."""
-    images = torch.randint(0, 256, (64, 3, 16, 16), generator=random.generator(0), dtype=torch.uint8)
+    images = torch.randint(0, 256, (64, 3, 8, 8), generator=random.generator(0), dtype=torch.uint8)
     split = images, torch.arange(64) % 10
-    dataset, model = in_memory(split, split, tuple("0123456789"), CPU), resnet(BasicBlock, (1, 1), (3, 16, 16), 10)
+    dataset, model = in_memory(split, split, tuple("0123456789"), CPU), resnet(BasicBlock, (1,), (3, 8, 8), 10)
     normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
     params, model_state = model.init(random.generator(0))
     params["head.weight"] *= 100  # so that the loss depends on what comes before the head

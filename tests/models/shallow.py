@@ -10,10 +10,17 @@ from backbones.models import MODELS, Model
 
 
 def shallow(name: str) -> partial[Model]:
-    """The constructor, cut to two blocks, or to two in each stage."""
+    """The constructor, cut to two blocks, or to two in each stage; a ViT as wide as ViT-Tiny."""
     constructor = MODELS[name]
-    if name.startswith(("vit", "mixer")):
+    if name.startswith("vit"):
+        return partial(constructor, depth=2, width=192, heads=3, mlp_width=768)
+    if name.startswith("mixer"):
         return partial(constructor, depth=2)
+    if name.startswith("wrn"):
+        return partial(constructor.func, 16, 2)
+    if name.startswith("vgg"):
+        _, batch_norm = constructor.args
+        return partial(constructor.func, (1, 1, 2, 1, 1), batch_norm)
     if "resne" in name:
         *others, stage_depths = constructor.args
         stage_depths = tuple(min(depth, 2) for depth in stage_depths)

@@ -174,6 +174,10 @@ def test_every_alias_has_a_case() -> None:
     assert set(optim.OPTIMIZERS) - {"soap"} <= set(CASES)
 
 
+OF_BOTH = pytest.mark.parametrize("descent", ["small", pytest.param("vit", marks=pytest.mark.slow)], indirect=True)
+
+
+@OF_BOTH
 @pytest.mark.parametrize("name", CASES)
 def test_optimizer_equals_its_oracle(name: str, descent: Descent) -> None:
     optimizer, oracle = CASES[name]
@@ -207,6 +211,7 @@ def test_muon_makes_singular_values_equal() -> None:
     assert torch.linalg.svdvals(tall["tall"]).mean() == pytest.approx(2.0, rel=0.2)  # sqrt(64 / 16)
 
 
+@OF_BOTH
 def test_soap_equals_its_definition(descent: Descent) -> None:
     """Vyas et al., algorithm 3, one update at a time: rounding errors in the basis of a null space would accumulate.
 
