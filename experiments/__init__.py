@@ -2,9 +2,9 @@
 
 from backbones.commands.show import read_claims
 from backbones.experiment import Experiment
-from experiments import digits, image_folder, optimizers, plus, reference, speedrun
+from experiments import digits, fine_tuning, image_folder, optimizers, plus, reference, speedrun
 
-_MODULES = (digits, reference, plus, speedrun, image_folder, optimizers)
+_MODULES = (digits, reference, plus, speedrun, fine_tuning, image_folder, optimizers)
 
 EXPERIMENTS: dict[str, Experiment] = {
     value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, Experiment)

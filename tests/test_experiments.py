@@ -15,6 +15,7 @@ import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.data.source import in_memory
 from backbones.experiment import Experiment
+from backbones.models import with_pretrained
 from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "experiments.json"
@@ -25,6 +26,8 @@ IMAGES = {
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
     "image-folder": (3, 64, 20),
+    "few-digits": (3, 32, 10),
+    "few-fashion-mnist": (1, 32, 10),
 }
 """Data set -> channels, height and classes."""
 
@@ -53,14 +56,28 @@ def images_of(experiment: Experiment) -> Dataset:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_steps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    experiment = dataclasses.replace(EXPERIMENTS[name], steps=2, epochs=None, batch_size=8, device="cpu")
-    program = experiment.make(images_of(experiment))
+    experiment = dataclasses.replace(EXPERIMENTS[name], steps=2, epochs=None, batch_size=2, device="cpu")
+    dataset = images_of(experiment)
+    program = experiment.make(dataset, experiment.make_model(dataset.info))
     state = program.state
     for step in range(2):
         state, metrics = program.train_step(state, program.batches(step))
         assert metrics["loss"].isfinite() and metrics["nonfinite"] == 0
     before = tree.map(torch.clone, program.state.params)
     assert any(not torch.equal(leaf, before[key]) for key, leaf in state.params.items())
+
+
+@pytest.mark.parametrize("name", [name for name, experiment in EXPERIMENTS.items() if experiment.init_from])
+def test_a_tuned_one_starts_from_weights_of_the_experiment_that_it_names(name: str) -> None:
+    tuned = EXPERIMENTS[name]
+    source = EXPERIMENTS[tuned.init_from.removeprefix("runs/")]
+    params, model_state = source.make_model(images_of(source).info).init(random.generator(7))
+    info = images_of(tuned).info
+    model, _ = with_pretrained(tuned.make_model(info), {**params, **model_state}, info.image_shape)
+    fitted = model.init(random.generator(8))[0]
+    same = {name for name, leaf in fitted.items() if leaf.shape == params[name].shape}
+    assert {name for name in same if not torch.equal(fitted[name], params[name])} == set()
+    assert len(same) > 0.9 * len(fitted)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from backbones.data.image_list import image_list
 from backbones.data.image_tar import image_tar
 from backbones.data.parquet import parquet
 from backbones.data.source import DataInfo, Dataset, Source, in_memory
+from backbones.data.subset import take_per_class
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

@@ -7,19 +7,25 @@ import torch
 import torch.nn.functional as F
 
 from backbones.data.source import CPU, Dataset, in_memory
+from backbones.errors import Count, checked
 
 
-def digits(device: torch.device = CPU) -> Dataset:
+@checked
+def digits(device: torch.device = CPU, *, size: Count = 16) -> Dataset:
     """UCI optical digits as scikit-learn ships them: 1,797 grey images of 8x8, 10 classes. Nothing to download.
 
-    Scaled up to 16x16 and three equal channels. Of each class every fifth image, from its first on, is held out: 364
-    for the test, 1,433 for training.
+    In three equal channels. Of each class every fifth image, from its first on, is held out: 364 for the test, 1,433
+    for training.
+
+    Args:
+        device: where the samples are kept.
+        size: height and width to which the images are scaled, pixels.
     """
     # the file that `sklearn.datasets.load_digits` reads, without the second that importing it takes
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = torch.from_numpy(np.loadtxt(str(path), delimiter=","))  # [N, 65]: an image in [0, 16], and its class
     images = table[:, :-1].to(torch.float32).reshape(-1, 1, 8, 8) * (255 / 16)
-    images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1)
+    images = F.interpolate(images, size=(size, size), mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1)
     labels = table[:, -1].to(torch.int64)
     position_in_class = F.one_hot(labels).cumsum(dim=0).gather(1, labels[:, None])[:, 0] - 1
     held_out = position_in_class % 5 == 0

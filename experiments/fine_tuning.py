@@ -1,0 +1,71 @@
+"""Training on 40 images a class, from scratch and from the weights of `cifar10-vit-tiny-plus`, which a tuned one takes
+from its run folder, runs/cifar10-vit-tiny-plus; `--init-from` names another.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from backbones.augment import crop_flip
+from backbones.component import use
+from backbones.compose import on
+from backbones.data import Dataset, digits, fashion_mnist, take_per_class
+from backbones.data.source import CPU
+from backbones.errors import Count
+from backbones.experiment import Experiment
+from backbones.models.vit import vit_tiny
+from backbones.optim import adamw
+from backbones.optim.schedule import cosine
+
+
+def few_fashion_mnist(
+    device: torch.device = CPU, *, root: str = "data", per_class: Count = 40, seed: int = 0
+) -> Dataset:
+    """Fashion-MNIST with few training images.
+
+    Args:
+        device: where the samples are kept.
+        root: folder of data sets, as for fashion-mnist.
+        per_class: training images of each class.
+        seed: which ones.
+    """
+    return take_per_class(fashion_mnist(device, root=root), per_class, seed=seed)
+
+
+def few_digits(device: torch.device = CPU, *, per_class: Count = 5, seed: int = 0) -> Dataset:
+    """scikit-learn's digits with few training images, scaled up to 32x32 pixels as those of CIFAR-10 are.
+
+    Args:
+        device: where the samples are kept.
+        per_class: training images of each class.
+        seed: which ones.
+    """
+    return take_per_class(digits(device, size=32), per_class, seed=seed)
+
+
+few_fashion_mnist_vit_tiny = Experiment(
+    name="few-fashion-mnist-vit-tiny",
+    data=use(few_fashion_mnist),
+    augment=use(crop_flip, padding=2),
+    model=use(vit_tiny, patch_size=4, patch_embed="conv", pool="mean", registers=4),
+    optim=use(adamw, lr=1e-3, weight_decay=0.05),
+    schedule=use(cosine, warmup_steps=30, floor=0.01),
+    steps=300,
+    batch_size=64,
+    eval_every=300,
+    save_every=300,
+)
+few_digits_vit_tiny = replace(
+    on(few_fashion_mnist_vit_tiny, few_digits), augment=use(crop_flip, padding=2, flip=False), batch_size=50
+)
+
+
+def tuned(experiment: Experiment) -> Experiment:
+    """The same training from weights of CIFAR-10, of which those far from the head learn slowly."""
+    return replace(
+        experiment, name=f"{experiment.name}-tuned", init_from="runs/cifar10-vit-tiny-plus", layer_decay=0.75
+    )
+
+
+few_fashion_mnist_vit_tiny_tuned = tuned(few_fashion_mnist_vit_tiny)
+few_digits_vit_tiny_tuned = tuned(few_digits_vit_tiny)
