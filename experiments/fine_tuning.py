@@ -63,7 +63,7 @@ few_digits_vit_tiny = replace(
 def tuned(experiment: Experiment) -> Experiment:
     """The same training from weights of CIFAR-10, of which those far from the head learn slowly."""
     return replace(
-        experiment, name=f"{experiment.name}-tuned", init_from="runs/cifar10-vit-tiny-plus", layer_decay=0.75
+        experiment, name=f"{experiment.name}-tuned", init_from="runs/cifar10-vit-tiny-plus", layer_decay=0.95
     )
 
 
