@@ -41,14 +41,14 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, experiment: Experiment, info: DataInfo) -> None:
-        # Not in the writer thread: Python 3.11 can fail to parse while another thread compiles.
-        importlib.import_module("backbones.run.checkpoint.orbax_state")
         self.folder = folder
         self.experiment = experiment
         self._info = info
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: tuple[int, Future] | None = None
         if distributed.is_main():
+            # Not in the writer thread: Python 3.11 can fail to parse while another thread compiles.
+            importlib.import_module("backbones.run.checkpoint.orbax_state")
             delete_temporary(folder)
 
     def save(
