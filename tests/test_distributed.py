@@ -1,4 +1,4 @@
-"""Real processes: torchrun, gloo, DistributedDataParallel."""
+"""Real processes: gloo, DistributedDataParallel; and torchrun, see also run/test_preemption.py."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers import kill_agents
+from helpers.processes import run_ranks
 from helpers.resumed import small_resnet
-from helpers.runs import SMALL, torchrun
+from helpers.runs import SMALL
 
 import backbones.distributed as distributed
 from backbones.component import use
@@ -26,7 +27,7 @@ RANKS = Path(__file__).parent / "helpers" / "ranks.py"
 @pytest.mark.slow
 def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
     """See ranks.py: gradients, accumulation, BatchNorm statistics and sums, each against its definition."""
-    finished = torchrun(2, RANKS, "seam", cwd=tmp_path)
+    finished = run_ranks(2, RANKS, "seam", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("all equal") == 2
 
@@ -48,7 +49,7 @@ def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path)
         for options in OPTIONS
     ]
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
-    finished = torchrun(2, RANKS, "train", tmp_path / "together", "no", *configs, cwd=tmp_path)
+    finished = run_ranks(2, RANKS, "train", tmp_path / "together", "no", *configs, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for position, experiment in enumerate(experiments):
         together, alone = (tmp_path / name / str(position) for name in ("together", "alone"))
@@ -71,7 +72,7 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
     experiment = dataclasses.replace(experiment, model=model, schedule=use(constant), eval_every=99)
     for steps, num_processes in ((6, 2), (12, 1), (18, 2)):
         config = json.dumps(dataclasses.replace(experiment, steps=steps).to_json())
-        done = torchrun(num_processes, RANKS, "train", tmp_path / "parts", "auto", config, cwd=tmp_path)
+        done = run_ranks(num_processes, RANKS, "train", tmp_path / "parts", "auto", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert steps == 6 or f"resumed from step {steps - 6}\n" in done.stdout
     run(dataclasses.replace(experiment, steps=18), run_dir=tmp_path / "whole")
@@ -86,7 +87,7 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
 
 def in_two_directories(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = f"{SMALL} --steps 4 --save-every 2 --data mine:data".split()
-    return torchrun(2, RANKS, "elsewhere", *command, *options, cwd=folder)
+    return run_ranks(2, RANKS, "elsewhere", *command, *options, cwd=folder)
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
     (tmp_path / "1" / "mine.py").unlink()
     errors = in_two_directories(tmp_path).stderr
     assert re.search(r"^error: rank 1 on \S+: cannot import mine:data: there is no module 'mine'", errors, re.MULTILINE)
-    assert errors.count("Traceback") == 1  # of torchrun itself
+    assert "Traceback" not in errors
 
     (tmp_path / "1" / "mine.py").write_text("import time\n\ndef data():\n    time.sleep(600)\n")
     errors = in_two_directories(tmp_path, "--timeout=3").stderr

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import run_ranks
 from helpers.regression import make_params, noise_of_one_sample, random_batch, square_of_the_mean, squared_error
-from helpers.runs import ROOT, torchrun
+from helpers.runs import ROOT
 from torch import Tensor
 
 import backbones.random as random
@@ -65,6 +66,6 @@ def test_the_scale_is_the_ratio_of_means_and_none_where_the_gradient_drowns_in_n
 @pytest.mark.slow
 def test_ranks_are_as_micro_batches(tmp_path: Path) -> None:
     """See ranks.py: three ranks against three micro-batches of one process, and against DDP without our hook."""
-    finished = torchrun(3, ROOT / "tests" / "helpers" / "ranks.py", "noise", cwd=tmp_path)
+    finished = run_ranks(3, ROOT / "tests" / "helpers" / "ranks.py", "noise", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("all equal") == 3

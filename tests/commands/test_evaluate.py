@@ -1,14 +1,13 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run as run_process
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, top_k_accuracy_score
 
@@ -185,13 +184,13 @@ def test_files_are_read_and_classified_batch_by_batch(finished: Path, tmp_path: 
 @pytest.mark.slow
 def test_as_a_command(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    command = [sys.executable, "-m", "backbones", "evaluate", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = ["-m", "backbones", "evaluate", "run"]
+    done = run_process(command, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert {"evaluation.json", "confusion.png", "calibration.png"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "state")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_process(command, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: the checkpoint run/checkpoints/4 is corrupt: state/")
     assert done.stderr.count("\n") == 1

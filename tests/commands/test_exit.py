@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import torchrun
+from helpers.processes import run, run_ranks
 
 from backbones.commands import COMMANDS, IN_PROCESSES, main
 from backbones.commands.exit import run_command
@@ -58,38 +58,39 @@ def exit_of_bug(error: Exception) -> None:
 
 
 PROGRAM = """
+import os
 from backbones.commands.exit import run_command
 def main(args):
     for line in range(9):
         print(line, flush={flush})
     {end}
+read, write = os.pipe()
+os.dup2(write, 1)
+os.close(write)
+os.close(read)
 run_command(main)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("flush", "end"), [(True, ""), (False, ""), (False, "raise SystemExit(0)")])
-def test_a_closed_pipe_ends_it_quietly(flush: bool, end: str) -> None:
-    program = PROGRAM.format(flush=flush, end=end)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait()) == (b"", 1)
-    process.stderr.close()
+def test_a_closed_pipe_ends_it_quietly(flush: bool, end: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(flush=flush, end=end))
+    done = run([tmp_path / "program.py"], cwd=tmp_path)
+    assert (done.stderr, done.returncode) == ("", 1)
 
 
 @pytest.mark.slow
 def test_the_commands_are_listed_and_found(tmp_path) -> None:
-    command = [sys.executable, "-m", "backbones"]
-    done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["-m", "backbones"]
+    done = run([*command, "--help"], cwd=tmp_path)
     assert done.returncode == 0 and "evaluate" in done.stdout and "reproduce" in done.stdout
     closed = f"exec {sys.executable} -m backbones --help >&- 2>&-"
     assert subprocess.run(["sh", "-c", closed], cwd=tmp_path).returncode == 0
-    done = subprocess.run([*command, "evalute", "x"], cwd=tmp_path, capture_output=True, text=True)
+    done = run([*command, "evalute", "x"], cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: unknown command 'evalute'; did you mean evaluate")
     assert done.stderr.count("\n") == 1
-    done = subprocess.run(
-        [*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run([*command, "profile", "airbench", "--batch-size", "1"], cwd=tmp_path)
     assert done.returncode == 0 and "| airbench | 1,971,640 |" in done.stdout
 
 
@@ -98,7 +99,7 @@ def test_a_command_of_one_process_is_not_started_by_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each process would evaluate its own share of the images, and write it as the result."""
-    done = torchrun(2, "-m", "backbones", "evaluate", "run", cwd=tmp_path)
+    done = run_ranks(2, "-m", "backbones", "evaluate", "run", cwd=tmp_path)
     assert done.returncode != 0
     wanted = "error: evaluate runs in one process, and torchrun has started several; start it without torchrun"
     assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [wanted]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from helpers.processes import run_ranks
 from helpers.runs import ROOT, SMALL, free_port, newest, without_times
 from tqdm import tqdm
 
@@ -24,18 +25,18 @@ TIMEOUT = 200.0
 """Seconds until a run must have saved once more, or have ended."""
 
 
+def training(run_dir: Path, *, steps: int) -> list[str]:
+    options = f"{SMALL} --steps {steps} --save-every 2 --eval-every 50 --resume auto --run-dir {run_dir}"
+    return [str(ROOT / "train.py"), *options.split()]
+
+
 class Job:
     """Two torchruns that find each other at a port of this machine."""
 
     def __init__(self, run_dir: Path, *, steps: int) -> None:
         torchrun = "-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d"
-        command = [
-            sys.executable,
-            *torchrun.split(),
-            f"--rdzv_endpoint=127.0.0.1:{free_port()}",
-            str(ROOT / "train.py"),
-        ]
-        command += f"{SMALL} --steps {steps} --save-every 2 --eval-every 50 --resume auto --run-dir {run_dir}".split()
+        rendezvous = f"--rdzv_endpoint=127.0.0.1:{free_port()}"
+        command = [sys.executable, *torchrun.split(), rendezvous, *training(run_dir, steps=steps)]
         self.run_dir, self.output = run_dir, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.agents = [subprocess.Popen(command, stdout=self.output, stderr=self.output) for _ in range(2)]
 
@@ -70,7 +71,8 @@ def main(*, kills: int = 20, steps: int = 400, seed: int = 0) -> None:
     generator = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         killed, straight = Path(folder) / "killed", Path(folder) / "straight"
-        _train(straight, 0, steps, generator)
+        done = run_ranks(2, *training(straight, steps=steps), cwd=ROOT)
+        assert done.returncode == 0, done.stderr
         print(_train(killed, kills, steps, generator))
         results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (killed, straight)]
         assert results[0]["params_sha256"] == results[1]["params_sha256"]

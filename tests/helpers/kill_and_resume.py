@@ -7,18 +7,17 @@ must resume from the newest one, and the result must be that of a run that was n
 """
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import tyro
+from helpers.processes import Process, run
 from helpers.runs import ROOT, SMALL, newest, without_times
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ TIMEOUT = 300.0
 
 def command(run_dir: Path, *, steps: int) -> list[str]:
     options = f"{SMALL} --steps {steps} --save-every 1 --eval-every 50 --keep 5 --resume auto --run-dir"
-    return [sys.executable, str(ROOT / "train.py"), *options.split(), str(run_dir)]
+    return [str(ROOT / "train.py"), *options.split(), str(run_dir)]
 
 
 def kill(run_dir: Path, *, steps: int, generator: random.Random) -> bool:
@@ -40,19 +39,17 @@ def kill(run_dir: Path, *, steps: int, generator: random.Random) -> bool:
         Whether it was killed; False if it had ended before.
     """
     before = newest(run_dir)
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command(run_dir, steps=steps), stdout=output, stderr=output)
-        deadline = time.monotonic() + TIMEOUT
-        if generator.random() < 0.25:
-            time.sleep(generator.uniform(0, 6))
-        else:
-            while newest(run_dir) <= before and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 1))
-        process.kill()
-        code = process.wait()
-        output.seek(0)
-        printed = output.read()
+    process = Process(command(run_dir, steps=steps), cwd=ROOT)
+    deadline = time.monotonic() + TIMEOUT
+    if generator.random() < 0.25:
+        time.sleep(generator.uniform(0, 3))
+    else:
+        while newest(run_dir) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 1))
+    process.kill()
+    code = process.wait()
+    printed = process.stdout + process.stderr
     assert time.monotonic() < deadline, f"nothing was saved in {TIMEOUT} seconds:\n{printed}"
     assert code in (0, -signal.SIGKILL), printed
     resumed = re.search(r"resumed from step (\d+)", printed)
@@ -81,7 +78,6 @@ def main(*, kills: int = 50, steps: int = 600, seed: int = 0) -> None:
         steps: steps of the run.
         seed: seed of the random moments.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads decides how sums are rounded
     generator, left_behind, reached = random.Random(seed), 0, []
     with tempfile.TemporaryDirectory() as folder:
         killed, straight = Path(folder) / "killed", Path(folder) / "straight"
@@ -98,8 +94,7 @@ def main(*, kills: int = 50, steps: int = 600, seed: int = 0) -> None:
         else:
             raise AssertionError(f"runs of {steps} steps end before they are killed; use more --steps")
         for run_dir in (killed, straight):
-            to_the_end = command(run_dir, steps=steps)
-            done = subprocess.run(to_the_end, capture_output=True, text=True, timeout=10 * TIMEOUT)
+            done = run(command(run_dir, steps=steps), cwd=ROOT)
             assert done.returncode == 0, done.stdout + done.stderr
         results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (killed, straight)]
         assert results[0]["params_sha256"] == results[1]["params_sha256"]

@@ -6,20 +6,18 @@ One of them must train as if it were alone, and the other one must be refused wi
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from itertools import cycle
 from pathlib import Path
 
 import tyro
+from helpers.processes import Process
 from helpers.runs import ROOT, SMALL, without_times
 from tqdm import tqdm
 
 
-def start(run_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, ROOT / "train.py", *SMALL.split(), "--steps", "200", "--run-dir", run_dir, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(run_dir: Path, *options: str) -> Process:
+    return Process([ROOT / "train.py", *SMALL.split(), "--steps", "100", "--run-dir", run_dir, *options], cwd=ROOT)
 
 
 def main(*, pairs: int = 20) -> None:
@@ -31,14 +29,15 @@ def main(*, pairs: int = 20) -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "alone"
         first = start(alone)
-        assert first.communicate(timeout=600) and first.returncode == 0
+        assert first.wait() == 0, first.stderr
         for i, options in zip(tqdm(range(pairs)), cycle([(), ("--resume", "auto")]), strict=False):
             run_dir = Path(folder) / str(i)
             runs = [start(run_dir, *options) for _ in range(2)]
-            outputs = [run.communicate(timeout=600) for run in runs]
-            assert sorted(run.returncode for run in runs) == [0, 1], outputs
-            winner = runs[0] if runs[0].returncode == 0 else runs[1]
-            error = outputs[1 - runs.index(winner)][1]
+            codes = [run.wait() for run in runs]
+            outputs = [(run.stdout, run.stderr) for run in runs]
+            assert sorted(codes) == [0, 1], outputs
+            winner = runs[codes.index(0)]
+            error = outputs[codes.index(1)][1]
             assert error.startswith(f"error: {run_dir} is in use by process {winner.pid} on "), outputs
             assert error.count("\n") == 1, outputs
             results = [json.loads((path / "result.json").read_text()) for path in (alone, run_dir)]

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import ROOT, SMALL, newest, torchrun, without_times
+from helpers.processes import Process, run as run_process, run_ranks
+from helpers.runs import ROOT, SMALL, newest, without_times
 from helpers.trees import in_order, write_folder, write_parquet, write_tar
 
 from backbones.component import use
@@ -79,17 +77,20 @@ def test_a_run_that_goes_on_with_other_images_says_so(tmp_path: Path, capsys: py
 def test_a_run_killed_in_mid_epoch_ends_as_the_whole_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", size=(20, 16))
     root = write_tar(folder, tmp_path / "a.tar")
-    command = [sys.executable, ROOT / "train.py", "--data", "image-tar", "--data.root", root, *OPTIONS, *SMALL.split()]
-    command += ["--steps", "60", "--save-every", "1", "--batch-size", "10", "--eval-every", "60", "--data.workers", "2"]
-    process = subprocess.Popen([*command, "--run-dir", "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = [ROOT / "train.py", "--data", "image-tar", "--data.root", root, *OPTIONS, *SMALL.split()]
+    command += ["--steps", "40", "--save-every", "2", "--batch-size", "10", "--eval-every", "40", "--data.workers", "2"]
+    process = Process([*command, "--run-dir", "killed"], cwd=tmp_path)
     deadline = time.monotonic() + 200
-    while newest(tmp_path / "killed") < 5 and process.poll() is None and time.monotonic() < deadline:
+    while newest(tmp_path / "killed") < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    assert 5 <= newest(tmp_path / "killed") < 60
-    for rest in (["--run-dir", "killed", "--resume", "auto"], ["--run-dir", "whole", "--data.workers", "0"]):
-        done = subprocess.run([*command, *rest], cwd=tmp_path, capture_output=True, text=True)
+    assert 4 <= newest(tmp_path / "killed") < 40
+    for rest in (
+        ["--run-dir", "killed", "--resume", "auto"],
+        ["--run-dir", "whole", "--save-every", "40", "--data.workers", "0"],
+    ):
+        done = run_process([*command, *rest], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
@@ -115,7 +116,7 @@ def test_ranks_share_the_images_and_the_bad_files(tmp_path: Path) -> None:
     args += ["--data.workers", "1", "--model.dropout", "0"]
     losses = []
     for number in (1, 2):
-        done = torchrun(number, ROOT / "train.py", *args, "--run-dir", str(number), cwd=tmp_path)
+        done = run_ranks(number, ROOT / "train.py", *args, "--run-dir", str(number), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         losses.append([line["loss"] for line in without_times(tmp_path / str(number))])
         assert (tmp_path / str(number) / "bad_files.txt").read_text().count("\n") == 1

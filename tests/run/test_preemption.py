@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import kill_and_resume
+from helpers.processes import run, run_ranks
 from helpers.runs import ROOT, SMALL, newest, torchrun, without_times
 
 from backbones.run.preemption import EXIT_CODE, SIGNALS, handle_signals
@@ -67,41 +66,35 @@ OPTIONS = [*SMALL.split(), "--steps=40", "--save-every=5", "--eval-every=20", "-
 
 
 @pytest.mark.slow
-def test_a_preempted_process_saves_and_its_message_tells_how_to_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the number of threads decides how sums are rounded
-
-    def train(*args: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-
+def test_a_preempted_process_saves_and_its_message_tells_how_to_resume(tmp_path: Path) -> None:
     commands = {"os.rename run/checkpoints/5.tmp": "kill -USR1 $PPID"}
-    done = train(AT_FILE_OPERATION, json.dumps(commands), *OPTIONS, "run")
+    done = run([AT_FILE_OPERATION, json.dumps(commands), *OPTIONS, "run"], cwd=tmp_path)
     step, hint = newest(tmp_path / "run"), "--run-dir run --resume"
     assert done.returncode == EXIT_CODE == 75
     assert done.stderr == f"stopped after step {step} of 40, saved in run/checkpoints; resume with {hint}\n"
     assert 5 <= step <= 11  # the save of step 10 waits for that of step 5
     assert not (tmp_path / "run" / "result.json").exists()
-    done = train(ROOT / "train.py", *hint.split())
+    done = run([ROOT / "train.py", *hint.split()], cwd=tmp_path)
     assert done.returncode == 0 and f"resumed from step {step}\n" in done.stdout, done.stderr
-    assert train(ROOT / "train.py", *OPTIONS, "straight").returncode == 0
+    assert run([ROOT / "train.py", *OPTIONS, "straight"], cwd=tmp_path).returncode == 0
     assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
 
 
 @pytest.mark.slow
 def test_torchrun_stops_its_processes_when_asked_and_restarts_them_when_one_is_killed(tmp_path: Path) -> None:
-    """Two processes, and then two that are left alone, to compare."""
-    commands = {"os.rename run/checkpoints/5.tmp": "kill -TERM $(ps -o ppid= -p $PPID)"}  # torchrun itself
-    done = torchrun(2, AT_FILE_OPERATION, json.dumps(commands), *OPTIONS, "run", cwd=tmp_path)
+    """Two processes, then two that go on to the end, and two that are left alone, to compare."""
+    torchrun_itself = "$(ps -o ppid= -p $PPID)"
+    kill_once = f"if mkdir killed 2> /dev/null; then kill -KILL $(pgrep -P {torchrun_itself} | tail -1); fi"
+    stop = f"kill -TERM {torchrun_itself}"
+    commands = {"os.rename run/checkpoints/10.tmp": kill_once, "os.rename run/checkpoints/20.tmp": stop}
+    done = torchrun(2, "--max-restarts=2", AT_FILE_OPERATION, json.dumps(commands), *OPTIONS, "run", cwd=tmp_path)
     step = newest(tmp_path / "run")
+    assert (tmp_path / "killed").exists() and done.stdout.count("resumed from step") == 1, done.stdout + done.stderr
     assert f"stopped after step {step} of 40, saved in run/checkpoints" in done.stderr and done.returncode != 0
 
-    last_rank = "$(pgrep -P $(ps -o ppid= -p $PPID) | tail -1)"
-    kill_once = f"if mkdir killed 2> /dev/null; then kill -KILL {last_rank}; fi"
-    commands = {"os.rename run/checkpoints/15.tmp": kill_once}
-    done = torchrun(2, "--max-restarts=2", AT_FILE_OPERATION, json.dumps(commands), *OPTIONS, "run", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("resumed from step") == 2, done.stdout + done.stderr
-    assert torchrun(2, ROOT / "train.py", *OPTIONS, "straight", cwd=tmp_path).returncode == 0
+    done = run_ranks(2, ROOT / "train.py", *OPTIONS, "run", cwd=tmp_path)
+    assert done.returncode == 0 and f"resumed from step {step}\n" in done.stdout, done.stdout + done.stderr
+    assert run_ranks(2, ROOT / "train.py", *OPTIONS, "straight", cwd=tmp_path).returncode == 0
     assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
 
 
@@ -116,5 +109,5 @@ def test_the_processes_of_a_torchrun_that_is_gone_save_and_stop(tmp_path: Path) 
 @pytest.mark.slow
 def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
     """Once; `PYTHONPATH=.:tests python tests/helpers/kill_and_resume.py --kills 50` does it often."""
-    kill_and_resume.main(kills=1, steps=40)
+    kill_and_resume.main(kills=1, steps=25)
     assert "killed 1 times" in capsys.readouterr().out

@@ -7,8 +7,8 @@ Every case with any number of processes:
 from pathlib import Path
 
 import pytest
+from helpers.processes import run_ranks
 from helpers.resumed import CASES, check_resumed
-from helpers.runs import torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,6 @@ def test_inductor(tmp_path: Path) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    done = torchrun(2, RANKS, "resume", tmp_path, "4", "vit-float32-eager", "resnet-float32-eager", cwd=tmp_path)
+    done = run_ranks(2, RANKS, "resume", tmp_path, "4", "vit-float32-eager", "resnet-float32-eager", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("all equal") == 2

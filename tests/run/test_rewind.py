@@ -11,7 +11,8 @@ from unittest import mock
 import pytest
 import torch
 from helpers.poison import BAD, PASS_OVER, POISONED, REWIND
-from helpers.runs import ROOT, torchrun, without_times
+from helpers.processes import run_ranks
+from helpers.runs import ROOT, without_times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import backbones.experiment
@@ -139,7 +140,7 @@ def test_a_compiled_step_that_is_written_over_in_place(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_all_ranks_go_back_together(tmp_path: Path) -> None:
     """And as many processes audit what they have trained."""
-    done = torchrun(2, ROOT / "tests" / "helpers" / "ranks.py", "rewind", tmp_path, cwd=tmp_path)
+    done = run_ranks(2, ROOT / "tests" / "helpers" / "ranks.py", "rewind", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("back to step 40, ") == done.stdout.count("OK: all ") == 1
     assert done.stdout.count("all equal") == 2
