@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import kill_agents
+from helpers.poison import Linear
 from helpers.processes import run_ranks
 from helpers.resumed import small_resnet
 from helpers.runs import SMALL
@@ -16,7 +17,7 @@ import backbones.distributed as distributed
 from backbones.component import use
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.optim import sam_sgd
+from backbones.optim import sam_sgd, sgd
 from backbones.optim.schedule import constant
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import run
@@ -35,7 +36,7 @@ def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
 OPTIONS = [
     {},
     {"accumulate": 2},
-    {"compile": "on", "steps": 5},
+    {"compile": "on", "model": use(Linear, dropout=0.0), "optim": use(sgd, lr=0.01), "steps": 5},
     {"optim": use(sam_sgd, lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
     {"model": use(small_resnet), "sync_batch_norm": True, "optim": use(sam_sgd, lr=0.01)},
 ]

@@ -18,9 +18,9 @@ BAD, SAMPLE = 43, 666
 class Linear(nn.Sequential):
     """A model that trains in no time, and in which no norm hides what an image is."""
 
-    def __init__(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], dropout: float = 0.1) -> None:
         channels, height, width = image_shape
-        super().__init__(nn.Flatten(), nn.Dropout(0.1), nn.Linear(channels * height * width, num_classes))
+        super().__init__(nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * height * width, num_classes))
 
 
 def poison(*, sample: int | None = SAMPLE, epoch: int = 0, pixel: float = 1e5) -> Augment:

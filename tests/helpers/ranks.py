@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -142,11 +143,15 @@ def elsewhere(*args: str) -> None:
 
 
 def run(folder: str, resume: str, *configs: str) -> None:
-    """Train one after the other, each in a folder named by its position, and write the result of this rank."""
+    """Train one after the other, each in a folder named by its position, and write the result of this rank.
+
+    What is compiled is traced only: inductor gets such graphs in one process too, in test_resume and test_models.
+    """
     for position, config in enumerate(configs):
         run_dir = Path(folder) / str(position)
         experiment = Experiment.from_json(json.loads(config))
-        result = run_experiment(experiment, run_dir=run_dir, resume=None if resume == "no" else resume)
+        with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+            result = run_experiment(experiment, run_dir=run_dir, resume=None if resume == "no" else resume)
         (run_dir / f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
 

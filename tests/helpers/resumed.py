@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from helpers.poison import Linear
 from helpers.runs import without_times
 
 import backbones.distributed as distributed
@@ -46,13 +47,14 @@ VIT = dataclasses.replace(
     keep=100,
 )
 RESNET = dataclasses.replace(VIT, model=use(small_resnet), optim=digits_resnet18.optim, log_every=1)
+LINEAR = dataclasses.replace(VIT, model=use(Linear))  # with dropout, and compiled in a third of the time
 
 CASES: dict[str, tuple[Experiment, str]] = {
     f"{name}-{precision}-{backend}": (
         dataclasses.replace(experiment, precision=precision, compile="off" if backend == "eager" else "on"),
         "inductor" if backend == "eager" else backend,
     )
-    for name, experiment in (("vit", VIT), ("resnet", RESNET))
+    for name, experiment in (("vit", VIT), ("resnet", RESNET), ("linear", LINEAR))
     for precision in ("float32", "bfloat16")
     for backend in ("eager", "aot_eager", "inductor")
 }
