@@ -1,13 +1,12 @@
 """Disks that are full, read-only or broken."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import run
 from helpers.runs import ROOT, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,35 +25,20 @@ can_mount = pytest.mark.skipif(
 
 def test_a_fault_at_any_operation_of_a_save_is_one_error(tmp_path: Path) -> None:
     """Without any other output, also when Python exits; earlier checkpoints are unchanged. See `disk_faults.py`."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, ROOT / "tests" / "helpers" / "disk_faults.py", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = run([ROOT / "tests" / "helpers" / "disk_faults.py", tmp_path], cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     saves = dict(line.split() for line in done.stdout.splitlines())
     assert list(saves) == ["ENOSPC", "EROFS", "EIO", "EFBIG"]
     assert int(saves["ENOSPC"]) >= 15 and int(saves["EROFS"]) >= 30 and int(saves["EIO"]) >= 60
 
 
-ON_A_DISK = """
-mkdir -p {disk}
-mount -t tmpfs -o size={size} none {disk}
-"$@"
-code=$?
-cp -r run saved
-exit $code
-"""
-
-
 def train_on_a_disk(
     folder: Path, options: str, *, disk: str, size: str, commands: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Train in `run`, with a disk of its own for a part of it, and copy it to `saved`."""
-    script = [*UNSHARE, "sh", "-c", ON_A_DISK.format(disk=disk, size=size), "sh"]
-    command = [sys.executable, ROOT / "tests" / "helpers" / "at_file_operation.py", json.dumps(commands)]
+    script = ROOT / "tests" / "helpers" / "on_a_disk.py"
     options = f"{SMALL} --save-every 10 --run-dir run {options}"
-    return subprocess.run(
-        [*script, *command, *options.split()], cwd=folder, capture_output=True, text=True, timeout=600
-    )
+    return run([script, disk, size, json.dumps(commands), *options.split()], cwd=folder)
 
 
 def read_all(checkpoints: Path) -> list[int]:
