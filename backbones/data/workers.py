@@ -54,6 +54,7 @@ class Workers:
             return lambda: getattr(self._objects[name], method)(*args)
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+            context.set_forkserver_preload(["__main__", "backbones.data"])  # else each of them would import torch
             self._pool = ProcessPoolExecutor(self.number, context, _begin, (self._objects,))
         with _death_is_one_message():
             future = self._pool.submit(_call, name, method, *args)

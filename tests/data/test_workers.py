@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import Process
+from helpers.runs import ROOT
 from helpers.trees import in_order, write_folder
 
 from backbones.data import batches as batches_module, image_folder
@@ -14,8 +16,6 @@ from backbones.data.batches import AHEAD, Request
 from backbones.data.source import CPU, DataInfo, Source
 from backbones.data.workers import Workers
 from backbones.errors import InputError
-
-TRAIN = str(Path(__file__).parent.parent.parent / "train.py")
 
 
 class Reader:
@@ -27,8 +27,8 @@ class Reader:
     def fail(self, value: int) -> int:
         raise InputError(f"{value} is bad")
 
-    def process(self, _: int) -> tuple[int, int, bool]:
-        return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    def process(self, _: int) -> tuple[int, int, int, bool]:
+        return os.getpid(), os.getppid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
     def die(self, _: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -46,8 +46,9 @@ def test_methods_are_called_and_errors_come_back(number: int) -> None:
 
 def test_workers_are_processes_that_leave_signals_to_training() -> None:
     workers = Workers({"a": Reader()}, 1)
-    process, num_threads, ignores = workers.start("a", "process", 0)()
+    process, parent, num_threads, ignores = workers.start("a", "process", 0)()
     assert process != os.getpid() and num_threads == 1 and ignores
+    assert "'backbones.data'" in Path(f"/proc/{parent}/cmdline").read_text()  # imported once for all of them
 
 
 def test_a_worker_that_dies_is_one_message() -> None:
@@ -97,30 +98,25 @@ def training(tmp_path: Path):
     """A training with two workers that is well under way, in a session of its own."""
     folder = write_folder(tmp_path / "photos")
     options = ["--data", "image-folder", "--data.root", folder, "--data.workers", "2", "--model", "airbench"]
-    command = [sys.executable, TRAIN, *options, "--steps", "100000", "--batch-size", "6", "--run-dir", "run"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONFAULTHANDLER": "1"}
-    with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True
-        )
+    command = [ROOT / "train.py", *options, "--steps", "100000", "--batch-size", "6", "--run-dir", "run"]
+    process = Process(command, cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")}, new_session=True)
     deadline = time.monotonic() + 120
     log = tmp_path / "run" / "metrics.jsonl"
-    while not (log.exists() and log.read_text()) and process.poll() is None:
-        assert time.monotonic() < deadline, (tmp_path / "out").read_text()
+    while not (log.exists() and log.read_text()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    yield process, tmp_path / "out"
+    yield process
     process.kill()
     process.wait()
 
 
-def exit_code(process: subprocess.Popen, out: Path) -> int:
+def exit_code(process: Process) -> int:
     """That of a process that is to end; if it does not, what its threads are doing fails the test."""
     try:
         return process.wait(60)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         process.wait()
-        raise AssertionError(out.read_text()) from None
+        raise AssertionError(process.stderr) from None
 
 
 def wait_until_gone(session: int) -> None:
@@ -132,26 +128,24 @@ def wait_until_gone(session: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_is_left_behind(end: signal.Signals, training) -> None:
-    process, out = training
-    assert len(children(process.pid)) >= 3
-    (os.kill if end == signal.SIGKILL else os.killpg)(process.pid, end)  # Ctrl-C and Slurm send it to all of them
-    code = exit_code(process, out)
-    wait_until_gone(process.pid)
-    said = out.read_text()
+def test_no_process_is_left_behind(end: signal.Signals, training: Process) -> None:
+    assert len(children(training.pid)) >= 3
+    (os.kill if end == signal.SIGKILL else os.killpg)(training.pid, end)  # Ctrl-C and Slurm send it to all of them
+    code = exit_code(training)
+    wait_until_gone(training.pid)
+    said = training.stdout + training.stderr
     assert "Traceback" not in said, said
     if end != signal.SIGKILL:
         assert code == 75 and "stopped after step" in said
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_ends_the_run(training) -> None:
-    process, out = training
-    command = ["pgrep", "-s", str(process.pid), "-f", "forkserver"]
+def test_a_worker_that_is_killed_ends_the_run(training: Process) -> None:
+    command = ["pgrep", "-s", str(training.pid), "-f", "forkserver"]
     os.kill(int(subprocess.run(command, capture_output=True, text=True).stdout.split()[-1]), signal.SIGKILL)
-    assert exit_code(process, out) == 1
-    wait_until_gone(process.pid)
-    said = out.read_text()
+    assert exit_code(training) == 1
+    wait_until_gone(training.pid)
+    said = training.stdout + training.stderr
     assert "Traceback" not in said and said.rstrip().endswith("--resume continues the run"), said
     assert "error: a process that reads images has died" in said
 
