@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models
+from helpers.processes import run as run_process
 from helpers.runs import ROOT, SMALL, free_port, newest
 from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
@@ -37,8 +38,7 @@ def code_after(file: str, heading: str, language: str) -> list[str]:
 def shell(command: str, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the README as it stands, from another folder than the checkout."""
     command = command.partition("#")[0].replace("python train.py", f"python {ROOT / 'train.py'}")
-    args = [sys.executable, *command.split()[1:], *more]
-    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = run_process([*command.split()[1:], *more], cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -47,7 +47,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     """A model, an optimizer and an experiment: trained, killed, resumed, evaluated on a PNG."""
     text, notebook = code_after("README.md", "A model, an optimizer and an experiment of your own", "python")
     assert len([line for line in text.splitlines() if line]) <= 15
-    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.py").write_text(text.replace('"steps": 200', '"steps": 100'))
     commands = code_after("README.md", "A model, an optimizer and an experiment of your own", "sh")[0].splitlines()
     train, resume, evaluate, other = commands
     started = [sys.executable, ROOT / "train.py", *train.split()[2:]]
@@ -58,11 +58,11 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = newest(tmp_path / "runs" / "mine")
-    assert 20 <= step < 200
+    assert 20 <= step < 100
     done = shell(resume, tmp_path)
     assert f"resumed from step {step}\n" in done.stdout and "with sign-sgd and constant" in done.stdout
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
-    assert result["steps"] == 200 and result["top1"] > 0.5
+    assert result["steps"] == 100 and result["top1"] > 0.3
     test, third = digits().test, torch.tensor([3])
     image, label = test.read(third, third)[0], test.labels[3]
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
@@ -80,7 +80,7 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_folder(tmp_path / "photos", num_train=10, size=(40, 30))
     (tmp_path / "holiday.jpg").write_bytes(encoded(random_image(5, 33, 77), "JPEG"))
     train, evaluate, classify = code_after("README.md", "A folder of your own photos", "sh")[0].splitlines()
-    shell(train.replace("--epochs 30", "--epochs 3 --batch-size 10"), tmp_path)
+    shell(train.replace("--epochs 30", "--epochs 1 --batch-size 10"), tmp_path)
     shown = shell(evaluate, tmp_path).stdout
     assert all(f"\n{name}" in shown for name in CLASSES) and "on the 12 images of image-folder test" in shown
     with Image.open(tmp_path / "runs" / "image-folder-resnet18" / "confusion.png") as picture:
@@ -152,12 +152,10 @@ def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
 
 SRUN = """#!/bin/bash
 shift
-"$@" & one=$!
-"$@" & other=$!
-trap 'kill -TERM $one $other' TERM
+for machine in $(seq $SLURM_NNODES); do "$@" & pids="$pids $!"; done
+trap 'kill -TERM $pids' TERM
 echo $$ > srun.pid
-wait $one || wait $one
-wait $other
+for pid in $pids; do wait $pid || wait $pid; done
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo 127.0.0.1; else touch requeued; kill -TERM $(cat srun.pid); fi
@@ -165,7 +163,7 @@ if [ "$1" = show ]; then echo 127.0.0.1; else touch requeued; kill -TERM $(cat s
 
 
 def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins that run the command of two machines here."""
+    """With stand-ins that run the command of two machines here; the job that is requeued has one of them."""
     (script,) = code_after("docs/scale.md", "Slurm", "sh")
     (tmp_path / "train.sh").write_text(script.replace("train.py", str(ROOT / "train.py")))
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -187,22 +185,25 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     while newest(run_dir) < 5 and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
-    _, errors = job.communicate(timeout=200)
+    output, errors = job.communicate(timeout=200)
     step = newest(run_dir)
-    assert (tmp_path / "requeued").exists() and f"stopped after step {step} of 60, saved in" in errors, errors
+    assert " on 2 x cpu " in output and f"stopped after step {step} of 60, saved in" in errors, errors
+    assert (tmp_path / "requeued").exists()
+    monkeypatch.setenv("SLURM_NNODES", "1")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"resumed from step {step}\n" in done.stdout, done.stderr
-    assert json.loads((run_dir / "result.json").read_text())["num_processes"] == 2
+    assert json.loads((run_dir / "result.json").read_text())["num_processes"] == 1
 
 
 def test_submitit(tmp_path: Path) -> None:
-    """Its executor of this machine, with two short runs."""
+    """Its executor of this machine, with a short run."""
     (text,) = code_after("docs/sweeps.md", "submitit", "python")
     text = text.replace("replace(digits_vit_tiny, optim", "replace(digits_vit_tiny, steps=2, batch_size=8, optim")
-    (tmp_path / "sweep.py").write_text(text.replace("(3e-4, 1e-3, 3e-3)", "(3e-4,)"))
+    points = "(3e-4, 1e-3, 3e-3) for seed in (0, 1)"
+    (tmp_path / "sweep.py").write_text(text.replace(points, "(3e-4,) for seed in (1,)"))
     done = shell("python sweep.py", tmp_path)
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["0.0003", "0"], ["0.0003", "1"]]
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"lr-0.0003-seed-0", "lr-0.0003-seed-1"}
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["0.0003", "1"]]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lr-0.0003-seed-1"]
 
 
 def test_optuna(tmp_path: Path) -> None:
