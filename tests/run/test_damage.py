@@ -35,7 +35,8 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def undamaged(experiment: Experiment, tmp_path: Path) -> Path:
-    experiment = dataclasses.replace(experiment, steps=4, eval_every=2, save_every=2)
+    model = experiment.model.replace(width=16, depth=1)
+    experiment = dataclasses.replace(experiment, model=model, steps=4, eval_every=2, save_every=2)
     run(experiment, run_dir=tmp_path / "undamaged")
     return tmp_path / "undamaged"
 
