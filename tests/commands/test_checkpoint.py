@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import run as run_process
 from helpers.states import flip_a_bit
 
 from backbones.commands.checkpoint import main
@@ -55,7 +54,6 @@ def test_verify(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 def test_a_users_mistake_is_one_message(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backbones", "checkpoint", "show", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_process(["-m", "backbones", "checkpoint", "show", tmp_path], cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: there is no checkpoint in {tmp_path}/checkpoints; name a run that has one")

@@ -9,7 +9,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as xml
@@ -17,6 +16,7 @@ from xml.etree import ElementTree as xml
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run as run_process
 from PIL import Image
 
 from backbones.augment import crop_flip
@@ -458,8 +458,8 @@ def test_the_command_of_a_run() -> None:
 
 @pytest.mark.slow
 def test_as_a_command(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backbones", "report", *(str(folder / name) for name in "abcd")]
-    done = subprocess.run([*command, "--no-images"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["-m", "backbones", "report", *(folder / name for name in "abcd")]
+    done = run_process([*command, "--no-images"], cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout == "see report.html, and the same as pictures in report-png\n"
     assert "tiny" in text_of(parse(tmp_path / "report.html")) and (tmp_path / "report-png" / "overview.png").exists()

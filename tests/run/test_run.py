@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import ROOT, newest, torchrun, without_times
+from helpers.processes import run_ranks
+from helpers.runs import ROOT, newest, without_times
 
 import backbones.experiment
 from backbones.augment import identity
@@ -164,7 +165,7 @@ def test_an_option_out_of_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
-    finished = torchrun(2, ROOT / "train.py", "--batch-size", "33", cwd=tmp_path)
+    finished = run_ranks(2, ROOT / "train.py", "--batch-size", "33", cwd=tmp_path)
     assert finished.returncode != 0
     assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
 
