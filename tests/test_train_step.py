@@ -108,7 +108,7 @@ def test_compiled_is_one_graph_that_is_never_compiled_again(experiment: Experime
 
 @pytest.mark.slow
 def test_inductor_agrees_with_eager() -> None:
-    """In float64, whose rounding hides nothing; test_distributed.py has a ViT in float32, test_resume.py bfloat16."""
+    """In float64, whose rounding hides nothing; test_resume.py has bfloat16."""
     eager_state, eager = train(RESNET, dtype=torch.float64, change_rate_at=3)
     compiled = dataclasses.replace(RESNET, compile="on")
     state, history = train(compiled, backend="inductor", dtype=torch.float64, change_rate_at=3)

@@ -22,7 +22,7 @@ FOUR_STAGES = {"stem": "stem", **{f"stage{i}": f"stages.{i - 1}" for i in range(
 THREE_STAGES = {"stem": "stem", **{f"stage{i}": f"stages.{i - 1}" for i in range(1, 4)}}
 MAPS = {
     "vgg11": {"stage1": "features.2", "stage2": "features.5", "stage3": "features.10"}
-    | {"stage4": "features.15", "stage5": "features.20"},
+    | {"stage4": "features.13", "stage5": "features.16"},
     "resnet18": FOUR_STAGES,
     "preactresnet18": FOUR_STAGES,
     "wrn-16-8": THREE_STAGES,

@@ -28,7 +28,7 @@ def test_one_process(name: str, steps: list[int], tmp_path: Path) -> None:
 
 
 def test_inductor(tmp_path: Path) -> None:
-    check_resumed(CASES["resnet-bfloat16-inductor"], tmp_path, [4])
+    check_resumed(CASES["linear-bfloat16-inductor"], tmp_path, [4])
 
 
 def test_two_processes(tmp_path: Path) -> None:
