@@ -229,6 +229,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise InputError(f"there is no {path} to start from; name a run, one of its checkpoints, or a file of weights")
     if path.is_file():
         return read_state_dict(path)
     params, model_state = weights_of(read_checkpoint(find_checkpoint(path)).arrays)

@@ -55,9 +55,7 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
     folder = path / "checkpoints"
     steps = list_steps(folder)
     if not steps:
-        raise InputError(
-            f"there is no checkpoint in {folder}; name a run that has one, or start a new one with another --run-dir"
-        )
+        raise InputError(f"there is no checkpoint in {folder}; name a run that has one, or train one first")
     if which == "best":
         step = best_step(folder)
         if step is None:

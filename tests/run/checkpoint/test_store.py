@@ -96,7 +96,7 @@ def test_find_checkpoint(folder: Path) -> None:
     assert find_checkpoint(folder / "3", "latest") == folder / "3"
     with pytest.raises(InputError, match=r"there is no checkpoint 4 in .*choose latest, best or a step: 3, 20, 100"):
         find_checkpoint(run_dir, 4)
-    with pytest.raises(InputError, match=r"no checkpoint in .*another --run-dir"):
+    with pytest.raises(InputError, match=r"no checkpoint in .*elsewhere/checkpoints; name a run that has one"):
         find_checkpoint(run_dir / "elsewhere")
 
 
