@@ -1,6 +1,6 @@
-"""Training on few images, from scratch and from the weights of `cifar10-vit-tiny-plus`, which a tuned one takes from its
-run folder, runs/cifar10-vit-tiny-plus; `--init-from` names another. Top-1 of the last step, mean of seeds 0 to 2, which
-also drew the images, in bfloat16 on one thread of an Intel Xeon (AMX), torch 2.14; the weights are those of three epochs:
+"""Training on few images, from scratch and from the weights of three epochs of `cifar10-vit-tiny-plus`, which are read
+from runs/cifar10-vit-tiny-plus; `--init-from` names another run. Top-1 of the last step, mean of seeds 0 to 2,
+which also drew the images, in bfloat16 on one thread of an Intel Xeon (AMX), torch 2.14:
 
 few-fashion-mnist-vit-tiny          62.26 % after 300 steps
 few-fashion-mnist-vit-tiny-tuned    76.51 % after 300 steps
