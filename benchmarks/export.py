@@ -65,7 +65,8 @@ Run = Callable[[np.ndarray], Any]
 
 
 def seconds(run: Run, images: np.ndarray) -> float:
-    """How long a batch takes, after another one that is not measured: threads of the last runtime may still spin."""
+    """How long a batch takes, after a pause, in which the last runtime's threads stop spinning, and another batch."""
+    time.sleep(0.1)
     run(images)
     start = time.perf_counter()
     run(images)
