@@ -19,9 +19,9 @@ from backbones.data import Dataset, digits, fashion_mnist, take_per_class
 from backbones.data.source import CPU
 from backbones.errors import Count
 from backbones.experiment import Experiment
-from backbones.models.vit import vit_tiny
 from backbones.optim import adamw
 from backbones.optim.schedule import cosine
+from experiments.plus import cifar10_vit_tiny_plus
 
 
 def few_fashion_mnist(
@@ -53,7 +53,7 @@ few_fashion_mnist_vit_tiny = Experiment(
     name="few-fashion-mnist-vit-tiny",
     data=use(few_fashion_mnist),
     augment=use(crop_flip, padding=2),
-    model=use(vit_tiny, patch_size=4, patch_embed="conv", pool="mean", registers=4),
+    model=cifar10_vit_tiny_plus.model.replace(drop_path=0.0),
     optim=use(adamw, lr=1e-3, weight_decay=0.05),
     schedule=use(cosine, warmup_steps=30, floor=0.01),
     steps=300,
@@ -68,9 +68,8 @@ few_digits_vit_tiny = replace(
 
 def tuned(experiment: Experiment) -> Experiment:
     """The same training from weights of CIFAR-10; each block learns a little more slowly than the next one."""
-    return replace(
-        experiment, name=f"{experiment.name}-tuned", init_from="runs/cifar10-vit-tiny-plus", layer_decay=0.95
-    )
+    source = f"runs/{cifar10_vit_tiny_plus.name}"
+    return replace(experiment, name=f"{experiment.name}-tuned", init_from=source, layer_decay=0.95)
 
 
 few_fashion_mnist_vit_tiny_tuned = tuned(few_fashion_mnist_vit_tiny)
