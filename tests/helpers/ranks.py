@@ -1,4 +1,4 @@
-"""What each rank runs under torchrun, in test_distributed, test_gradient, test_resume and test_rewind."""
+"""What each rank of several runs, in test_distributed, test_gradient, test_resume and test_rewind."""
 
 import json
 import os

@@ -43,17 +43,9 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got - wanted).norm() / wanted.norm()).item()
 
 
-def start_torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start a script in several processes on this machine; options of torchrun come before the script."""
+def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes on this machine to its end; options of torchrun come before the script."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "300"  # a busy machine may need more than 30 s to save and stop
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*launcher, *args], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def torchrun(num_processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in several processes on this machine to its end."""
-    process = start_torchrun(num_processes, *args, cwd=cwd)
-    stdout, stderr = process.communicate(timeout=600)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return subprocess.run([*launcher, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
