@@ -28,7 +28,10 @@ Step = Callable[[int], Tensor]
 TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-small": "vit_small_patch16_224"}
 """Models of timm that are the same for images of 32x32: its ConvNets begin with the strides for ImageNet."""
 
-CONTENDERS = ("ours", "ours, compiled", "by hand", "by hand, compiled", "timm", "plain")
+COMPILED: dict[str, Literal["on", "cudagraph"]] = {"compiled": "on", "CUDA graph": "cudagraph"}
+"""What comes behind the name of a contender -> how its step is compiled."""
+
+CONTENDERS = ("ours", "by hand", *(f"{who}, {how}" for how in COMPILED for who in ("ours", "by hand")), "timm", "plain")
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,19 @@ def random_images(device: torch.device, *, size: int) -> Dataset:
 
 def make_step(contender: str, setting: Setting) -> Step:
     """A contender's training step, ready to run."""
+    contender, _, how = contender.partition(", ")
     experiment = setting.experiment()
-    if contender.startswith("ours"):
-        return ours(replace(experiment, compile="on" if "compiled" in contender else "off"))
+    if how:
+        experiment = replace(experiment, compile=COMPILED[how])
+    if contender == "ours":
+        return ours(experiment)
     if contender == "timm":
         import timm
 
         module = timm.create_model(TIMM[setting.model], num_classes=10, img_size=setting.image_size, patch_size=4)
     else:
         module = our_module(experiment)
-    if contender == "plain":
-        return by_hand(experiment, module, torch.contiguous_format, fused=False)
-    return by_hand(experiment, module, torch.channels_last, fused=True, compile="compiled" in contender)
+    return by_hand(experiment, module, as_people_write=contender == "plain")
 
 
 def ours(experiment: Experiment) -> Step:
@@ -106,14 +110,18 @@ def our_module(experiment: Experiment) -> nn.Module:
     return module
 
 
-def by_hand(
-    experiment: Experiment, module: nn.Module, memory_format: torch.memory_format, *, fused: bool, compile: bool = False
-) -> Step:
-    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that lies on the device."""
-    device = experiment.init_device()
+def by_hand(experiment: Experiment, module: nn.Module, *, as_people_write: bool) -> Step:
+    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that lies on the device.
+
+    It is the best that we could write, or it leaves everything at torch's defaults: among them are convolutions in
+    TF32 on a GPU. Neither needs the same results each time, as ours does.
+    """
+    device = replace(experiment, deterministic=False).init_device()
+    torch.backends.cudnn.allow_tf32 = as_people_write
     dataset = experiment.data.make(device=device)
+    memory_format = torch.contiguous_format if as_people_write else torch.channels_last
     module = module.to(device).to(memory_format=memory_format)
-    options = {"fused": True} if fused and experiment.optim.name in FUSED else {"foreach": True} if fused else {}
+    options = {} if as_people_write else {"fused" if experiment.optim.name in FUSED else "foreach": True}
     optimizer = COUNTERPARTS[experiment.optim.name](module.parameters(), lr=experiment.optim.values["lr"], **options)
     normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
     batches = make_batches(dataset.train, seed=0, batch_size=experiment.batch_size, device=device)
@@ -124,7 +132,8 @@ def by_hand(
             logits = module(normalize(images).contiguous(memory_format=memory_format))
         return F.cross_entropy(logits.float(), labels)
 
-    loss_fn = torch.compile(loss_fn) if compile else loss_fn
+    if experiment.compile != "off":
+        loss_fn = torch.compile(loss_fn, mode="reduce-overhead" if experiment.compile == "cudagraph" else None)
 
     def step(i: int) -> Tensor:
         optimizer.zero_grad()

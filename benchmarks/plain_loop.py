@@ -41,7 +41,9 @@ def make_module(name: Name) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4)
 
 
-def train(name: Name, images: Path, seed: int, epochs: float, run_dir: Path) -> dict[str, Any]:
+def train(
+    name: Name, images: Path, seed: int, epochs: float, run_dir: Path, device: str, workers: int
+) -> dict[str, Any]:
     """Train by the plain loop, and return what is written into `run_dir/result.json`."""
     torch.manual_seed(seed)
     normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -49,9 +51,11 @@ def train(name: Name, images: Path, seed: int, epochs: float, run_dir: Path) -> 
     train_set = torchvision.datasets.ImageFolder(images / "train", transforms.Compose([*augment, *normalize]))
     test_set = torchvision.datasets.ImageFolder(images / "test", transforms.Compose(normalize))
     batch_size = 512 if name == "vit-tiny" else 256
-    loader = DataLoader(train_set, batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
+    loader = DataLoader(
+        train_set, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
+    )
     num_steps = round(epochs * len(train_set) / batch_size)
-    module = make_module(name).to(memory_format=torch.channels_last)
+    module = make_module(name).to(device).to(memory_format=torch.channels_last)
     if name == "vit-tiny":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, weight_decay=5e-5)
     else:
@@ -62,9 +66,9 @@ def train(name: Name, images: Path, seed: int, epochs: float, run_dir: Path) -> 
     with tqdm(total=num_steps, desc=f"{name}, seed {seed}", disable=None) as bar:
         while len(losses) < num_steps:
             for batch, labels in loader:
-                with torch.autocast("cpu", torch.bfloat16):
-                    logits = module(batch.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), labels)
+                with torch.autocast(device, torch.bfloat16):
+                    logits = module(batch.to(device).contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -73,20 +77,26 @@ def train(name: Name, images: Path, seed: int, epochs: float, run_dir: Path) -> 
                 bar.update()
                 if len(losses) == num_steps:
                     break
-    result = {"model": name, "seed": seed, "steps": num_steps, "top1": evaluate(module, test_set), "losses": losses}
+    result = {
+        "model": name,
+        "seed": seed,
+        "steps": num_steps,
+        "top1": evaluate(module, test_set, device),
+        "losses": losses,
+    }
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").write_text(json.dumps(result))
     return result
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, test_set: torchvision.datasets.ImageFolder) -> float:
+def evaluate(module: nn.Module, test_set: torchvision.datasets.ImageFolder, device: str) -> float:
     """Top-1 accuracy in [0, 1]."""
     module.eval()
     correct = 0
     for batch, labels in DataLoader(test_set, 500, num_workers=2):
-        with torch.autocast("cpu", torch.bfloat16):
-            correct += (module(batch).argmax(dim=1) == labels).sum().item()
+        with torch.autocast(device, torch.bfloat16):
+            correct += (module(batch.to(device)).argmax(dim=1).cpu() == labels).sum().item()
     return correct / len(test_set)
 
 
@@ -128,6 +138,8 @@ def main(
     names: tuple[Name, ...] = ("resnet18", "mobilenet", "vit-tiny"),
     seeds: tuple[int, ...] = (0, 1),
     epochs: float = 1.0,
+    device: Literal["cpu", "cuda"] = "cpu",
+    workers: int = 2,
     runs: Path = Path("runs/plain-loop"),
     ours: Path | None = None,
     out: Path = Path("plain-loop.png"),
@@ -143,7 +155,8 @@ def main(
         for seed in seeds:
             run_dir = runs / f"{name}-{seed}"
             if not (run_dir / "result.json").exists():
-                print(f"{name}, seed {seed}: top-1 {train(name, images, seed, epochs, run_dir)['top1']:.2%}")
+                result = train(name, images, seed, epochs, run_dir, device, workers)
+                print(f"{name}, seed {seed}: top-1 {result['top1']:.2%}", flush=True)
     if ours is not None:
         plot(runs, ours, names, seeds, out)
 

@@ -3,11 +3,11 @@
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -46,31 +46,28 @@ def status(field: str) -> int:
     return 1024 * int(fields[field].split()[0])
 
 
-def timed(call: Callable[[], Tensor]) -> float:
-    """Seconds until the result of a call is there."""
+def timed(calls: Iterable[Callable[[], Tensor]]) -> float:
+    """Seconds a call, until the result of the last one is there: a GPU has a queue of them."""
     start = time.perf_counter()
-    call().sum().item()
-    return time.perf_counter() - start
+    results = [call() for call in calls]
+    results[-1].sum().item()
+    return (time.perf_counter() - start) / len(results)
 
 
 def serve(connection: Connection, contender: str, setting: Setting) -> None:
-    """A contender in a process of its own: it answers each number of steps with the seconds of each of them.
+    """A contender in a process of its own: it answers each number of steps with the seconds a step.
 
     Its first answer is the seconds of the first step, its last one the peak of its memory, over that before.
     """
     on_gpu = setting.device == "cuda"
     before = 0 if on_gpu else status("VmRSS")
     step = make_step(contender, setting)
-    i = 0
-    connection.send(timed(partial(step, i)))
+    numbers = count()
+    connection.send(timed([partial(step, next(numbers))]))
     if not on_gpu:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     while steps := connection.recv():
-        seconds = []
-        for _ in range(steps):
-            i += 1
-            seconds.append(timed(partial(step, i)))
-        connection.send(seconds)
+        connection.send(timed(partial(step, i) for i in islice(numbers, steps)))
     connection.send(torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM") - before)
 
 
@@ -98,7 +95,7 @@ class Row:
     contender: str
     images_per_second: float
     over_by_hand: float | None
-    """Ratio of the images a second to those of the hand-written loop; of compiled ones to the compiled loop."""
+    """Ratio of the images a second to those of the hand-written loop, compiled as it is."""
     over_plain: float | None
     peak_mb: float
     """Highest memory of the step and its state."""
@@ -132,14 +129,14 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
         }
         first = {each: end.recv() for each, end in ends.items()}
 
-        def turn(end: Connection) -> list[float]:
+        def turn(end: Connection) -> float:
             end.send(steps)
             return end.recv()
 
-        turns: dict[str, Callable[[], list[float]]] = {each: partial(turn, end) for each, end in ends.items()}
-        turns["matmul"] = lambda: [timed(multiply) for _ in range(5)]
+        turns: dict[str, Callable[[], float]] = {each: partial(turn, end) for each, end in ends.items()}
+        turns["matmul"] = lambda: timed([multiply] * 5)
         found = interleaved(turns, rounds + 1)
-        seconds = {name: median(chain.from_iterable(each[1:])) for name, each in found.items()}  # the first warms up
+        seconds = {name: median(each[1:]) for name, each in found.items()}  # the first warms up
         peaks = {}
         for each, end in ends.items():
             end.send(0)
@@ -158,7 +155,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             "float32" if each == "plain" else setting.precision,
             each,
             setting.batch_size / seconds[each],
-            ratio(each, "by hand, compiled" if "compiled" in each else "by hand"),
+            ratio(each, each.replace("ours", "by hand") if each.startswith("ours") else "by hand"),
             ratio(each, "plain"),
             peaks[each] / 1e6,
             first[each],
@@ -214,16 +211,17 @@ def main(
     fused optimizer, data on the device, and our settings of the allocator. `plain` is the loop that people write: NCHW,
     float32, torch.optim with its defaults, the allocator as it is. `timm` trains timm's model as `by hand` does ours,
     where it is the same. Each contender has a process of its own, for the sake of the memory and the allocator, and all
-    wait while one computes: a few steps each in turn. Medians over all steps. Linux only.
+    wait while one computes: a few steps each in turn. Medians over all rounds. Linux only.
 
     Args:
         models: which; none for the ten of the reference.
-        contenders: which loops to time: "ours", "ours, compiled", "by hand", "by hand, compiled", "timm", "plain".
+        contenders: loops to time: "ours" and "by hand", also with ", compiled" or ", CUDA graph" behind it; "timm";
+            "plain".
         precisions: of the model; plain is always float32.
         batch_size: images a step.
         image_size: pixels, height and width.
         device: where to compute.
-        steps: of each contender in a round.
+        steps: of each contender in a round; a GPU wants 20 or more, which queue up.
         rounds: of all contenders.
         json_file: file to write the rows to.
         plot: file to draw a bar chart in, of the speed over that of plain.

@@ -14,7 +14,6 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
-from backbones.models.mobilenet import mobilenet
 from backbones.optim import adam, chain, scale, sgd
 from backbones.optim.schedule import cosine
 from backbones.run.run import run
@@ -188,10 +187,3 @@ def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:
     pretrained, _ = with_pretrained(model, {**params, **model_state}, dataset.info.image_shape)
     program = experiment.make(dataset, pretrained)
     assert tree.sha256(program.state.params) == tree.sha256(params)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("compile", ["off", "on", "cudagraph"])
-def test_trains_on_a_gpu(compile: str, experiment: Experiment, tmp_path) -> None:
-    experiment = dataclasses.replace(experiment, device="cuda", compile=compile, model=use(mobilenet))
-    assert run(experiment, run_dir=tmp_path)["steps"] == 12
