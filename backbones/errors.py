@@ -15,6 +15,11 @@ class InputError(ValueError):
     """A mistake that only the user can mend. The message says what was got, what was wanted and what to do."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch could not get memory, of a GPU or of the machine."""
+    return isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|out of memory", str(error)))
+
+
 def check_known(kind: str, name: str, names: Iterable[str]) -> str:
     """Give `name` back if it is one of `names`, else raise an InputError that offers the nearest of them."""
     names = list(names)

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 import backbones.distributed as distributed
-from backbones.errors import InputError
+from backbones.errors import InputError, is_out_of_memory
 from backbones.run.loop import Diverged
 from backbones.run.preemption import EXIT_CODE, Preempted
 
@@ -60,7 +58,7 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
         return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        if is_out_of_memory(error):
             return f"error: {distributed.this_process()}: {reason} Lower --batch-size, or raise --accumulate"
         if distributed.is_lost_connection(error):
             return f"error: {distributed.this_process()} has lost another process: {reason}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import InputError
+from backbones.errors import InputError, is_out_of_memory
 from backbones.models.base import ImageShape, InitModel, Model, NumClasses
 from backbones.models.foreign import from_module
 from backbones.models.pretrained import with_pretrained
@@ -26,8 +26,9 @@ def from_library(
         pretrained: file of weights with which `init` starts; it is read only then, so that a trained run does without.
 
     Raises:
-        InputError: it cannot be made, cannot take a batch of such images in training, or gives something else than
-            logits; the message has its own words. `init` raises as `read_state_dict` and `with_pretrained` do.
+        InputError: it cannot be made, does not fit into the memory, cannot take a batch of such images in training, or
+            gives something else than logits; the message has its own words. `init` raises as `read_state_dict` and
+            `with_pretrained` do.
     """
     channels, height, width = image_shape
     try:
@@ -41,6 +42,8 @@ def from_library(
             logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            raise InputError(f"{title} does not fit into the memory: {reason}") from error
         raise InputError(f"{title} does not take images of {channels}x{height}x{width}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -10,6 +10,7 @@ import torchvision.models
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
+from backbones.models.library import from_library
 from backbones.models.timm import timm as timm_model
 from backbones.models.torchvision import torchvision as torchvision_model
 from docs.library_models import draw_names, try_model
@@ -87,3 +88,8 @@ def test_messages() -> None:
         torchvision_model((3, 32, 32), 10, architecture="resnet51")
     with pytest.raises(InputError, match=r"inception_v4 of timm does not take images of 3x16x16: Calculated padded"):
         timm_model((3, 16, 16), 10, architecture="inception_v4")
+
+
+def test_a_model_that_does_not_fit_into_the_memory() -> None:
+    with pytest.raises(InputError, match=r"giant does not fit into the memory: .*can't allocate memory"):
+        from_library("giant", lambda: torch.nn.Linear(2**25, 2**25), (3, 32, 32), 10, None)

@@ -18,7 +18,7 @@ import torch
 import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
-from backbones.errors import InputError
+from backbones.errors import InputError, is_out_of_memory
 from backbones.experiment import Experiment, Program
 from backbones.run.run import torch_settings_kept
 from backbones.run.sweep.members import How, Sweep, read_sweep
@@ -146,7 +146,11 @@ def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float) -> floa
         programs = [_program(experiment, dataset) for experiment in experiments]
         states = tree.stack([program.state for program in programs])
         return seconds_of(_repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs])))
-    except (InputError, torch.OutOfMemoryError):
+    except InputError:
+        return None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 
