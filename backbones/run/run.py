@@ -15,6 +15,7 @@ import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment, set_deterministic
+from backbones.jit import Mode
 from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
@@ -237,6 +238,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return {**params, **model_state}
 
 
+HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "compiled into a CUDA graph"}
+"""How a step runs, in words."""
+
+
 def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
     """One line on what is about to run."""
     channels, height, width = dataset.info.image_shape
@@ -245,5 +250,5 @@ def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, devic
         f"{overhead.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
         f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "
-        f"{machine.choose_precision(experiment.precision, device)}"
+        f"{machine.choose_precision(experiment.precision, device)}, {HOW[experiment.mode(device)]}"
     )
