@@ -75,8 +75,7 @@ def write_state_dict(path: str | Path, state_dict: StateDict, metadata: dict[str
     `{"state_dict": ..., "metadata": ...}`.
     """
     if Path(path).suffix == ".safetensors":
-        safetensors.torch.save_file(
-            state_dict, path, {name: json.dumps(each) for name, each in (metadata or {}).items()}
-        )
+        texts = {name: json.dumps(each) for name, each in (metadata or {}).items()}
+        Path(path).write_bytes(safetensors.torch.save(state_dict, texts))  # `save_file` makes files that no others read
     else:
         torch.save({"state_dict": state_dict, "metadata": metadata} if metadata else state_dict, path)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from backbones.errors import InputError
-from backbones.models.state_dict import read_state_dict
+from backbones.models.state_dict import read_state_dict, write_state_dict
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3, 1, 1), "conv.bias": torch.zeros(2)}
 OTHER = {name: leaf + 1 for name, leaf in WEIGHTS.items()}
@@ -67,3 +67,12 @@ def test_other_files_are_refused(content: object, message: str, tmp_path: Path) 
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(InputError, match=message):
         read_state_dict(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_written_files_may_be_read_by_whoever_may_read_other_files(suffix: str, tmp_path: Path) -> None:
+    path, other = tmp_path / f"weights{suffix}", tmp_path / "other"
+    write_state_dict(path, WEIGHTS, {"classes": ["cat", "dog"]})
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    assert read_state_dict(path).keys() == WEIGHTS.keys()
