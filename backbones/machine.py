@@ -18,7 +18,6 @@ MADV_HUGEPAGE = 14  # of the kernel's mman.h
 CGROUP = Path("/sys/fs/cgroup")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
-MAPS = Path("/proc/self/maps")
 
 _keeps_memory = _has_huge_pages = False
 
@@ -105,7 +104,7 @@ def malloc() -> str:
     if sys.platform != "linux":
         return sys.platform
     address = ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value or 0
-    for line in MAPS.read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text().splitlines():
         span, *_, path = line.split(maxsplit=5)
         start, end = (int(each, 16) for each in span.split("-"))
         if start <= address < end:
@@ -138,17 +137,17 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
     only so many addresses, or where those that are not used count as taken memory.
     """
     limits = [resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    with suppress(OSError):
-        if OVERCOMMIT.read_text().strip() == "2" or "[madvise]" not in HUGE_PAGES.read_text():
+    with suppress(OSError, OverflowError):  # no /proc
+        is_counted, is_on_request = OVERCOMMIT.read_text().strip() == "2", "[madvise]" in HUGE_PAGES.read_text()
+        if is_counted or not is_on_request or limits != [resource.RLIM_INFINITY] * 2:
             return False
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        block = libc.malloc(int(free_memory())) if limits == 2 * [resource.RLIM_INFINITY] else None
-        if block is not None:
-            libc.free(block)
-            heap = next(line for line in MAPS.read_text().splitlines() if line.endswith("[heap]"))
-            start, end = (int(each, 16) for each in heap.split()[0].split("-"))
-            return libc.madvise(start, end - start, MADV_HUGEPAGE) == 0
+        size, page = int(free_memory()), resource.getpagesize()
+        if (block := libc.malloc(size)) is not None:
+            asked = libc.madvise(block + -block % page, size - page, MADV_HUGEPAGE) == 0
+            libc.free(block)  # the heap keeps it
+            return asked
     return False
 
 
