@@ -119,6 +119,16 @@ def test_memory_is_in_huge_pages_unless_addresses_are_limited(limit: str, in_hug
     assert (int(kilobytes) > 70_000, malloc.strip().endswith("in huge pages")) == (in_huge_pages, in_huge_pages)
 
 
+@pytest.mark.parametrize(
+    ("variable", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_idle_threads_soon_leave_their_core_unless_told_otherwise(variable: dict[str, str], spins: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | variable
+    show = "import sys, backbones, os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(spins), "False"]
+
+
 @pytest.mark.parametrize(("avx512", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16")])
 def test_precision(monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, chosen: str) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
