@@ -9,9 +9,9 @@ import torch
 from helpers.batches import check_same, make_batch, make_keys
 from helpers.descent import Descent
 from helpers.resumed import LINEAR, RESNET, VIT, check_resumed
-from helpers.runs import relative_error
+from helpers.runs import flat, relative_error
+from helpers.shallow import images, shallow
 from helpers.trees import write_folder
-from models.shallow import images, shallow
 from torch import Tensor
 
 import backbones.random as random
@@ -25,12 +25,13 @@ from backbones.experiment import Experiment
 from backbones.jit import jit
 from backbones.models import MODELS
 from backbones.models.base import with_autocast
+from backbones.models.mobilenet import mobilenet
 from backbones.optim import OPTIMIZERS
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.model_evaluation import load_predictor
 from backbones.run.run import run
 from backbones.vmapped import make_vmapped_step
-from experiments.digits import digits_resnet18, digits_vit_tiny
+from experiments.digits import digits_resnet18
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -39,10 +40,6 @@ MODES = ("off", "on", "cudagraph")
 
 to_cuda = partial(tree.map, partial(Tensor.to, device=CUDA))
 to_cpu = partial(tree.map, Tensor.cpu)
-
-
-def flat(leaves: tree.Tree) -> Tensor:
-    return torch.cat([leaf.detach().cpu().double().reshape(-1) for leaf in tree.leaves(leaves)])
 
 
 def test_keys_and_what_is_drawn_from_them_have_the_same_bits() -> None:
@@ -202,6 +199,7 @@ def test_a_checkpoint_of_a_gpu_is_read_on_a_cpu(tmp_path: Path) -> None:
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
 
 
-def test_transformers_compile_with_dropout_as_a_cuda_graph(tmp_path: Path) -> None:
-    experiment = dataclasses.replace(digits_vit_tiny, device="cuda", compile="cudagraph", steps=4, eval_every=2)
-    assert run(experiment, run_dir=tmp_path)["steps"] == 4
+@pytest.mark.parametrize("compile", MODES)
+def test_depthwise_convolutions_train(compile: str, experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, device="cuda", compile=compile, model=use(mobilenet))
+    assert run(experiment, run_dir=tmp_path)["steps"] == 12

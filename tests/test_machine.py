@@ -109,7 +109,9 @@ print(sizes["AnonHugePages"].split()[0], machine.describe_malloc())
 
 
 @pytest.mark.skipif(
-    not machine.malloc().startswith("libc") or "[madvise]" not in machine.HUGE_PAGES.read_text(),
+    not machine.malloc().startswith("libc")
+    or not machine.HUGE_PAGES.exists()
+    or "[madvise]" not in machine.HUGE_PAGES.read_text(),
     reason="a kernel that gives huge pages to those who ask",
 )
 @pytest.mark.parametrize(("limit", "in_huge_pages"), [("resource.RLIM_INFINITY", True), ("16 << 30", False)])

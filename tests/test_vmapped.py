@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 from helpers.resumed import few_digits, small_resnet
-from helpers.runs import relative_error
+from helpers.runs import flat, relative_error
 from helpers.steps import images_in, make_program
 
 import backbones.tree as tree
@@ -60,10 +60,6 @@ def distance(members: list[Experiment], *, dtype: torch.dtype, num_steps: int = 
         for part in (lambda state, _: state.params, lambda state, _: state[:4], lambda _, metrics: metrics)
     ]
     return max(errors)
-
-
-def flat(leaves: tree.Tree) -> torch.Tensor:
-    return torch.cat([leaf.reshape(-1).double() for leaf in tree.leaves(leaves)])
 
 
 MUON = dataclasses.replace(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import backbones.tree as tree
 from backbones.run.checkpoint import list_steps
 from backbones.run.metric_writer import TIMES, read_metrics
 
@@ -36,6 +37,11 @@ def free_port() -> int:
 def newest(run_dir: Path) -> int:
     """The step of the newest complete checkpoint; -1 if there is none."""
     return max(list_steps(run_dir / "checkpoints"), default=-1)
+
+
+def flat(leaves: tree.Tree) -> torch.Tensor:
+    """All leaves as one vector, float64 on the CPU."""
+    return torch.cat([leaf.detach().cpu().double().reshape(-1) for leaf in tree.leaves(leaves)])
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:

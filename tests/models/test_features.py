@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.runs import relative_error
-from shallow import images, shallow
+from helpers.shallow import images, shallow
 from torch import Tensor, nn
 from torch.func import functional_call
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.runs import relative_error
-from shallow import images, shallow
+from helpers.shallow import images, shallow
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
