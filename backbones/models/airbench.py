@@ -17,14 +17,22 @@ from backbones.types import ModelState, Params
 
 WIDTHS = (64, 256, 256)
 """Channels of the three stages (section 3.1)."""
+MOMENTUM, EPS = 0.4, 1e-12
+"""Of the norms."""
 
 
 class BiasNorm(nn.BatchNorm2d):
     """BatchNorm with a bias and no weight (section 3.1)."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-12, momentum=0.4)
+        super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.register_parameter("weight", None)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        if self.training:
+            self.get_buffer("num_batches_tracked").add_(1)
+        one = torch.ones_like(self.bias)  # torch.func.grad failed on CUDA where there was no weight (torch 2.11)
+        return F.batch_norm(x, self.running_mean, self.running_var, one, self.bias, self.training, MOMENTUM, EPS)
 
 
 class ConvGroup(nn.Module):
