@@ -134,13 +134,13 @@ def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Expe
     for kind, function in named.items():
         if function != getattr(experiment, kind).function:  # else keep the options that the experiment gives it
             chosen[kind] = Use(function)
-    experiment = dataclasses.replace(experiment, **chosen)
-    name = experiment.name
-    if "data" in chosen or "model" in chosen:
-        name = f"{experiment.data.name}-{experiment.model.name}"
-    if "optim" in chosen:
-        name = f"{name}-{experiment.optim.name}"
-    return dataclasses.replace(experiment, name=name), others
+    new = dataclasses.replace(experiment, **chosen)
+    name, trained = experiment.name, f"{experiment.data.name}-{experiment.model.name}"
+    if name.startswith(trained):  # as cifar10-resnet18-plus does
+        name = f"{new.data.name}-{new.model.name}{name.removeprefix(trained)}"
+        chosen = {kind: each for kind, each in chosen.items() if kind not in ("data", "model")}
+    added = [each.name for kind, each in chosen.items() if kind in ("data", "model", "optim")]
+    return dataclasses.replace(new, name="-".join([name, *added])), others
 
 
 def _resume_the_latest(args: Sequence[str]) -> list[str]:

@@ -55,6 +55,20 @@ def test_components_by_name_with_their_own_fields() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ("cifar10-resnet18-plus --data fashion-mnist", "fashion-mnist-resnet18-plus"),
+        ("cifar10-resnet18-plus --model vit-tiny --data digits", "digits-vit-tiny-plus"),
+        ("cifar10-resnet18-plus --optim lion --seed 1", "cifar10-resnet18-plus-lion"),
+        ("speedrun --data fashion-mnist", "speedrun-fashion-mnist"),
+        ("speedrun --model resnet18 --optim lion", "speedrun-resnet18-lion"),
+    ],
+)
+def test_the_name_says_the_recipe_and_what_was_chosen(args: str, name: str) -> None:
+    assert parse(args.split()).experiment.name == name
+
+
 def test_what_every_optimizer_can_have_around_it() -> None:
     experiment = parse(["--optim", "muon", "--ema", "0.999", "--clip", "1.0", "--weight-decay-mask", "all"]).experiment
     assert experiment == dataclasses.replace(
