@@ -39,7 +39,6 @@ CUDA = torch.device("cuda", 0)
 MODES = ("off", "on", "cudagraph")
 
 
-
 @pytest.fixture(autouse=True)
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in float32, as `Experiment.init_device` has them."""
