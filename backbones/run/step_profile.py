@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.nn.modules import module as nn_module
 from torch.profiler import profile, record_function
@@ -23,6 +24,9 @@ PHASES = ("augment", "forward", "backward", "update")
 
 ROOT = "model"
 """What the whole module is called; the others have their dotted names behind it."""
+
+Measure = Callable[[FunctionEvent], float]
+"""A number of an event of the profiler."""
 
 DEPTH = 2
 """How far down the tree of modules the second table goes."""
@@ -81,9 +85,7 @@ def with_profile(train_step: TrainStep, steps: range, *, left: range, folder: Pa
             seconds = time.perf_counter() - since
             stack.close()
             profiler.export_chrome_trace(str(path))
-            events = list(profiler.events() or ())
-            print(phase_table(events, seconds=seconds, num_steps=len(steps)))
-            print(module_table(events, seconds=seconds, num_steps=len(steps)))
+            print(tables(list(profiler.events() or ()), seconds=seconds, num_steps=len(steps)))
             print(f"the trace of steps {name} is in {path}; open it in ui.perfetto.dev", flush=True)
             profiler = None
         return state, metrics
@@ -119,11 +121,29 @@ def _named_modules() -> Iterator[None]:
             handle.remove()
 
 
-def phase_table(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+    """The table of phases and that of modules, of `num_steps` steps that took `seconds`.
+
+    A GPU computes while Python goes on: both tables have the time of the one that takes longer for a step.
+    """
+    events = [event for event in events if event.device_type == DeviceType.CPU]  # a GPU repeats the marks
+    steps = [event for event in events if event.name == "train_step"]
+    on_gpu, on_cpu = (_mean(steps, time_of, num_steps) for time_of in (_gpu_time, _cpu_time))
+    time_of = _gpu_time if on_gpu > on_cpu else _cpu_time
+    text = "\n".join(
+        table(events, time_of, seconds=seconds, num_steps=num_steps) for table in (phase_table, module_table)
+    )
+    if on_gpu:
+        shown, gpu, python = "the GPU" if on_gpu > on_cpu else "Python", on_gpu / 1e3, on_cpu / 1e3
+        text += f"\ntimes are those of {shown}: of a step, {gpu:.1f} ms on the GPU and {python:.1f} ms in Python\n"
+    return text
+
+
+def phase_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:
     """Time of each phase, and the memory that is still allocated when it is over, as means over the steps."""
     marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES)}
     total = 1e6 * seconds / num_steps
-    times = {name: _mean(found, _time, num_steps) for name, found in marked.items()}
+    times = {name: _mean(found, time_of, num_steps) for name, found in marked.items()}
     in_step = times.pop("train_step")
     times["rest of the step"] = in_step - sum(times.values())
     times["between steps"] = total - in_step
@@ -134,21 +154,21 @@ def phase_table(events: list[FunctionEvent], *, seconds: float, num_steps: int) 
     return "\n".join(lines) + "\n"
 
 
-def module_table(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> str:
+def module_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:
     """Time of each module, and the memory that its forward pass leaves allocated, as means over the steps.
 
     A module's backward pass is what autograd computes for the operators of its forward pass. Of a compiled step there
     are no modules to see, and no rows.
     """
     total = 1e6 * seconds / num_steps
-    backward = _backward_times(events)
+    backward = _backward_times(events, time_of)
     rows: dict[str, list[FunctionEvent]] = {}
     for event in filter(_is_module, events):
         if event.name.count(".") <= DEPTH:
             rows.setdefault(event.name, []).append(event)
     lines = ["| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
     for name, found in rows.items():
-        forward = _mean(found, _time, num_steps)
+        forward = _mean(found, time_of, num_steps)
         behind = sum(value for owner, value in backward.items() if f"{owner}.".startswith(f"{name}.")) / num_steps
         share, memory = (forward + behind) / total, _mean(found, _memory, num_steps) / 1e6
         lines.append(f"| {name} | {forward / 1e3:.1f} | {behind / 1e3:.1f} | {share:.0%} | {memory:.0f} |")
@@ -159,7 +179,7 @@ def _is_module(event: FunctionEvent) -> bool:
     return event.name.partition(".")[0] == ROOT
 
 
-def _backward_times(events: list[FunctionEvent]) -> dict[str, float]:
+def _backward_times(events: list[FunctionEvent], time_of: Measure) -> dict[str, float]:
     """Name of a module -> microseconds of the backward pass of its own operators."""
     owners: dict[int, str] = {}  # by the number that autograd gives to an operator and to its backward
     for event in events:
@@ -172,17 +192,22 @@ def _backward_times(events: list[FunctionEvent]) -> dict[str, float]:
     for event in events:
         if event.name.startswith("autograd::engine::evaluate_function") and event.sequence_nr in owners:
             owner_name = owners[event.sequence_nr]
-            times[owner_name] = times.get(owner_name, 0.0) + _time(event)
+            times[owner_name] = times.get(owner_name, 0.0) + time_of(event)
     return times
 
 
-def _mean(events: list[FunctionEvent], measure: Callable[[FunctionEvent], float], num_steps: int) -> float:
+def _mean(events: list[FunctionEvent], measure: Measure, num_steps: int) -> float:
     return sum(map(measure, events)) / num_steps
 
 
-def _time(event: FunctionEvent) -> float:
-    """Microseconds, on the GPU if it computed there."""
-    return max(event.cpu_time_total, event.device_time_total)
+def _cpu_time(event: FunctionEvent) -> float:
+    """Microseconds from its begin to its end."""
+    return event.cpu_time_total
+
+
+def _gpu_time(event: FunctionEvent) -> float:
+    """Microseconds of what it had a GPU compute."""
+    return event.device_time_total
 
 
 def _memory(event: FunctionEvent) -> float:

@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.run import run
-from backbones.run.step_profile import PHASES, parse_steps
+from backbones.run.step_profile import PHASES, parse_steps, tables
 
 
 def test_steps() -> None:
@@ -46,3 +48,22 @@ def test_where_the_time_went(experiment: Experiment, tmp_path: Path, capsys: pyt
     assert len(parts) >= 2
     for i in (0, 1):
         assert sum(values[i] for values in parts) <= rows["model"][i] + 0.1 * len(parts)
+
+
+def test_marks_that_a_gpu_repeats_count_once() -> None:
+    """A step of 10 ms in Python, of which the GPU computes as much as it is given, and marks it again."""
+
+    def event(name: str, end: int, kernel: int = 0, device: DeviceType = DeviceType.CPU) -> FunctionEvent:
+        made = FunctionEvent(0, name, 0, 0, end, use_device="cuda", device_type=device)
+        if kernel:
+            made.append_kernel("kernel", 0, kernel)
+        return made
+
+    def shown(kernel: int) -> list[str]:
+        marks = [event("train_step", 10_000, kernel), event("forward", 4_000, kernel)]
+        repeated = [event("forward", kernel, device=DeviceType.CUDA)]
+        return tables([*marks, *repeated], seconds=0.02, num_steps=1).splitlines()
+
+    assert "| forward | 4.0 | 20% | 0 |" in shown(kernel=3_000)
+    assert shown(3_000)[-1] == "times are those of Python: of a step, 3.0 ms on the GPU and 10.0 ms in Python"
+    assert "| forward | 15.0 | 75% | 0 |" in shown(kernel=15_000)
