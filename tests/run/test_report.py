@@ -11,12 +11,15 @@ import statistics
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree as xml
 
 import numpy as np
 import pytest
 import torch
 from helpers.processes import run as run_process
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from backbones.augment import crop_flip
@@ -34,6 +37,7 @@ from backbones.run.model_evaluation import load_predictor
 from backbones.run.report import _file_names, make_report
 from backbones.run.report.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, WIDTH, make_panel, thin
 from backbones.run.report.groups import Group, differences, group_runs
+from backbones.run.report.overview import draw_overview
 from backbones.run.report.runs import Run
 from backbones.run.run import run
 
@@ -395,6 +399,21 @@ def test_curves_are_those_of_the_seeds_and_their_mean() -> None:
     assert height["2"] == one[max(one)] == other[min(other)] and height["4"] == one[min(one)]
     assert all(0 <= y <= HEIGHT for y in (*one.values(), *other.values()))
     assert make_panel("top-1", [group], "test", "top1") is None
+
+
+def test_top1_is_curves_or_bars_where_each_run_was_evaluated_once(tmp_path: Path) -> None:
+    def axes_of(*top1: dict[int, float]) -> Axes:
+        runs = [made_up(0, {1: 2.0, 2: 1.0}, batch_size=8 * (i + 1)) for i in range(len(top1))]
+        for each, values in zip(runs, top1, strict=True):
+            each.lines.extend({"step": step, "split": "test", "top1": value} for step, value in values.items())
+        with mock.patch.object(Figure, "savefig", autospec=True) as savefig:
+            draw_overview([Group((each,)) for each in runs], tmp_path / "overview.png", title="")
+        return savefig.call_args.args[0].axes[0]
+
+    bars = axes_of({2: 0.75}, {4: 0.5})
+    assert [bar.get_width() for bar in bars.patches] == [75, 50] and not bars.lines
+    curves = axes_of({1: 0.25, 2: 0.75}, {4: 0.5})
+    assert [list(line.get_ydata()) for line in curves.lines] == [[25, 75], [50]] and not curves.patches
 
 
 def test_a_loss_that_spans_decades_is_on_a_logarithmic_axis() -> None:

@@ -37,14 +37,22 @@ def draw_overview(groups: Sequence[Group], path: Path, *, title: str) -> None:
     )
     metrics = (("test", "top1", "held-out top-1, %", 100), ("train", "loss", "training loss", 1))
     for each, (split, name, label, scale) in zip(axes, metrics, strict=True):
-        for i, group in enumerate(groups):
-            for is_mean, points in curves_of(group, split, name):
+        lines = [(i, *curve) for i, group in enumerate(groups) for curve in curves_of(group, split, name)]
+        ends_only = all(len(points) == 1 for *_, points in lines)
+        for i, is_mean, points in lines:
+            steps, values = zip(*thin(points), strict=True)
+            if not ends_only:
                 style = {"lw": 1.8, "zorder": 3} if is_mean else {"lw": 0.7, "alpha": 0.5}
-                marker = "." if len(points) == 1 else ""
-                steps, values = zip(*thin(points), strict=True)
-                each.plot(steps, [scale * value for value in values], marker=marker, **_line(i), **style)
+                each.plot(
+                    steps, [scale * value for value in values], marker="." * (len(points) == 1), **_line(i), **style
+                )
+            elif is_mean:
+                each.barh(i, scale * values[0], **_line(i))
+        if ends_only:
+            each.invert_yaxis()
+            each.set_yticks([])
         each.set_title(label, fontsize=10, loc="left")
-        each.set_xlabel("step")
+        each.set_xlabel("" if ends_only else "step")
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
     axes[1].set_yscale("log")
