@@ -1,5 +1,6 @@
 """The one place that compiles: `jit(function)` is `function`, eager, compiled, or replayed as a CUDA graph."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,6 +8,10 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+
+# Dynamo looks for Python numbers among what a function takes, and where it holds a 0-D float64 tensor for one it begins
+# anew, which takes twice the time. Our functions take tensors alone.
+os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
 
 Mode = Literal["eager", "compile", "cudagraph"]
 

@@ -19,9 +19,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-# A pass that would trace every step a second time, to find that its 0-D float64 tensors are no Python scalars.
-os.environ["TENSORIFY_PYTHON_SCALARS"] = "0"
-
 
 @pytest.fixture
 def experiment() -> Experiment:

@@ -1,6 +1,10 @@
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import compilation_time_metrics
 
 import backbones.tree as tree
 from backbones.jit import jit
@@ -33,6 +37,16 @@ def test_a_donated_state_keeps_its_memory(mode: str) -> None:
     assert [leaf.data_ptr() for leaf in tree.leaves(fast)] == addresses
     assert all(torch.equal(fast[name], expected[name]) for name in fast)
     assert all(torch.equal(got["sum"], wanted["sum"]) for got, wanted in metrics)  # no later call wrote over them
+
+
+@pytest.mark.slow
+def test_a_function_is_traced_once() -> None:
+    """By itself Dynamo takes the 0-D float64 tensor for a Python number, and begins anew."""
+    compilation_time_metrics.clear()
+    with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+        compiled = jit(lambda x, lr: x * lr, mode="compile")
+    compiled(torch.arange(6.0), torch.tensor(0.1, dtype=torch.float64))
+    assert "compile_attempt_0" in compilation_time_metrics and "compile_attempt_1" not in compilation_time_metrics
 
 
 @pytest.mark.slow
