@@ -55,10 +55,7 @@ class Panel(NamedTuple):
 
 
 def make_panel(title: str, groups: Sequence[Group], split: str, name: str, *, scale: float = 1.0) -> Panel | None:
-    """The curves of one metric, times `scale`; None where no run has it.
-
-    A loss is on a logarithmic axis if its largest value is ten times the smallest, and they are positive.
-    """
+    """The curves of one metric, times `scale`; None where no run has it."""
     lines = [
         (i, is_mean, [(step, scale * value) for step, value in thin(points)])
         for i, group in enumerate(groups)
@@ -67,12 +64,17 @@ def make_panel(title: str, groups: Sequence[Group], split: str, name: str, *, sc
     values = [value for _, _, points in lines for _, value in points]
     if not values:
         return None
-    is_log = name == "loss" and min(values) > 0 and max(values) >= 10 * min(values)
+    is_log = is_logarithmic(name, values)
     last = max(step for _, _, points in lines for step, _ in points)
     x = Axis(0, last, LEFT, WIDTH - RIGHT, is_tight=True)
     y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, is_log=is_log)
     curves = [Curve(i, is_mean, [(x(step), y(value)) for step, value in points]) for i, is_mean, points in lines]
     return Panel(title, x.ticks, y.ticks, curves)
+
+
+def is_logarithmic(name: str, values: Sequence[float]) -> bool:
+    """Whether the axis of a metric is: of a loss with positive values, the largest ten times the smallest."""
+    return name == "loss" and min(values) > 0 and max(values) >= 10 * min(values)
 
 
 def curves_of(group: Group, split: str, name: str) -> list[tuple[bool, Mapping[int, float]]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbones.run.report.curves import COLORS, curves_of, thin
+from backbones.run.report.curves import COLORS, curves_of, is_logarithmic, thin
 from backbones.run.report.groups import Group
 from backbones.run.report.text import count, duration, percent, rate
 
@@ -51,11 +51,12 @@ def draw_overview(groups: Sequence[Group], path: Path, *, title: str) -> None:
         if ends_only:
             each.invert_yaxis()
             each.set_yticks([])
+        elif is_logarithmic(name, [value for *_, points in lines for value in points.values()]):
+            each.set_yscale("log")
         each.set_title(label, fontsize=10, loc="left")
         each.set_xlabel("" if ends_only else "step")
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
-    axes[1].set_yscale("log")
     for right, heading in ((end, name) for name, end in COLUMNS):
         figure.text(right, (table + 0.2 * MARGIN) / height, heading, ha="right", va="center", fontsize=9, color="0.4")
     for i, group in enumerate(groups):
