@@ -31,6 +31,13 @@ def test_global_norm_is_that_of_one_vector() -> None:
     assert tree.global_norm(make_pair()).item() == 13.0
 
 
+def test_global_norm_of_a_batch_of_trees() -> None:
+    batch = {"a": torch.randn(4, 5, 6), "b": torch.randn(4, 3), "shared": torch.randn(7)}
+    norms = torch.func.vmap(tree.global_norm, in_dims=({"a": 0, "b": 0, "shared": None},))(batch)
+    each = [tree.global_norm({**batch, "a": batch["a"][i], "b": batch["b"][i]}) for i in range(4)]
+    torch.testing.assert_close(norms, torch.stack(each))
+
+
 def test_find_gives_every_node_that_matches_by_path() -> None:
     nested = ({"x": make_pair()}, [make_pair()], torch.zeros(()))
     assert tree.find(nested, lambda node: isinstance(node, Pair)) == {"0/x": nested[0]["x"], "1/0": nested[1][0]}
