@@ -14,6 +14,10 @@ cifar10-cbam-resnet18-plus    83.52 % in 3 epochs
 cifar10-mobilenet-plus        62.69 % in 3 epochs
 cifar10-shufflenet-g8-plus    75.08 % in 3 epochs
 cifar10-vit-tiny-plus         65.78 % in 3 epochs
+
+On two cores of an Intel Xeon (AMX), with seed 0, in bfloat16, with --epochs 6:
+
+fashion-mnist-resnet18-plus   94.76 % in 6 epochs, 62 minutes
 """
 
 from dataclasses import replace
