@@ -125,10 +125,10 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
     plain = replace(setting, precision="float32", keep_memory=False)
     multiply = matmul(setting.precision, setting.device)
     with ExitStack() as stack:
-        ends = {
-            each: stack.enter_context(contestant(each, plain if each == "plain" else setting)) for each in contenders
-        }
-        first = {each: end.recv() for each, end in ends.items()}
+        ends, first = {}, {}
+        for each in contenders:  # one after the other: the first step may compile
+            ends[each] = stack.enter_context(contestant(each, plain if each == "plain" else setting))
+            first[each] = ends[each].recv()
 
         def turn(end: Connection) -> float:
             end.send(steps)
