@@ -2,14 +2,14 @@
 download. Top-1 of the last step with seed 0, on one thread of an Intel Xeon (AMX), torch 2.14, without a GPU:
 
 digits-vit-tiny           98.90 % after 1,000 steps
-digits-resnet18           99.18 % after 300 steps
-digits-vgg11              98.35 % after 500 steps
-digits-vgg19-bn           98.08 % after 300 steps
+digits-resnet18           99.73 % after 300 steps
+digits-vgg11              97.80 % after 500 steps
+digits-vgg19-bn           97.80 % after 300 steps
 digits-preactresnet18     99.73 % after 300 steps
 digits-resnext29-32x4d    98.08 % after 600 steps
-digits-se-resnet18        100.00 % after 300 steps
-digits-cbam-resnet18      98.90 % after 300 steps
-digits-mobilenet          98.63 % after 300 steps
+digits-se-resnet18        99.45 % after 300 steps
+digits-cbam-resnet18      99.45 % after 300 steps
+digits-mobilenet          98.08 % after 300 steps
 digits-shufflenet-g8      98.90 % after 600 steps
 """
 
