@@ -118,15 +118,8 @@ def size(tree: Tree) -> int:
 
 def global_norm(tree: Tree) -> Tensor:
     """Euclidean norm of all leaves taken as one vector, 0-D."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(leaves(tree))))
-
-
-def _norms(tensors: list[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
-    return [torch.linalg.vector_norm(each, order, dtype=dtype) for each in tensors]
-
-
-_LIBRARY = torch.library.Library("aten", "IMPL")  # it must live as long as what it registers
-_LIBRARY.impl("_foreach_norm.Scalar", _norms, "FuncTorchBatched")  # torch has no rule for `torch.func.vmap` of it
+    # Not torch._foreach_norm: torch 2.14 has no rule for its vmap, and its forward-mode derivative has the wrong shape.
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
 
 
 def sha256(tree: Tree) -> str:

@@ -31,11 +31,15 @@ def test_global_norm_is_that_of_one_vector() -> None:
     assert tree.global_norm(make_pair()).item() == 13.0
 
 
-def test_global_norm_of_a_batch_of_trees() -> None:
+def test_global_norm_of_a_batch_of_trees_and_its_derivatives() -> None:
     batch = {"a": torch.randn(4, 5, 6), "b": torch.randn(4, 3), "shared": torch.randn(7)}
     norms = torch.func.vmap(tree.global_norm, in_dims=({"a": 0, "b": 0, "shared": None},))(batch)
     each = [tree.global_norm({**batch, "a": batch["a"][i], "b": batch["b"][i]}) for i in range(4)]
     torch.testing.assert_close(norms, torch.stack(each))
+    direction = tree.map(torch.ones_like, batch)
+    _, slope = torch.func.jvp(tree.global_norm, (batch,), (direction,))
+    gradient = torch.func.grad(tree.global_norm)(batch)
+    torch.testing.assert_close(slope, torch.stack([leaf.sum() for leaf in tree.leaves(gradient)]).sum())
 
 
 def test_find_gives_every_node_that_matches_by_path() -> None:
