@@ -135,12 +135,12 @@ def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Expe
         if function != getattr(experiment, kind).function:  # else keep the options that the experiment gives it
             chosen[kind] = Use(function)
     new = dataclasses.replace(experiment, **chosen)
-    name, trained = experiment.name, f"{experiment.data.name}-{experiment.model.name}"
+    name, named_by = experiment.name, ["data", "model", "optim"]
+    trained = f"{experiment.data.name}-{experiment.model.name}"
     if name.startswith(trained):  # as cifar10-resnet18-plus does
-        name = f"{new.data.name}-{new.model.name}{name.removeprefix(trained)}"
-        chosen = {kind: each for kind, each in chosen.items() if kind not in ("data", "model")}
-    added = [each.name for kind, each in chosen.items() if kind in ("data", "model", "optim")]
-    return dataclasses.replace(new, name="-".join([name, *added])), others
+        name, named_by = f"{new.data.name}-{new.model.name}{name.removeprefix(trained)}", ["optim"]
+    name = "-".join([name, *(chosen[kind].name for kind in named_by if kind in chosen)])
+    return dataclasses.replace(new, name=name), others
 
 
 def _resume_the_latest(args: Sequence[str]) -> list[str]:
