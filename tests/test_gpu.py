@@ -38,15 +38,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 CUDA = torch.device("cuda", 0)
 MODES = ("off", "on", "cudagraph")
 
+to_cuda = partial(tree.map, partial(Tensor.to, device=CUDA))
+to_cpu = partial(tree.map, Tensor.cpu)
+
 
 @pytest.fixture(autouse=True)
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in float32, as `Experiment.init_device` has them."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-to_cuda = partial(tree.map, partial(Tensor.to, device=CUDA))
-to_cpu = partial(tree.map, Tensor.cpu)
 
 
 def test_keys_and_what_is_drawn_from_them_have_the_same_bits() -> None:
