@@ -90,8 +90,9 @@ def rectangle(
     """A rectangle in an image, one for each key: top, left, height and width, int64 (arXiv 1409.4842, section 6).
 
     Its area, as a share of the image's, is uniform in `scale`, and the logarithm of its width over its height is
-    uniform in the part of log `ratio` with which it fits into the image; if there is none, the longer side is that of
-    the image. torchvision draws both up to ten times, until it fits, so that large areas are rarer.
+    uniform in the part of log `ratio` with which it fits into the image. If there is none, as for a large area of a
+    long image, it takes the whole shorter side, and is longer than `ratio` allows or smaller than `scale`. torchvision
+    draws both up to ten times, until it fits, so that large areas are rarer.
     """
     area = scale[0] + (scale[1] - scale[0]) * uniform(fold_in(key, 0))
     low = (area * (width / height)).clamp(min=ratio[0]).log()

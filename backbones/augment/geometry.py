@@ -112,12 +112,13 @@ def resized_crop(*, scale: Scale = (0.08, 1.0), ratio: Ratio = (3 / 4, 4 / 3), f
     def crop(keys: Tensor, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         top, left, rows, columns = random.rectangle(keys, height, width, scale, ratio)
+        area = 4 * height * width  # the sum of the weights
+        dtype = torch.int32 if 255 * area + area // 2 < 2**31 else torch.int64  # the smaller one is faster
         corners = [
-            (wy[:, :, None] * wx[:, None]).to(torch.int32)[:, None] * _gather(images, y[:, :, None], x[:, None])
+            (wy[:, :, None] * wx[:, None]).to(dtype)[:, None] * _gather(images, y[:, :, None], x[:, None])
             for y, wy in _between(top, rows, height)
             for x, wx in _between(left, columns, width)
         ]
-        area = 4 * height * width  # the sum of the weights; 31 bits are enough for 1,448 x 1,448 pixels
         return (sum(corners, start=corners[0].new_full((), area // 2)) // area).to(torch.uint8)
 
     return chain(crop_flip(padding=0, flip=flip), of_uint8_images(crop))

@@ -22,6 +22,9 @@ from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 
+DECODING = 2
+"""Version of how images are decoded: another one decodes them anew."""
+
 
 class Decoded(NamedTuple):
     """N decoded images of any sizes."""

@@ -14,13 +14,23 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-from backbones.data.decoded import Decoded, keep_decoded, read_decoded
+from backbones.data.decoded import DECODING, Decoded, keep_decoded, read_decoded
 from backbones.data.kept import stamp
 from backbones.data.listing import Files, Listing, train_test
 from backbones.data.reader import Fit, Reader, unreadable
-from backbones.data.source import CPU, Color, DataInfo, Dataset, Source, channel_statistics, check_labels, read_some
+from backbones.data.source import (
+    CPU,
+    Color,
+    DataInfo,
+    Dataset,
+    Source,
+    channel_statistics,
+    check_labels,
+    note_odd_classes,
+    read_some,
+)
 from backbones.data.workers import Workers
-from backbones.errors import Count, InputError, Range
+from backbones.errors import Count, InputError, Range, checked
 
 PART = 64
 """Files that a worker process decodes at a time, where all of them are gone through."""
@@ -29,6 +39,7 @@ NUM_SAMPLED = 512
 """Training images, at equal distances, from which mean and standard deviation of the channels are estimated."""
 
 
+@checked
 def image_files(
     list_files: Callable[[Path], Listing],
     device: torch.device = CPU,
@@ -73,9 +84,8 @@ def image_files(
         raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
-    stores = [files.store for files in listing.splits.values() if files.store is not None]
-    if not all(map(os.path.exists, stores)):  # on another machine than that of rank 0
-        list_files(path)
+    if any(files.store is not None for files in listing.splits.values()):
+        distributed.once_a_node(partial(_find_here, listing, list_files, path))
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
         name: Reader(files._replace(version=stamp(files.store) if files.store else None), channels, background)
@@ -91,6 +101,7 @@ def image_files(
 
     labels = {name: torch.from_numpy(reader.files.labels) for name, reader in readers.items()}
     check_labels(labels["train"], labels["test"], listing.class_names)
+    note_odd_classes(labels["train"], labels["test"], listing.class_names)
     height, width = (image_size, image_size) if image_size else readers["train"].load(0).shape[1:]
     fit = Fit(height, width, center if image_size else None, None)
     readers = {name: reader._replace(fit=fit) for name, reader in readers.items()}
@@ -113,6 +124,21 @@ def image_files(
         for name, reader in readers.items()
     )
     return Dataset(train, test)
+
+
+def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> None:
+    """Let a machine other than that of rank 0 make its store too, and check that the same images are in it.
+
+    Raises:
+        InputError: they are others.
+    """
+    if distributed.is_main():
+        return
+    here = list_files(path).splits
+    if here.keys() != listing.splits.keys() or not all(here[name].equals(listing.splits[name]) for name in here):
+        raise InputError(
+            f"{distributed.this_process()} finds other images in {path} than rank 0; make it equal on all machines"
+        )
 
 
 def _without_bad_files(
@@ -148,7 +174,7 @@ def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decode
     files = reader.files
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
     stamps = [stamp(path) if os.path.exists(path) else None for path in paths]
-    about = hashlib.sha256(json.dumps([files.root, stamps, reader.channels, reader.background]).encode())
+    about = hashlib.sha256(json.dumps([DECODING, files.root, stamps, reader.channels, reader.background]).encode())
     for array in (*files.names.to_arrays(), files.extents):
         about.update(b"" if array is None else array.tobytes())
     folder = cache / f"decoded-{about.hexdigest()[:16]}"

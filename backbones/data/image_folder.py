@@ -21,7 +21,7 @@ def list_folder(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
-    return kept_listing(root, lambda: _scan(root))
+    return kept_listing(root, "folder", lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:

@@ -28,6 +28,11 @@ def list_table(root: Path) -> Listing:
     found: dict[str, list[tuple[str, str]]] = {}
     for table_split, table in tables.items():
         for split, path, label in _read_table(table):
+            if table_split and split != "all" and (split in TEST_NAMES) != (table_split == "test"):
+                raise InputError(
+                    f"{table} has a line of the split {split}, {path}; leave that column out, or name the table itself "
+                    f"instead of its folder: --data.root {table}"
+                )
             found.setdefault(table_split or split, []).append((path, label))
     chosen = {**choose_splits(root, found), "all": "all"}
     rows = {chosen[split]: lines for split, lines in found.items() if split in chosen}
@@ -64,7 +69,7 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
                 split, path, label = (
                     line.get(name, "all" if name == "split" else None) for name in ("split", "path", "label")
                 )
-                if not path or not label or split not in ("train", "all", *TEST_NAMES):
+                if not path or not label or split not in ("train", "all", *TEST_NAMES) or None in line:
                     raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
                 found.append((split, path, label))
             return found

@@ -32,7 +32,7 @@ def list_tar(root: Path) -> Listing:
     """
     if not root.is_file():
         raise InputError(f"{root} is no file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
-    return kept_listing(root, lambda: _scan(root))
+    return kept_listing(root, "tar", lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:

@@ -44,7 +44,7 @@ def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
     Raises:
         BadImage: these are no bytes of an image, or not all of them.
     """
-    image = _decode_fast(content, channels)
+    image = _decode_fast(content)
     if image is None:
         image = _decode_any(content)
     if image.shape[0] == 4:
@@ -52,8 +52,8 @@ def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
     return _to_grey(image) if image.shape[0] > channels else image
 
 
-def _decode_fast(content: bytes, channels: int) -> Tensor | None:
-    """A JPEG or a PNG, [1, 3 or 4, H, W] uint8; None for what torchcodec does not know or refuses."""
+def _decode_fast(content: bytes) -> Tensor | None:
+    """A JPEG or a PNG, [3 or 4, H, W] uint8; None for what torchcodec does not know or refuses."""
     codec = _torchcodec()
     is_jpeg, is_png = content[:3] == b"\xff\xd8\xff", content[:8] == b"\x89PNG\r\n\x1a\n"
     if codec is None or not (is_jpeg or is_png):
@@ -62,7 +62,7 @@ def _decode_fast(content: bytes, channels: int) -> Tensor | None:
     try:
         if is_jpeg:
             _check_pixels(_jpeg_pixels(content))
-            return codec.decode_jpeg(data, mode="GRAY" if channels == 1 else "RGB")
+            return codec.decode_jpeg(data, mode="RGB")  # its own grey differs by up to 3 levels from that of Pillow
         _check_pixels(int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big"))
         has_alpha = content[25:26] in (b"\x04", b"\x06") or b"tRNS" in content
         return codec.decode_png(data, mode="RGB_ALPHA" if has_alpha else "RGB")

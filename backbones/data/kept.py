@@ -15,7 +15,7 @@ import numpy as np
 
 from backbones.data.listing import Files, Listing, Names
 
-VERSION = 1
+VERSION = 2
 """Of how files are listed: another one lists them anew."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -34,15 +34,19 @@ def stamp(path: Path | str) -> Stamp:
 
 
 def kept_listing(
-    path: Path, make: Callable[[], tuple[Listing, Stamps]], sources: Collection[Path] | None = None
+    path: Path, kind: str, make: Callable[[], tuple[Listing, Stamps]], sources: Collection[Path] | None = None
 ) -> Listing:
-    """The listing of `path` from an earlier run, if nothing has changed since, else `make()`; on the main process.
-
-    `sources` are the files that it is made from now, where new ones would change no stamp.
+    """The listing of `path` from an earlier run, if nothing has changed since, else `make()`.
 
     It is kept in $XDG_CACHE_HOME/backbones (~/.cache/backbones), if that can be written.
+
+    Args:
+        path: file or folder.
+        kind: of data set: a folder may hold images in several ways.
+        make: lists it, and gives the stamps of what was read for that.
+        sources: the files that it is made from now, where new ones would change no stamp.
     """
-    file = kept_path(path, f"listing-{VERSION}", "npz")
+    file = kept_path(path, f"{kind}-{VERSION}", "npz")
     names = None if sources is None else {str(each.resolve()) for each in sources}
     with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
         stored = json.loads(bytes(arrays["stamps"]))
@@ -67,9 +71,18 @@ def kept_path(path: Path, kind: str, suffix: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so."""
+    """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so.
+
+    What a process left that was killed in the block is deleted a day later.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=path.suffix, delete=False) as temporary:
+    for left in path.parent.glob(f"{path.stem}-tmp-*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - 24 * 3600:
+                left.unlink()
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f"{path.stem}-tmp-", suffix=path.suffix, delete=False
+    ) as temporary:
         try:
             yield temporary
             temporary.flush()

@@ -89,6 +89,13 @@ class Files(NamedTuple):
         start, length = self.extents[i].tolist()
         return os.pread(_opened(self.store, self.version), length, start)
 
+    def equals(self, other: "Files") -> bool:
+        """Whether they have the same names and labels, at the same places."""
+        ours, theirs = ([*each.names.to_arrays(), each.labels] for each in (self, other))
+        if self.extents is not None and other.extents is not None:
+            ours, theirs = [*ours, self.extents], [*theirs, other.extents]
+        return all(np.array_equal(one, another) for one, another in zip(ours, theirs, strict=True))
+
     def take(self, rows: np.ndarray) -> "Files":
         """Some of the files, by number [M] int64."""
         names = Names(self.names[i] for i in rows.tolist())
@@ -154,7 +161,9 @@ def list_tree(
         if extents is not None:
             table = np.array(found, dtype=np.int64).reshape(-1, 2)
             listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
-    _note_ignored(path, files, sum(each.size for each in listing.splits.values()))
+    others = () if "train" not in tops else {*TEST_NAMES} - splits.keys()  # which `choose_splits` has named
+    looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
+    _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))
     return listing
 
 

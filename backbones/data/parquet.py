@@ -17,7 +17,7 @@ import backbones.distributed as distributed
 from backbones.data.files import image_files
 from backbones.data.kept import Stamps, kept_listing, kept_path, replacing, stamp
 from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits
-from backbones.errors import InputError
+from backbones.errors import InputError, shorten
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 """Of several columns of labels the first one is taken."""
@@ -49,7 +49,7 @@ def list_parquet(root: Path) -> Listing:
     paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not paths or not paths[0].is_file():
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
-    return kept_listing(root, lambda: _extract(root, paths), paths)
+    return kept_listing(root, "parquet", lambda: _extract(root, paths), paths)
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
@@ -57,31 +57,34 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
     stamps = {str(path.resolve()): stamp(path) for path in paths}
     store = kept_path(root, "images", "bin")
     rows: dict[str, list[tuple[str, Any, int, int]]] = {}  # name, label, and where the bytes are in the store
-    known: list[str] | None = None
+    named: dict[Path, list[str]] = {}  # file -> names of its classes
+    splits = [_split_of(path.relative_to(root) if root.is_dir() else Path(path.name)) for path in paths]
+    chosen = {**choose_splits(root, splits), "all": "all"}
     try:
-        files = [pyarrow.parquet.ParquetFile(path) for path in paths]
+        total = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
         with (
             replacing(store) as output,
-            tqdm(desc=f"copying {root}", total=sum(file.metadata.num_rows for file in files), unit=" images",
+            tqdm(desc=f"copying {root}", total=total, unit=" images",
                  disable=None if distributed.is_main() else True) as bar,
         ):  # fmt: skip
-            splits = [_split_of(path.relative_to(root) if root.is_dir() else Path(path.name)) for path in paths]
-            chosen = {**choose_splits(root, splits), "all": "all"}
-            for path, file, name in zip(paths, files, splits, strict=True):
-                if name not in chosen:
+            for path, split in zip(paths, splits, strict=True):
+                if split not in chosen:
                     continue
-                split_rows = rows.setdefault(chosen[name], [])
-                image_column, label_column = _columns(path, file.schema_arrow)
-                known = _class_names(file.schema_arrow, label_column) or known
-                for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
-                    content, file_name = image if isinstance(image, tuple) else (image, None)
-                    start, length = output.tell(), output.write(content or b"")
-                    called = file_name or f"{os.path.relpath(path, root)}, row {row}"
-                    split_rows.append((called, label, start, length))
-                    bar.update()
+                split_rows = rows.setdefault(chosen[split], [])
+                with pyarrow.parquet.ParquetFile(path) as file:
+                    image_column, label_column = _columns(path, file.schema_arrow)
+                    if (names := _class_names(file.schema_arrow, label_column)) is not None:
+                        named[path] = names
+                    for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
+                        content, file_name = image if isinstance(image, tuple) else (image, None)
+                        start, length = output.tell(), output.write(content or b"")
+                        called = file_name or f"{os.path.relpath(path, root)}, row {row}"
+                        split_rows.append((called, label, start, length))
+                        bar.update()
     except pyarrow.ArrowException as error:
         raise InputError(f"{root} cannot be read as parquet: {error}") from error
-    class_names, numbers = _number(root, {split: [row[1] for row in each] for split, each in rows.items()}, known)
+    labels = {split: [row[1] for row in each] for split, each in rows.items()}
+    class_names, numbers = _number(root, labels, _one_of(named))
     listing = Listing(class_names, {})
     for split, each in rows.items():
         extents = np.array([row[2:] for row in each], dtype=np.int64).reshape(-1, 2)
@@ -122,6 +125,20 @@ def _class_names(schema: Any, label_column: str) -> list[str] | None:
     return about.get("info", {}).get("features", {}).get(label_column, {}).get("names")
 
 
+def _one_of(named: dict[Path, list[str]]) -> list[str] | None:
+    """The names of the classes, which all files that have any must agree on; None if none has."""
+    if not named:
+        return None
+    first, names = next(iter(named.items()))
+    for path, theirs in named.items():
+        if theirs != names:
+            raise InputError(
+                f"the classes are {shorten(names)} in {first}, and {shorten(theirs)} in {path}, so that a number means "
+                "another class in each; write both with the same names, or labels as strings"
+            )
+    return names
+
+
 def _rows(file: Any, image_column: str, label_column: str) -> Iterator[tuple[Any, Any]]:
     """Each image, as bytes or as a tuple of bytes and path, and its label."""
     for batch in file.iter_batches(batch_size=64, columns=[image_column, label_column]):
@@ -136,6 +153,8 @@ def _number(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The classes, and the labels of each split as their numbers; a label may be a number already."""
     found = {label for each in labels.values() for label in each}
+    if not found:
+        raise InputError(f"the parquet files in {root} have no rows; wanted one image at least")
     if None in found or len({type(label) for label in found}) > 1:
         raise InputError(f"{root} has rows without a label, or labels of several types")
     if all(isinstance(label, int) for label in found):

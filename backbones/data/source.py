@@ -110,6 +110,7 @@ def in_memory(
                 "one C, H and W in both splits"
             )
     check_labels(train[1], test[1], class_names)
+    note_odd_classes(train[1], test[1], class_names)
     mean, std = channel_statistics(train[0])
     channels, height, width = train[0].shape[1:]
     info = DataInfo((channels, height, width), class_names, mean, std)
@@ -127,13 +128,14 @@ def in_memory(
 
 
 def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> None:
-    """Check the labels [N] int64 of both splits; what can be trained on, but is odd, is printed as a note.
+    """Check the labels [N] int64 of both splits.
 
     Raises:
-        InputError: a split is empty, or has a label that is no class.
+        InputError: they are no such tensors, a split is empty, or has a label that is no class.
     """
-    counts = []
     for split, labels in (("training", train), ("test", test)):
+        if labels.dim() != 1 or labels.dtype != torch.int64:
+            raise InputError(f"the {split} labels are {labels.dtype} {tuple(labels.shape)}; wanted torch.int64 [N]")
         if len(labels) == 0:
             raise InputError(f"the {split} split has no images; wanted one at least")
         wrong = labels[(labels < 0) | (labels >= len(class_names))]
@@ -142,7 +144,11 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
                 f"{len(wrong)} of the {len(labels)} {split} labels are outside 0 to {len(class_names) - 1}: "
                 f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
             )
-        counts.append(torch.bincount(labels, minlength=len(class_names)))
+
+
+def note_odd_classes(train: Tensor, test: Tensor, class_names: Sequence[str]) -> None:
+    """Print a note where there is one class only, or none of the images of a split is of some class."""
+    counts = [torch.bincount(labels, minlength=len(class_names)) for labels in (train, test)]
     if len(class_names) == 1:
         distributed.print0(f"note: there is one class only: {class_names[0]}")
     for what, classes in (("training images", counts[0] == 0), ("test images", (counts[1] == 0) & (counts[0] > 0))):
@@ -162,7 +168,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
     A constant channel has the standard deviation 1, so that it can be divided by; that is printed as a note.
     """
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
     values = torch.arange(256, dtype=torch.float64)  # exact, and without a float copy of every pixel
     frequencies = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)  # [C, 256]
     mean = frequencies @ values

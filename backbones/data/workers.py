@@ -44,6 +44,7 @@ class Workers:
         self.number = number
         self._objects = objects
         self._pool: ProcessPoolExecutor | None = None
+        self._lifeline: connection.Connection | None = None
 
     def start(self, name: str, method: str, *args: Any) -> Callable[[], Any]:
         """Begin to call a method; the function that is returned waits for the result.
@@ -55,12 +56,13 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
             context.set_forkserver_preload(["__main__", "backbones.data"])  # else each of them would import torch
-            self._pool = ProcessPoolExecutor(self.number, context, _begin, (self._objects,))
-        with _death_is_one_message():
+            theirs, self._lifeline = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.number, context, _begin, (self._objects, theirs))
+        with self._death_is_one_message():
             future = self._pool.submit(_call, name, method, *args)
 
         def wait() -> Any:
-            with _death_is_one_message():
+            with self._death_is_one_message():
                 return future.result()
 
         return wait
@@ -88,39 +90,39 @@ class Workers:
 
         return start
 
-
-@contextmanager
-def _death_is_one_message() -> Iterator[None]:
-    try:
-        yield
-    except (BrokenProcessPool, ConnectionError, EOFError) as error:
-        for process in multiprocessing.active_children():  # the others ignore the signal that the pool sends them
-            process.kill()
-        raise InputError(
-            "a process that reads images has died: it was killed for want of memory (of /dev/shm too), or could not "
-            'begin, where the script that trains has no `if __name__ == "__main__":`; --data.workers sets their '
-            "number, and --resume continues the run"
-        ) from error
+    @contextmanager
+    def _death_is_one_message(self) -> Iterator[None]:
+        try:
+            yield
+        except (BrokenProcessPool, ConnectionError, EOFError) as error:
+            if self._lifeline is not None:
+                self._lifeline.close()  # the other processes ignore the signal that the pool sends them
+            raise InputError(
+                "a process that reads images has died: it was killed for want of memory (of /dev/shm too), or could "
+                'not begin, where the script that trains has no `if __name__ == "__main__":`; --data.workers sets '
+                "their number, and --resume continues the run"
+            ) from error
 
 
 _objects: Mapping[str, Any] = {}
 
 
-def _begin(objects: Mapping[str, Any]) -> None:
-    """In a new worker process: keep the objects, leave signals to the process that trains, and end with it."""
+def _begin(objects: Mapping[str, Any], lifeline: connection.Connection) -> None:
+    """In a new worker process: keep the objects, leave signals to the process that trains, and end with it.
+
+    The other end of `lifeline` closes when that process ends or gives the workers up.
+    """
     global _objects
     _objects = objects
     torch.set_num_threads(1)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end() -> None:
+        connection.wait([lifeline])
+        os._exit(1)
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _call(name: str, method: str, *args: Any) -> Any:

@@ -174,3 +174,9 @@ def test_a_rotation_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_nearest(got, image, angle=-angle, shear=[0.0, 0.0])
         assert (got == oracle.rotate(image, angle)).float().mean() > 0.99
     assert torch.equal(rotated[-1], torch.rot90(batch.images[-1], 1, (1, 2)))
+
+
+def test_a_resized_crop_of_a_large_image_does_not_overflow() -> None:
+    batch = make_batch(1, (1, 1500, 1500))
+    white = torch.full_like(batch.images, 255)
+    assert (resized_crop()(make_keys(1), batch._replace(images=white)).images == 255).all()

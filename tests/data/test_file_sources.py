@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from helpers.trees import CLASSES, encoded, in_order, random_image, write_folder, write_parquet, write_table, write_tar
@@ -95,10 +96,19 @@ def test_listings_are_remembered_until_the_folder_changes(tmp_path: Path, monkey
     assert [number_listed(), number_listed()] == [9, 0]
     shutil.copy(in_order(folder)[0], folder / "train" / "cat" / "new.png")
     assert number_listed() == 9 and image_folder(root=str(folder)).train.size == 25
-    (file,) = (tmp_path / "cache" / "backbones").glob("listing-*.npz")
+    (file,) = (tmp_path / "cache" / "backbones").glob("folder-*.npz")
     for damaged in (b"", file.read_bytes()[:-50]):
         file.write_bytes(damaged)
         assert number_listed() == 9
+
+
+def test_a_folder_may_hold_parquet_and_a_tree_of_files(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "photos")
+    write_parquet(write_folder(tmp_path / "others", num_train=2), root)
+    for path in [root, *root.rglob("*")]:
+        os.utime(path, (1e9, 1e9))
+    for _ in "12":
+        assert [DATASETS[name](root=str(root)).train.size for name in ("parquet", "image-folder")] == [6, 24]
 
 
 def test_held_out_images_stay_when_others_come(tmp_path: Path) -> None:
@@ -274,8 +284,10 @@ def test_what_is_odd_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for path in in_order(folder):
         if path.suffix in (".png", ".JPG"):
             path.write_bytes(encoded(np.array(Image.new("RGB", (16, 16), (200, 100, 50)))))
+    shutil.copytree(folder / "test", folder / "val")
     dataset = image_folder(root=str(folder))
     out = capsys.readouterr().out
+    assert "has the splits test, val: test is held out, the rest not used" in out
     assert f"note: 2 files of {folder} are no images of a class, such as .txt: not used\n" in out
     assert "note: no training images in 1 of 4 classes: cow\n" in out
     assert "note: all pixels of the training images are equal in channel 0, 1, 2\n" in out
@@ -297,6 +309,19 @@ def gzipped(path: Path) -> Path:
     return path
 
 
+def two_tables(folder: Path, label: str) -> Path:
+    write(folder / "train.csv", f"path,label,split\nx.png,{label},val\n".encode())
+    write(folder / "test.csv", f"path,label\ny.png,{label}\n".encode())
+    return folder
+
+
+def rowless(root: Path) -> Path:
+    for path in root.rglob("*.parquet"):
+        schema = pyarrow.schema([("img", pyarrow.binary()), ("label", pyarrow.int64())])
+        pyarrow.parquet.write_table(schema.empty_table(), path)
+    return root
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -308,6 +333,11 @@ def gzipped(path: Path) -> Path:
         ("image-list", lambda p, t: write(t / "a.csv", b"path,class\nx,1\n"), r"a.csv has no column label in its"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\nx,\n"), r"a.csv, line 2: wanted path, label and"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\n\xff,1\n"), r"a.csv is no CSV file in UTF-8"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,label\na,b.jpg,cat\n"), r"a.csv, line 2: wanted path"),
+        ("image-list", lambda p, t: two_tables(t, "cat"), r"train.csv has a line of the split val, x.png; leave that"),
+        ("parquet", lambda p, t: write_parquet(p, t / "hub", test_classes=["a", "b", "c"]),
+         "the classes are a, b, c in .*test-00000.*, and cat, dog.b, Éclair 2.0 in .*train-00000"),
+        ("parquet", lambda p, t: rowless(write_parquet(p, t / "hub")), "the parquet files in .*hub have no rows"),
         ("parquet", lambda p, t: t / "absent", "there are no parquet files in .*absent"),
         ("parquet", lambda p, t: write(t / "a.parquet", b"hello"), "a.parquet cannot be read as parquet"),
     ],
@@ -412,6 +442,13 @@ def test_splits_of_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_random_crop_needs_a_size(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--data.crop is random, and --data.image-size is not set"):
         image_folder(root=str(write_folder(tmp_path / "photos")), crop="random")
+
+
+def test_options_are_checked_in_calls_from_python_too(tmp_path: Path) -> None:
+    root = str(write_folder(tmp_path / "photos"))
+    for options in ({"crop": "Random"}, {"on_error": "Stop"}, {"channels": 2}, {"image_size": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(options))} is .*; it must be "):
+            image_folder(root=root, **options)
 
 
 def test_holding_out_none_or_all_is_refused(tmp_path: Path) -> None:

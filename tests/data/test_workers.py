@@ -57,6 +57,20 @@ def test_a_worker_that_dies_is_one_message() -> None:
         workers.start("a", "die", 0)()
 
 
+def test_a_death_ends_the_other_processes_of_its_pool_and_no_others() -> None:
+    pools = [Workers({"a": Reader()}, 2) for _ in "12"]
+    waits = [[pool.start("a", "process", i) for i in range(20)] for pool in pools]
+    processes = [list(pool._pool._processes) for pool in pools if [wait() for wait in waits[pools.index(pool)]]]
+    assert [len(each) for each in processes] == [2, 2]
+    with pytest.raises(InputError, match="a process that reads images has died"):
+        pools[0].start("a", "die", 0)()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{process}").exists() for process in processes[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert pools[1].start("a", "double", 4)() == 8 and all(Path(f"/proc/{each}").exists() for each in processes[1])
+
+
 def make_source(started: list[int]) -> Source:
     labels = torch.arange(100)
 
