@@ -6,7 +6,7 @@ write_state_dict("ours.safetensors", export_weights("resnet50", params, model_st
 
 import re
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -167,7 +167,7 @@ def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, Mode
     """
     format = FORMATS[check_known("format of a model", name, FORMATS)]
     if format.bias_before_norm:
-        state_dict = _fold_biases(state_dict)
+        state_dict = _fold_biases(state_dict, kept=())
     ours = {**like[0], **like[1]}
     theirs = {our_name: _rename(our_name, format) for our_name in ours}
     problems = [f"missing: {their_name}" for their_name in theirs.values() if their_name not in state_dict]
@@ -196,7 +196,7 @@ def to_our_names(state_dict: StateDict, ours: StateDict) -> StateDict:
             another kind of head, which begin with `head.` too.
         ours: name -> leaf of the model that is to have them; only its shape matters.
     """
-    state_dict = _fold_biases(state_dict)
+    state_dict = _fold_biases(state_dict, kept=ours)
     formats = [*{id(format): format for format in FORMATS.values()}.values(), *OTHER_FORMATS]
     names = [{_rename(name, format): name for name in ours} for format in formats]
     most = max([{name: name for name in ours}, *names], key=lambda theirs: len(state_dict.keys() & theirs.keys()))
@@ -239,12 +239,13 @@ def _squeeze(theirs: Tensor, ours: Tensor) -> Tensor:
     return theirs[..., 0, 0] if theirs.shape == (*ours.shape, 1, 1) else theirs
 
 
-def _fold_biases(state_dict: StateDict) -> StateDict:
-    """Remove the biases of convolutions, and subtract them from the running means of the norms that follow."""
+def _fold_biases(state_dict: StateDict, kept: Collection[str]) -> StateDict:
+    """Remove the biases of convolutions but those that are `kept`, and subtract them from the running means of the
+    norms that follow."""
     folded = dict(state_dict)
     for key in state_dict:
         match = re.fullmatch(r"features\.(\d+)\.running_mean", key)
         bias_key = f"features.{int(match[1]) - 1}.bias" if match else None
-        if bias_key in folded:
+        if bias_key in folded and bias_key not in kept:
             folded[key] = folded[key] - folded.pop(bias_key)
     return folded

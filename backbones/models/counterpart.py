@@ -87,7 +87,9 @@ def find_counterpart(
     """
     found = COUNTERPARTS[library].get(name)
     if found is None:
-        raise InputError(f"{library} has no {name}; of our models it has {', '.join(COUNTERPARTS[library])}")
+        raise InputError(
+            f"{library} is not known to have {name}; of our models it has {', '.join(COUNTERPARTS[library])}"
+        )
     for option, wanted in found.wanted.items():
         if options[option] != wanted:
             raise InputError(

@@ -45,9 +45,20 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
     for name in head:
         headless.set_submodule(name, nn.Identity())
     outputs: dict[str, Tensor] = {}
+    image_size = torch.Size()
+
+    def keep(name: str, layer: nn.Module, args: object, output: object) -> Tensor | None:
+        del layer, args
+        if not isinstance(output, Tensor):
+            return None
+        is_last = _has_channels_last(output, image_size)
+        outputs[name] = output.permute(0, 3, 1, 2) if is_last else output
+        # The next layer gets a copy, over which it may write; it comes from what is kept, so that this has a gradient.
+        return (outputs[name].permute(0, 2, 3, 1) if is_last else outputs[name]).clone()
+
     for name, layer in _layers(headless):
         if name not in head:
-            layer.register_forward_hook(partial(_keep_output, outputs, name))
+            layer.register_forward_hook(partial(keep, name))
 
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         seed = torch.randint(2**63 - 1, (), generator=generator)
@@ -56,9 +67,11 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
     def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
         if not head:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
+        nonlocal image_size
         outputs.clear()
+        image_size = images.shape[2:]
         pooled = functional_call(headless, (params, model_state), (images,))
-        return {**{name: _channels_first(x, images) for name, x in outputs.items()}, "pooled": pooled}
+        return {**outputs, "pooled": pooled}
 
     return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
 
@@ -97,15 +110,9 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _layers(child, f"{prefix}{name}.")
 
 
-def _keep_output(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: object, output: object) -> None:
-    """A forward hook: a copy, since the next layer may write over it."""
-    del layer, args
-    if isinstance(output, Tensor):
-        outputs[name] = output.clone()
-
-
-def _channels_first(x: Tensor, images: Tensor) -> Tensor:
-    """A map of one of two layouts as [B, C, H, W]: height and width are those in the proportion of the images."""
-    height, width = images.shape[2:]
-    is_last = x.ndim == 4 and x.shape[1] * width == x.shape[2] * height and x.shape[2] * width != x.shape[3] * height
-    return x.permute(0, 3, 1, 2) if is_last else x
+def _has_channels_last(x: Tensor, image_size: torch.Size) -> bool:
+    """Whether a map is [B, H, W, C]: height and width are those in the proportion of the images."""
+    if x.ndim != 4:
+        return False
+    height, width = image_size
+    return x.shape[1] * width == x.shape[2] * height and x.shape[2] * width != x.shape[3] * height

@@ -6,6 +6,7 @@ from backbones.types import Kind, Part, Role, Roles
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 LOOKUP_TABLES = (nn.Embedding, nn.EmbeddingBag)
+POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 
 
 def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...]) -> Roles:
@@ -26,13 +27,31 @@ def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...
 
 
 def _block(module: nn.Module, name: str) -> str | None:
-    """Name of the outermost element of a container that a parameter is in."""
+    """What its block is called: the outermost element of a container that a parameter is in.
+
+    Where elements are single layers, those between two pools are one block, as in a VGG, called as its first one; where
+    there are no pools, a layer and the norm behind it.
+    """
     keys = name.split(".")
     for i, key in enumerate(keys[:-1]):
         if isinstance(module, nn.Sequential | nn.ModuleList):
-            return ".".join(keys[: i + 1])
+            return ".".join([*keys[:i], _first_of_block(module, key)])
         module = module.get_submodule(key)
     return None
+
+
+def _first_of_block(container: nn.Module, key: str) -> str:
+    elements = dict(container.named_children())
+    keys = list(elements)
+    by_pools = any(isinstance(each, POOLS) for each in elements.values())
+
+    def begins(i: int) -> bool:
+        before, each = elements[keys[i - 1]], elements[keys[i]]
+        if i == 0 or any(True for _ in each.children()) or any(True for _ in before.children()):
+            return True
+        return isinstance(before, POOLS) if by_pools else not isinstance(each, NORMS)
+
+    return next(keys[i] for i in range(keys.index(key), -1, -1) if begins(i))
 
 
 def _part(name: str, stem: tuple[str, ...], head: tuple[str, ...]) -> Part:

@@ -208,7 +208,7 @@ def attention_weights(model: Model, params: Params, features: dict[str, Tensor])
 
     Args:
         model: a ViT.
-        params: its parameters.
+        params: all of its parameters, also those that are frozen.
         features: what `model.features` gives for B images.
     """
     found, x = {}, features["stem"]

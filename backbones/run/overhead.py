@@ -21,7 +21,7 @@ class Overhead(NamedTuple):
 
     num_params: int
     macs: int
-    """Multiply-accumulates of one forward pass over one image; a norm counts two for each element."""
+    """Multiply-accumulates of one forward pass over one image; elements count two in BatchNorm, five in LayerNorm."""
     activations: int
     """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
 
@@ -66,6 +66,7 @@ def _analyze(model: Model, image_shape: tuple[int, int, int]) -> tuple[FlopCount
     images = torch.zeros(1, *image_shape)
     macs, activations = FlopCountAnalysis(module, images), ActivationCountAnalysis(module, images)
     macs.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+    activations.set_op_handle("aten::scaled_dot_product_attention", _attention_activations)
     for analysis in (macs, activations):
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     return macs, activations
@@ -76,3 +77,10 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     del outputs
     *batch_and_heads, tokens, width = inputs[0].type().sizes()
     return 2 * math.prod(batch_and_heads) * tokens**2 * width
+
+
+def _attention_activations(inputs: list, outputs: list) -> int:
+    """The outputs of the same two products: B heads N^2 and B heads N D/heads."""
+    del outputs
+    *batch_and_heads, tokens, width = inputs[0].type().sizes()
+    return math.prod(batch_and_heads) * tokens * (tokens + width)

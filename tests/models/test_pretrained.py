@@ -1,5 +1,7 @@
 """Weights from elsewhere start our models: timm's and torchvision's own code is the oracle."""
 
+from collections import OrderedDict
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from torchvision.models import VisionTransformer
 
 import backbones.random as random
 from backbones.errors import InputError
-from backbones.models import MODELS, Model, with_pretrained
+from backbones.models import MODELS, Model, from_module, with_pretrained
 from backbones.models.pretrained import fit_channels, fit_positions
 
 SHAPE = (3, 32, 32)
@@ -100,6 +102,17 @@ def test_biases_before_a_norm_as_torchvisions_vgg_has_them(images: Tensor) -> No
     module(images)  # running statistics of its own
     model, _ = with_pretrained(MODELS["vgg11-bn"](SHAPE, 10), module.state_dict(), SHAPE)
     assert relative_error(logits(model, images), module.eval()(images)) < 1e-5
+
+
+def test_biases_before_a_norm_stay_where_the_model_has_them(images: Tensor) -> None:
+    def make() -> nn.Module:
+        features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(OrderedDict(features=features, head=nn.Linear(4, 10)))
+
+    module = make()
+    module(images)
+    model, notes = with_pretrained(from_module(make), module.state_dict(), SHAPE)
+    assert notes == [] and relative_error(logits(model, images), module.eval()(images)) < 1e-5
 
 
 def test_other_images_and_other_classes_at_once() -> None:

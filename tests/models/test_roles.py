@@ -1,9 +1,9 @@
 """The role of each leaf of a model."""
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
-from backbones.models import MODELS
+from backbones.models import MODELS, from_module
 from backbones.types import Role
 
 
@@ -34,6 +34,9 @@ def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
         ("vit-tiny", "norm.bias", Role("trunk", "norm", 13)),
         ("vgg11-bn", "features.0.weight", Role("stem", "matrix", 0)),
         ("vgg11-bn", "features.1.weight", Role("trunk", "norm", 1)),
+        ("vgg11-bn", "features.8.weight", Role("trunk", "matrix", 3)),  # behind two pools
+        ("vgg11-bn", "features.12.bias", Role("trunk", "norm", 3)),
+        ("vgg11-bn", "head.2.weight", Role("head", "matrix", 6)),
         ("resnet18", "stem.1.weight", Role("stem", "norm", 0)),
         ("resnet18", "head.bias", Role("head", "bias", 5)),
         ("convnext-atto", "stages.0.1.0.scale", Role("trunk", "scale", 1)),
@@ -44,3 +47,17 @@ def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
 )
 def test_roles(name: str, leaf: str, role: Role) -> None:
     assert MODELS[name]((3, 32, 32), 10).roles[leaf] == role
+
+
+def test_a_block_of_layers_in_a_row_is_one_with_its_norm() -> None:
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+    ]
+    roles = from_module(lambda: nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10))).roles
+    depths = {name: role.depth for name, role in roles.items() if name.endswith("weight")}
+    assert depths == {f"{i}.weight": depth for i, depth in zip([0, 1, 3, 4, 5, 7], [0, 1, 2, 2, 3, 4], strict=True)}

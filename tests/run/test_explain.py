@@ -11,7 +11,7 @@ from torch import nn
 
 from backbones.data import digits
 from backbones.errors import InputError
-from backbones.models import MODELS, from_module
+from backbones.models import MODELS, freeze, from_module
 from backbones.models.base import with_memory
 from backbones.run.explain import attention_maps, default_layers, draw_map, grad_cam, input_gradient, make_maps
 from backbones.run.pictures import Tile, save_tiles, to_rgb
@@ -81,6 +81,47 @@ def test_grad_cam_of_a_module_of_ones_own_is_refused_where_its_head_is_not_known
     trained = make_trained(from_module(Twice)._replace(features=features), digits().info)
     with pytest.raises(InputError, match="what Twice does after its last layer is not known"):
         grad_cam(trained, IMAGES, CLASSES, "stem")
+
+
+class OwnNet(nn.Module):
+    """Maps of which the next layer writes over one, and one with channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), ChannelsLast()
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(self.relu(self.conv(x))).square().mean(dim=(1, 2)))
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("layer", ["conv", "relu", "last"])
+def test_grad_cam_of_a_module_of_ones_own(layer: str) -> None:
+    trained = make_trained(from_module(OwnNet), digits().info)
+    weight, bias = trained.params["conv.weight"], trained.params["conv.bias"]
+    conv = nn.functional.conv2d(trained.normalize(IMAGES), weight, bias, padding=1)
+    maps = (conv if layer == "conv" else conv.relu()).detach().requires_grad_()
+    logits = maps.relu().square().mean(dim=(2, 3)) @ trained.params["head.weight"].T + trained.params["head.bias"]
+    (gradient,) = torch.autograd.grad(logits.gather(1, CLASSES[:, None]).sum(), maps)
+    wanted = (gradient.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).relu().detach()
+    got = grad_cam(trained, IMAGES, CLASSES, layer)
+    assert got.max() > 0
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_attention_of_frozen_blocks() -> None:
+    trained = make("vit-tiny", **VIT)
+    trunk = {name: leaf for name, leaf in trained.params.items() if not name.startswith("head.")}
+    head = {name: leaf for name, leaf in trained.params.items() if name.startswith("head.")}
+    frozen = trained._replace(model=freeze(trained.model, trunk.keys()), params=head, model_state=trunk)
+    maps = attention_maps(frozen, IMAGES)
+    for name, each in attention_maps(trained, IMAGES).items():
+        assert torch.equal(maps[name], each)
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": "mean", "registers": 2}], ids=["class token", "mean of patches"])

@@ -141,6 +141,14 @@ def test_a_graph_of_plain_convolutions_folded_where_norms_follow_them(net: Train
     assert "network.norm2.running_mean" not in program.state_dict and "network.norm3.weight" in program.state_dict
 
 
+def test_norms_without_a_scale_are_folded_too() -> None:
+    trained = new(use(MODELS["airbench"])).trained
+    program = make_program(trained.model, (trained.params, trained.model_state), fold=True, **ABOUT)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("aten.batch_norm.default") == 3  # behind a pool
+    assert relative_error(program.module()(IMAGES), trained.logits(IMAGES)) < 1e-4
+
+
 def test_tied_parameters_stay_tied_and_the_length_of_a_batch_may_be_asked_for() -> None:
     tied = new(use(Tied)).trained
     weights = tied.params, tied.model_state
@@ -201,7 +209,9 @@ def test_under_the_names_of_a_library(library: str, component: Use, tmp_path: Pa
     lines = FORMATS[library].write(path, content)
     assert relative_error(read_here(path, lines)["logits"], content.trained.logits(IMAGES)) < 1e-5
     other = "timm" if library == "torchvision" else "torchvision"
-    with pytest.raises(InputError, match=f"{other} has no {component.values.get('architecture', component.name)}"):
+    with pytest.raises(
+        InputError, match=f"{other} is not known to have {component.values.get('architecture', component.name)}"
+    ):
         FORMATS[other].write(path, content)
 
 
@@ -236,9 +246,9 @@ def test_what_is_no_counterpart_is_one_line(net: Trainee, tmp_path: Path) -> Non
         find_counterpart("timm", "resnet18", cifar, (3, 32, 32), 10)
     with pytest.raises(InputError, match="torchvision's resnet18 takes images of 3 channels, and these have 1"):
         find_counterpart("torchvision", "resnet18", {"stem": "imagenet"}, (1, 32, 32), 10)
-    with pytest.raises(InputError, match="torchvision has no vit-tiny; of our models it has resnet18, "):
+    with pytest.raises(InputError, match="torchvision is not known to have vit-tiny; of our models it has resnet18, "):
         find_counterpart("torchvision", "vit-tiny", {}, (3, 32, 32), 10)
-    with pytest.raises(InputError, match="timm has no Net"):
+    with pytest.raises(InputError, match="timm is not known to have Net"):
         net.export(tmp_path / "a.safetensors", "timm")
 
 

@@ -41,6 +41,13 @@ def test_activations_are_the_outputs_of_convolutions_and_matrix_products() -> No
     assert overhead.activations == sum(channels * side**2 for channels, side in sizes) + 10
 
 
+def test_activations_of_attention_are_its_two_products() -> None:
+    overhead = measure_overhead(MODELS["vit-tiny"]((3, 32, 32), 10, depth=2), (3, 32, 32))
+    tokens, heads, width, mlp_width = 65, 3, 192, 768
+    block = tokens * (3 * width + width + mlp_width + width) + heads * tokens**2 + tokens * width
+    assert overhead.activations == 64 * width + 2 * block + 10
+
+
 def test_layers_add_up_to_the_model() -> None:
     lines = layer_table(MODELS["resnet18"]((3, 32, 32), 10), (3, 32, 32), depth=1).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]

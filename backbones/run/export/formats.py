@@ -150,7 +150,7 @@ def _write_named(library: Library, path: Path, content: Content) -> str:
         architecture, arguments = find_counterpart(library, component.name, component.values, *about)
         state_dict = export_weights(component.name, params, model_state)
     else:
-        raise InputError(f"{library} has no {component.values.get('architecture', component.name)}")
+        raise InputError(f"{library} is not known to have {component.values.get('architecture', component.name)}")
     write_state_dict(path, state_dict, {"architecture": architecture, "arguments": arguments, **content.metadata})
     return ", ".join([repr(architecture), *(f"{name}={value!r}" for name, value in arguments.items())])
 
