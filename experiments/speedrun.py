@@ -135,7 +135,7 @@ speedrun = dataclasses.replace(
     name="speedrun",
     optim=use(airbench_muon),
     schedule=use(linear),
-    steps=350,  # 7.2 epochs
-    eval_every=350,
-    save_every=350,
+    steps=390,  # 8 epochs
+    eval_every=390,
+    save_every=390,
 )
