@@ -39,15 +39,24 @@ class Use:
     The function is a function, a class, or a `functools.partial` of one, that a module holds under a name.
 
     Raises:
-        InputError: the function has no such option, or a number is outside its range.
+        InputError: it is no function, or has no such option; or a value is out of its range, or cannot be stored as
+            JSON.
     """
 
     def __init__(self, function: Callable[..., Any], /, **options: Any) -> None:
+        if not callable(function):
+            raise InputError(f"{function!r} is no function; wanted one that makes a part of an experiment")
         self.function, self.options = function, options
         known = options_of(function)
         for name in options:
             check_known(f"option of {self.name}", name, known)
         check_values({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
+        for name, value in options.items():
+            if not _is_plain(value):
+                raise InputError(
+                    f"{self.name}.{name} is {value!r}; it must be a number, a text, true, false, None, or a tuple or "
+                    "dict of such: write a function that takes a name for it"
+                )
 
     @property
     def path(self) -> str:
@@ -119,6 +128,15 @@ class Use:
         return f"use({', '.join(shown)})"
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value survives JSON, but that tuples become lists."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _canonical(component: Use) -> str:
     return json.dumps(component.to_json(), default=repr)
 
@@ -187,6 +205,8 @@ def import_object(path: str) -> Any:
         InputError: there is no such module or object.
     """
     module_name, _, name = path.partition(":")
+    if not all(module_name.split(".")) or "/" in module_name or module_name.endswith(".py"):
+        raise InputError(f"{module_name!r} in {path} is no name of a module; of the file my/file.py it is my.file")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -259,6 +259,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def mean_over_ranks(values: tree.Tree) -> tree.Tree:
     """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks."""
     floating = [leaf for leaf in tree.leaves(values) if leaf.is_floating_point()]
+    if not floating:
+        return values
     flat = torch.cat([leaf.reshape(-1).to(torch.float32) for leaf in floating])
     means = iter((sum_over_ranks(flat) / world_size()).split([leaf.numel() for leaf in floating]))
     return tree.map(

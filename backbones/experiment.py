@@ -9,7 +9,6 @@ for step in range(100):
 import dataclasses
 import inspect
 import math
-import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +19,10 @@ from torch import nn
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
-from backbones.data.source import read_some
+from backbones.data.source import check_labels, read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
 from backbones.evaluation import (
     NUM_BN_BATCHES,
@@ -40,17 +38,17 @@ from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, LossName, balanced_class_weights
 from backbones.models import Model, freeze, from_module, relative_rates, select, with_autocast, with_sync_batch_norm
-from backbones.optim.average import ema_params
+from backbones.optim.average import averages, ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
-from backbones.optim.combine import chain, partition
-from backbones.optim.label import DECAY_MASKS, DecayMask, hidden_matrices
-from backbones.optim.schedule import Schedule, constant
+from backbones.optim.combine import chain, with_rates
+from backbones.optim.label import everything, hidden_matrices, matrices
+from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
-from backbones.random import Stream
-from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
+from backbones.torch_settings import set_arithmetic
+from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step, seeded
 from backbones.tta import Tta
-from backbones.types import Batch, Metrics, Params, Roles
+from backbones.types import Params, Roles
 
 VERSION = "0.2"
 """Of the format of `config.json` and of checkpoints."""
@@ -112,7 +110,7 @@ class Experiment:
     """Largest norm of the gradient; longer ones are scaled down to it."""
     ema: Probability | None = None
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
-    weight_decay_mask: DecayMask | None = None
+    weight_decay_mask: Literal["all", "matrices"] | None = None
     """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
     loss: LossName = "cross-entropy"
     """Cross-entropy of the softmax over the classes, or binary cross-entropy of each class, averaged over them."""
@@ -217,10 +215,7 @@ class Experiment:
             machine.set_num_threads(self.threads)
             if self.keep_memory:
                 machine.keep_memory()
-        torch.backends.cudnn.allow_tf32 = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        set_deterministic(self.deterministic and device.type == "cuda")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory
+        set_arithmetic(deterministic=self.deterministic and device.type == "cuda")
         return device
 
     def make_model(self, info: DataInfo) -> Model:
@@ -235,34 +230,26 @@ class Experiment:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
         given = {"num_steps": num_steps, "hidden": hidden_matrices(roles)}
         if self.weight_decay_mask is not None:
-            given["decays"] = DECAY_MASKS[self.weight_decay_mask]
-        optimizer = self._with_rates(
-            roles, self.schedule.make(num_steps=num_steps), lambda schedule: self.optim.make(schedule=schedule, **given)
-        )
+            self._check_optimizer_takes("decays", "--weight-decay-mask")
+            given["decays"] = everything if self.weight_decay_mask == "all" else matrices(roles)
+        if self.schedule != use(constant):
+            self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
+        schedule = self.schedule.make(num_steps=num_steps)
+        rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
+        if set(rates.values()) != {1.0}:
+            self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
+        optimizer = with_rates(lambda scaled: self.optim.make(schedule=scaled, **given), schedule, rates)
         if self.clip is not None:
             optimizer = chain(clip_by_global_norm(self.clip), optimizer)
         return optimizer if self.ema is None else chain(optimizer, ema_params(self.ema))
 
-    def _with_rates(
-        self, roles: Roles, schedule: Schedule, make: Callable[[Schedule], GradientTransformation]
-    ) -> GradientTransformation:
-        """The optimizer, or one for each learning rate where layers differ in it."""
-        rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
-        if set(rates.values()) == {1.0}:
-            return make(schedule)
-        if "schedule" not in inspect.signature(self.optim.function).parameters:
+    def _check_optimizer_takes(self, parameter: str, option: str) -> None:
+        """Raise InputError if the optimizer has no parameter by which an option acts on it."""
+        if parameter not in inspect.signature(self.optim.function).parameters:
             raise InputError(
-                f"{self.optim.name} has no parameter `schedule`, by which --layer-decay and --trunk-lr change its "
-                "learning rate"
+                f"{self.optim.name} has no parameter `{parameter}`, which {option} needs; leave that out, or give the "
+                "function such a parameter"
             )
-
-        def scaled(rate: float) -> Schedule:
-            return lambda step: rate * schedule(step)
-
-        labels = {rate: f"lr x {rate}" for rate in rates.values()}
-        return partition(
-            {label: make(scaled(rate)) for rate, label in labels.items()}, lambda name, leaf: labels[rates[name]]
-        )
 
     def make(self, dataset: Dataset | None = None, model: Model | None = None) -> Program:
         """The complete training.
@@ -287,6 +274,10 @@ class Experiment:
             source = dataset.train
             images = normalize(read_some(source.read, source.size, NUM_INIT_IMAGES, source.labels.device).to(device))
         state = init_train_state(model, optimizer, seed=self.seed, device=device, images=images)
+        if self.ema is not None and len(averages(state.opt_state)) > 1:
+            raise InputError(
+                f"--ema {self.ema}: {self.optim.name} evaluates an average of its own already; leave --ema out"
+            )
 
         make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
         batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
@@ -358,6 +349,7 @@ class Experiment:
     ) -> TrainStep:
         """The train step as a pure function, neither compiled nor seeded."""
         info, class_weights = dataset.info, None
+        check_labels(dataset.train.labels, dataset.test.labels, info.class_names)
         if self.class_weights == "auto":
             class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)
         loss_fn = make_loss_fn(
@@ -404,7 +396,7 @@ class Experiment:
                     f"BatchNorm gets one value per channel, of which it cannot take a variance: a batch of "
                     f"{self.batch_size} is one image for each process and micro-batch; raise --batch-size"
                 ) from error
-        except NotImplementedError:  # a user's module that cannot run there
+        except RuntimeError:  # a module that cannot run there
             pass
 
     def to_json(self) -> dict[str, Any]:
@@ -424,32 +416,3 @@ class Experiment:
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
-
-
-def set_deterministic(mode: bool, *, warn_only: bool = False) -> None:
-    """`torch.use_deterministic_algorithms`, which imports the compiler, where it changes anything."""
-    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if now != (mode, warn_only):
-        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
-
-
-def seeded(train_step: TrainStep, seed: int) -> TrainStep:
-    """The step with torch's generator, from which dropout draws, seeded by (seed, step, rank).
-
-    Of a state that `tree.stack` made of several, the step is the highest of theirs.
-    """
-    last: tuple[torch.Tensor, int, int] | None = None
-
-    def seeded_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        nonlocal last
-        # Of the state that was returned last the step is known; of any other one the device has to be asked.
-        if last is not None and last[0] is state.step and last[1] == state.step._version:
-            step = last[2]
-        else:
-            step = int(state.step.max())
-        random.seed_torch(seed, Stream.DROPOUT, step + 1, distributed.rank())
-        state, metrics = train_step(state, batch)
-        last = state.step, state.step._version, step + 1
-        return state, metrics
-
-    return seeded_step

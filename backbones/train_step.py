@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import backbones.distributed as distributed
 import backbones.optim as optim
 import backbones.random as random
 import backbones.tree as tree
@@ -144,3 +145,25 @@ def make_train_step(
         return new_state, metrics if learning_rate is None else {**metrics, "learning_rate": learning_rate}
 
     return train_step
+
+
+def seeded(train_step: TrainStep, seed: int) -> TrainStep:
+    """The step with torch's generator, from which dropout draws, seeded by (seed, step, rank).
+
+    Of a state that `tree.stack` made of several, the step is the highest of theirs.
+    """
+    last: tuple[Tensor, int, int] | None = None
+
+    def seeded_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal last
+        # Of the state that was returned last the step is known; of any other one the device has to be asked.
+        if last is not None and last[0] is state.step and last[1] == state.step._version:
+            step = last[2]
+        else:
+            step = int(state.step.max())
+        random.seed_torch(seed, Stream.DROPOUT, step + 1, distributed.rank())
+        state, metrics = train_step(state, batch)
+        last = state.step, state.step._version, step + 1
+        return state, metrics
+
+    return seeded_step

@@ -16,10 +16,10 @@ import backbones.tree as tree
 from backbones import optim
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import Experiment, seeded, use
+from backbones.experiment import Experiment, use
 from backbones.optim.base import GradientTransformation
 from backbones.optim.schedule import constant
-from backbones.train_step import TrainState, TrainStep
+from backbones.train_step import TrainState, TrainStep, seeded
 from backbones.types import Batch, Metrics, OptState, Updates
 
 IN_DIMS = (0, Batch(0, 0, None, 0, 0, 0))  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ import tyro
 from backbones.commands.exit import run_command
 from backbones.commands.train import parse
 from backbones.errors import check_known
-from backbones.run.run import torch_settings_kept
 from backbones.run.sweep.choose import make_step, seconds_of
 from backbones.run.sweep.members import read_sweep
+from backbones.torch_settings import torch_settings_kept
 from benchmarks import interleaved
 
 MODELS = {

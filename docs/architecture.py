@@ -47,6 +47,7 @@ backbones/
   gradient.py            the gradient by autograd, torch.func or DDP
   distributed.py         how ranks find one another, and what they send
   machine.py             threads, memory and precision: what a process takes of its machine
+  torch_settings.py      what a training sets in torch, and puts back
   types.py tree.py random.py errors.py
 docs/examples/           functions of functions, each in less than 40 lines: functions.md
 benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py,

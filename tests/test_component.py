@@ -15,6 +15,7 @@ from backbones.models import LIBRARIES, MODELS
 from backbones.models.vit import vit_small, vit_tiny
 from backbones.optim import OPTIMIZERS, adam
 from backbones.optim.schedule import SCHEDULES, cosine, multi_step
+from experiments import EXPERIMENTS
 
 
 def triple(num_classes: int, *, b: int = 2, c: str = "x") -> tuple[int, int, str]:
@@ -56,6 +57,12 @@ def test_mistakes_are_found_at_once() -> None:
         use(triple, num_classes=3)
     with pytest.raises(InputError, match="needs-a-value needs a value for width"):
         use(needs_a_value).make()
+    for value in (len, {"a": {1, 2}}, (1, object()), {2: "b"}):
+        with pytest.raises(InputError, match=r"triple\.c is .*; it must be a number, a text, true, false, None, or a"):
+            use(triple, c=value)
+    for value in ({"a": 1}, EXPERIMENTS["digits-vit-tiny"]):
+        with pytest.raises(InputError, match="is no function; wanted one that makes a part of an experiment"):
+            Use(value)
 
 
 @pytest.mark.parametrize("function", [triple, vit_small, vit_tiny, adam, cosine])
@@ -81,6 +88,9 @@ def test_a_missing_module_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"cannot import somewhere:f: .*somewhere\.py has no 'f'"):
         import_object("somewhere:f")
     assert import_object("somewhere:g").__name__ == "g"
+    for path in ("./somewhere.py:g", ":g", "some/where:g", "somewhere.:g"):
+        with pytest.raises(InputError, match=r"is no name of a module; of the file my/file\.py it is my\.file"):
+            import_object(path)
     Path("broken.py").write_text("import does_not_exist\n")
     with pytest.raises(ModuleNotFoundError):  # a bug in that file: its traceback is wanted
         import_object("broken:f")

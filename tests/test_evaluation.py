@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import backbones.random as random
 import backbones.tree as tree
@@ -9,6 +10,7 @@ from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
 from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_predict, make_weights_of
 from backbones.losses import binary_cross_entropy
+from backbones.models import from_module
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.models.vit import vit
 from backbones.optim.average import EmaParamsState
@@ -122,3 +124,29 @@ def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_o
     logits = model.apply(params, model_state, normalize(images), train=True)[0]  # by the batch, which is all
     assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split[1]).item(), rel=0.06)
     assert evaluate(state, averaged_weights(state)) == averaged
+
+
+def test_buffers_that_training_does_not_change_are_left_as_they_are() -> None:
+    """Integers too, as swin has them."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 10)
+            self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.mean(dim=(2, 3))[:, self.order])
+
+    split = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.arange(4)
+    dataset, model, asked = in_memory(split, split, tuple("0123"), CPU), from_module(Net), []
+    every = make_batches(dataset.train, seed=0, batch_size=4, device=CPU)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
+    batches = lambda step: asked.append(step) or every(step)  # noqa: E731
+    weights_of = make_weights_of(model, normalize, batches, jit=lambda function: function)
+    params, model_state = model.init(random.generator(0))
+    step = torch.tensor(1)
+    average = tree.map(lambda leaf: leaf + 1, params)
+    state = TrainState(step, step, params, model_state, (EmaParamsState(step, torch.tensor(0.9), average),))
+    found = weights_of(state)
+    assert tree.sha256(found) == tree.sha256((average, model_state)) and asked == [0]

@@ -15,7 +15,7 @@ from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
 from backbones.optim import adam, chain, scale, sgd
-from backbones.optim.schedule import cosine
+from backbones.optim.schedule import constant, cosine
 from backbones.run.run import run
 from experiments import EXPERIMENTS
 
@@ -129,8 +129,8 @@ def looks_around(schedule, *, lr: float = 0.1):
 
 
 def test_a_chain_may_end_in_scale(experiment: Experiment, tmp_path) -> None:
-    result = run(dataclasses.replace(experiment, optim=use(ends_in_scale), steps=2), run_dir=tmp_path)
-    assert result["steps"] == 2
+    experiment = dataclasses.replace(experiment, optim=use(ends_in_scale), schedule=use(constant), steps=2)
+    assert run(experiment, run_dir=tmp_path)["steps"] == 2
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert "learning_rate" not in line and line["update_norm"] == pytest.approx(0.1 * line["grad_norm"], rel=1e-5)
 

@@ -16,7 +16,7 @@ FLOORS = [
       "backbones.evaluation", "backbones.jit"}],
     [{"backbones.models"}, {"backbones.optim"},
      {"backbones.augment", "backbones.losses", "backbones.metrics", "backbones.tta"}, {"backbones.data"}],
-    [{"backbones.distributed", "backbones.gradient", "backbones.machine"}],
+    [{"backbones.distributed", "backbones.gradient", "backbones.machine", "backbones.torch_settings"}],
     [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors"}],
 ]  # fmt: skip
 """From the top, each a list of columns, which do not see each other."""

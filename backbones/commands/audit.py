@@ -17,8 +17,8 @@ from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe, load_arrays, to_arrays
 from backbones.run.checkpoint.find import join_steps
 from backbones.run.provenance import describe_circumstances, list_other_circumstances, read_starts
-from backbones.run.run import torch_settings_kept
 from backbones.run.run_dir import read_experiment
+from backbones.torch_settings import torch_settings_kept
 
 
 def main(args: list[str]) -> bool:

@@ -9,8 +9,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-import backbones.distributed as distributed
-from backbones.commands.options import read_dataset
+from backbones.commands.options import init_device, read_dataset
 from backbones.data import DataInfo
 from backbones.data.images import read_images
 from backbones.errors import Count, check_values
@@ -25,6 +24,7 @@ from backbones.run.model_evaluation import (
     write_evaluation,
 )
 from backbones.run.trained_model import read_trained
+from backbones.torch_settings import torch_settings_kept
 from backbones.tta import Tta
 
 
@@ -33,6 +33,7 @@ def main(args: list[str]) -> None:
     tyro.cli(evaluate, args=args, prog="backbones evaluate")
 
 
+@torch_settings_kept()
 def evaluate(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = (),
@@ -69,7 +70,7 @@ def evaluate(
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     content, experiment = read_trained(run, parse_which(checkpoint))
-    path, info, torch_device = content.path, content.manifest.info, distributed.init(device)
+    path, info, torch_device = content.path, content.manifest.info, init_device(device)
     if tta != "auto":
         experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)
@@ -77,7 +78,7 @@ def evaluate(
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
-    name, dataset = read_dataset(data, experiment.data, torch_device)
+    name, dataset = read_dataset(data, experiment.data, torch_device, center=True)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
     loss = LOSSES[experiment.loss]

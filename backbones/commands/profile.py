@@ -7,11 +7,12 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
-import backbones.distributed as distributed
+from backbones.commands.options import init_device
 from backbones.component import use
 from backbones.errors import Count, InputError, check_known, checked
 from backbones.models import MODELS
 from backbones.run.overhead import layer_table, measure_latency, measure_overhead
+from backbones.torch_settings import torch_settings_kept
 
 
 def main(args: list[str]) -> None:
@@ -19,6 +20,7 @@ def main(args: list[str]) -> None:
     tyro.cli(profile, args=args, prog="backbones profile")
 
 
+@torch_settings_kept()
 @checked
 def profile(
     models: tyro.conf.Positional[tuple[str, ...]] = (),
@@ -63,7 +65,7 @@ def profile(
             raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
         print(layer_table(use(MODELS[names[0]]).make(**given), image_shape, depth=depth))
         return
-    torch_device = distributed.init(device)
+    torch_device = init_device(device)
     rows = []
     for name in tqdm(names, unit="model", disable=None):
         model = use(MODELS[name]).make(**given)  # ignores what is no parameter of it

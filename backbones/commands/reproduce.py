@@ -13,8 +13,9 @@ from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.metric_writer import METRICS, TIMES, read_metrics
 from backbones.run.provenance import list_other_circumstances, read_starts
-from backbones.run.run import RESULT, torch_settings_kept
+from backbones.run.run import RESULT
 from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
+from backbones.torch_settings import torch_settings_kept
 
 
 def main(args: list[str]) -> bool:

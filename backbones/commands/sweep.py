@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from backbones.commands.train import choose_components, describe, find_base, par
 from backbones.component import options_of
 from backbones.errors import Count, InputError, Range, check_known, check_values
 from backbones.experiment import COMPONENTS, Experiment
+from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes
 from backbones.run.sweep.members import (
     SWEEP,
@@ -201,6 +203,6 @@ def _run_one(command: Command, sweep: Sweep, folder: Path) -> None:
             "--only: which members of a sweep with --halving go on is decided by all; run it without --only"
         )
     if not (folder / SWEEP).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_sweep(folder, sweep, Plan())
+        with suppress(InputError), locked(folder, option="--sweep-dir"):  # else another job is just writing it
+            write_sweep(folder, sweep, Plan())
     run_job(Job(folder / name, member.experiment, command.until or member.num_steps))

@@ -94,7 +94,8 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     experiment, options = choose_components(base, args)
     if known.resume is not None:
         which = parse_which(known.resume)
-        stored = distributed.on_main(lambda: stored_config(known.run_dir or latest_run_dir(experiment.name), which))
+        name = known.name or experiment.name
+        stored = distributed.on_main(lambda: stored_config(known.run_dir or latest_run_dir(name), which))
         if stored is not None:
             experiment, options = choose_components(read_experiment(*stored), args)
     command = Command(experiment=with_duration(experiment, options))
@@ -103,6 +104,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 """The options that decide which experiment the others are options of."""
+_EARLY.add_argument("--name", nargs="?")
 _EARLY.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
 _EARLY.add_argument("--resume", nargs="?")
 _EARLY.add_argument("--config", nargs="?", type=Path)

@@ -42,9 +42,9 @@ from backbones.optim.base import (
     zero_count,
 )
 from backbones.optim.clip import adaptive_clip, clip_by_block_rms, clip_by_global_norm, clip_by_value
-from backbones.optim.combine import chain, masked, named_chain, partition
+from backbones.optim.combine import chain, masked, named_chain, partition, with_rates
 from backbones.optim.hyperparams import current_learning_rate, hyperparams, inject_hyperparams, set_hyperparams
-from backbones.optim.label import DECAY_MASKS, DecayMask, Mask, everything, hidden_matrices, is_matrix, matrices
+from backbones.optim.label import Mask, everything, hidden_matrices, is_matrix, matrices
 from backbones.optim.orthogonalize import orthogonalize
 from backbones.optim.schedule import SCHEDULES, Schedule
 from backbones.optim.soap import scale_by_soap

@@ -1,9 +1,10 @@
 """Averages of the parameters over training, which are evaluated in their place. Symbols: p parameter, u update.
 
-An average is any node of the optimizer's state with a method `evaluation_params(params)`.
+An average is any node of the optimizer's state with a method `evaluation_params(params)`, which replaces the leaves
+that it averages.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,19 @@ from backbones.types import OptState, Params, Updates
 
 
 def evaluation_params(opt_state: OptState, params: Params) -> Params:
-    """The parameters to evaluate: those of the last average in the state, or `params` if there is none."""
-    averages = tree.find(opt_state, lambda node: hasattr(node, "evaluation_params"))
-    return list(averages.values())[-1].evaluation_params(params) if averages else params
+    """The parameters to evaluate: `params` with the leaves of each average in the state, one after the other."""
+    for average in averages(opt_state):
+        params = average.evaluation_params(params)
+    return params
+
+
+def averages(opt_state: OptState) -> list[Any]:
+    """The averages in the state of an optimizer."""
+    return list(tree.find(opt_state, lambda node: hasattr(node, "evaluation_params")).values())
+
+
+def _with_average(average: Params, params: Params, has_begun: Tensor) -> Params:
+    return {**params, **{name: torch.where(has_begun, leaf, params[name]) for name, leaf in average.items()}}
 
 
 class EmaParamsState(NamedTuple):
@@ -28,7 +39,7 @@ class EmaParamsState(NamedTuple):
 
     def evaluation_params(self, params: Params) -> Params:
         """The average; `params` before the first update."""
-        return tree.where(self.step > 0, self.average, params)
+        return _with_average(self.average, params, self.step > 0)
 
 
 @checked
@@ -58,7 +69,7 @@ class SwaState(NamedTuple):
 
     def evaluation_params(self, params: Params) -> Params:
         """The average; `params` before update `start`."""
-        return tree.where(self.num_averaged > 0, self.average, params)
+        return _with_average(self.average, params, self.num_averaged > 0)
 
 
 @checked
@@ -96,7 +107,7 @@ class ScheduleFreeState(NamedTuple):
     def evaluation_params(self, params: Params) -> Params:
         """x = (y - (1 - b1) z) / b1."""
         (b1,) = cast_like(params, self.b1)
-        return tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, self.z)
+        return {**params, **{name: (params[name] - (1 - b1) * z) / b1 for name, z in self.z.items()}}
 
 
 @checked

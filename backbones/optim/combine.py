@@ -8,6 +8,7 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.optim.base import GradFn, GradientTransformation, UpdateWithGradFn, identity, with_grad_fn
 from backbones.optim.label import Mask
+from backbones.optim.schedule import Schedule
 from backbones.types import OptState, Params, Updates
 
 
@@ -94,6 +95,26 @@ def masked(transform: GradientTransformation, mask: Mask) -> GradientTransformat
     """`transform` for the leaves that the mask selects; the updates of the others stay as they are."""
     transforms = {"masked": transform, "rest": identity()}
     return partition(transforms, lambda name, leaf: "masked" if mask(name, leaf) else "rest")
+
+
+def with_rates(
+    make: Callable[[Schedule], GradientTransformation], schedule: Schedule, rates: Mapping[str, float]
+) -> GradientTransformation:
+    """`make(schedule)`, with the learning rate of each leaf multiplied by `rates[name]`.
+
+    There is one transform for each rate, so that those whose update is not proportional to the rate, such as
+    schedule-free ones, see the rate of their leaves.
+    """
+    labels = {rate: f"lr x {rate}" for rate in rates.values()}
+    if set(labels) == {1.0}:
+        return make(schedule)
+
+    def scaled(rate: float) -> Schedule:
+        return lambda step: rate * schedule(step)
+
+    return partition(
+        {label: make(scaled(rate)) for rate, label in labels.items()}, lambda name, leaf: labels[rates[name]]
+    )
 
 
 def _select(leaves: Params, names: Iterable[str]) -> Params:

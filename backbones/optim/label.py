@@ -1,7 +1,6 @@
 """Masks: functions of a leaf's name and the leaf itself, which select leaves for a transform."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
@@ -17,7 +16,10 @@ def everything(name: str, leaf: Tensor) -> bool:
 
 
 def is_matrix(name: str, leaf: Tensor) -> bool:
-    """Whether a leaf is the weight of a linear layer or a convolution; biases, norms and embeddings are not."""
+    """Whether a leaf is a weight of two or more dimensions: that of a linear layer, a convolution or an `nn.Embedding`.
+
+    By the roles of a model `matrices` tells these apart.
+    """
     return leaf.ndim >= 2 and name.endswith("weight")
 
 
@@ -29,9 +31,3 @@ def matrices(roles: Roles) -> Mask:
 def hidden_matrices(roles: Roles) -> Mask:
     """The `matrices` of neither stem nor head."""
     return lambda name, leaf: roles[name].kind == "matrix" and roles[name].part == "trunk"
-
-
-DecayMask = Literal["all", "matrices"]
-
-DECAY_MASKS: dict[DecayMask, Mask] = {"all": everything, "matrices": is_matrix}
-"""Name -> the leaves with weight decay."""

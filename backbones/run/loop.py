@@ -168,10 +168,9 @@ def diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:
     """The error of a run that cannot go on after a step."""
     with suppress(SaveError):  # the divergence is what to report
         checkpoints.wait()
-    return Diverged(
-        f"{bad.reason} at step {bad.step}; the last good checkpoint is step {checkpoints.steps()[-1]} in "
-        f"{checkpoints.folder}. Lower --optim.lr, clip with --clip 1, or {hint}"
-    )
+    saved = checkpoints.steps()
+    good = f"the last good checkpoint is step {saved[-1]} in {checkpoints.folder}" if saved else "nothing is saved"
+    return Diverged(f"{bad.reason} at step {bad.step}; {good}. Lower --optim.lr, clip with --clip 1, or {hint}")
 
 
 class RunningMeans:

@@ -67,6 +67,7 @@ def train_and_rewind(
         num_rewinds += 1
         before = bad.step - (experiment.rewind or 1)
         states[0], saved = checkpoints.restore_before(tree.with_own_memory(states[0]), before)
+        checkpoints.supersede_after(saved.step)
         passed = range(max(before, saved.step) + 1, bad.step + 1)
         experiment = dataclasses.replace(experiment, pass_over=tuple(sorted({*experiment.pass_over, *passed})))
         checkpoints.experiment = experiment

@@ -1,7 +1,7 @@
 """A run: an experiment, a folder, and the training in between."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import Experiment, set_deterministic
+from backbones.experiment import Experiment
 from backbones.jit import Mode
 from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
@@ -29,8 +29,9 @@ from backbones.run.provenance import device_name, record_start
 from backbones.run.rewind import train_and_rewind
 from backbones.run.run_dir import check_run_dir, latest_run_dir, new_run_dir, read_config, write_config
 from backbones.run.spikes import make_look_into, watch_losses
-from backbones.run.step_profile import with_profile
+from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
+from backbones.torch_settings import torch_settings_kept
 
 RESULT, BAD_FILES = "result.json", "bad_files.txt"
 
@@ -43,6 +44,7 @@ def run(
     profile: range | None = None,
     log_to: Sequence[str] = (),
     until: int | None = None,
+    preempted: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
@@ -56,11 +58,12 @@ def run(
         log_to: trackers that get the metrics too, such as `mlflow`; see `Trackers`.
         until: a step after which to evaluate, save and return; the rest is for a later call, as if this one had not
             stopped. What is returned then is not written. None for the last step.
+        preempted: whether to save and stop, asked before each step; None handles signals.
 
     Raises:
         InputError: the experiment cannot be run as it is, the folder is not free, or a tracker is not installed.
         Diverged: the loss or a gradient is not finite, or the run cannot get past such a step by going back.
-        Preempted: a signal asked to stop, and the state is saved.
+        Preempted: a signal, or `preempted`, asked to stop, and the state is saved.
     """
     with torch_settings_kept():
         device = experiment.init_device()
@@ -68,28 +71,16 @@ def run(
         folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
         with locked(folder), trackers:
             training = train_in(
-                folder, experiment, device, resume=resume, profile=profile, trackers=trackers, until=until
+                folder,
+                experiment,
+                device,
+                resume=resume,
+                profile=profile,
+                trackers=trackers,
+                until=until,
+                preempted=preempted,
             )
             return complete(training)
-
-
-@contextmanager
-def torch_settings_kept() -> Iterator[None]:
-    """Within the block torch's global settings and generators may be changed; after it they are as before."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    num_threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            if torch.get_num_threads() != num_threads:
-                torch.set_num_threads(num_threads)
-            torch.backends.cudnn.allow_tf32 = tf32
-            set_deterministic(deterministic, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Path:
@@ -138,7 +129,9 @@ def train_in(
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
-    with closing(Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)) as checkpoints:
+    with ExitStack() as stack:
+        checkpoints = Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)
+        stack.enter_context(closing(checkpoints))
         means, losses = RunningMeans({}), watch_losses(experiment, dataset.info.num_classes)
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         if resume is not None and not is_new:
@@ -149,7 +142,8 @@ def train_in(
         start_step = int(states[0].step)
         if profile is not None:
             left = range(start_step + 1, last_step + 1)
-            program = program._replace(train_step=with_profile(program.train_step, profile, left=left, folder=folder))
+            program = stack.enter_context(profiled(program, profile, left=left, folder=folder))
+        checkpoints.supersede_after(start_step)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
             write_config(folder, experiment)

@@ -23,6 +23,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import CorruptCheckpoint, Which, find_checkpoint, list_steps, read_manifest
 from backbones.run.files import atomic_write, to_json
+from backbones.run.provenance import read_starts
 
 RUNS = Path("runs")
 
@@ -48,13 +49,24 @@ def new_run_dir(name: str, parent: Path = RUNS) -> Path:
 
 
 def latest_run_dir(name: str) -> Path:
-    """The one of `runs/NAME`, `runs/NAME-2`, ... with the highest number that holds a run; `runs/NAME` if none does."""
+    """The one of `runs/NAME`, `runs/NAME-2`, ... with the highest number that holds a run; `runs/NAME` if none does.
+
+    A folder that is called so may be that of another experiment, whose own name ends in a number.
+    """
     numbers = {
         int(match[1] or 1): path
         for path in RUNS.glob(f"{name}*")
-        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name)) and (path / CONFIG).exists()
+        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name)) and _name_in(path) in (name, None)
     }
     return numbers[max(numbers)] if numbers else RUNS / name
+
+
+def _name_in(run_dir: Path) -> str | None:
+    """The name of the experiment in a folder: None if its configuration is damaged, and empty if there is none."""
+    try:
+        return read_config(run_dir / CONFIG).get("name") if (run_dir / CONFIG).exists() else ""
+    except InputError:
+        return None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -157,6 +169,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     """
     changes = {}
     if resume is not None:
+        read_starts(run_dir)  # which the run will add to
         # of the checkpoint, whose hashes are checked: a `config.json` may have been edited or damaged
         stored = _saved_config(run_dir, resume) or stored_config(run_dir, resume)
         if stored is not None:

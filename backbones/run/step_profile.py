@@ -16,7 +16,8 @@ from torch.profiler import profile, record_function
 
 import backbones.distributed as distributed
 from backbones.errors import InputError
-from backbones.train_step import TrainState, TrainStep
+from backbones.experiment import Program
+from backbones.train_step import TrainState
 from backbones.types import Batch, Metrics
 
 PHASES = ("augment", "forward", "backward", "update")
@@ -44,12 +45,14 @@ def parse_steps(text: str) -> range:
     return range(int(first), int(end))
 
 
-def with_profile(train_step: TrainStep, steps: range, *, left: range, folder: Path) -> TrainStep:
-    """The train step, which on rank 0 profiles those `steps`, writes the trace into `folder` and prints the tables.
+@contextmanager
+def profiled(program: Program, steps: range, *, left: range, folder: Path) -> Iterator[Program]:
+    """The program, which on rank 0 profiles those `steps`, writes the trace into `folder` and prints the tables.
 
     Args:
-        train_step: eager, for the phases and the modules; of a compiled one the operators are seen.
-        steps: from 1; what happens between them, such as reading data and logging, is profiled too.
+        program: eager, for the phases and the modules; of a compiled one the operators are seen.
+        steps: from 1; what happens between them, such as reading data and logging, is profiled too. Those that are
+            passed over are not in the means.
         left: the steps that will be done.
         folder: gets a file for chrome://tracing or ui.perfetto.dev.
 
@@ -62,35 +65,53 @@ def with_profile(train_step: TrainStep, steps: range, *, left: range, folder: Pa
             f"--profile {name} is outside of what is left of the run: steps {left.start} to {left.stop - 1}"
         )
     if not distributed.is_main():
-        return train_step
+        yield program
+        return
     path = folder / f"profile-{steps.start}-{steps.stop}.json"
-    step = left.start - 1
-    stack = ExitStack()
     profiler: profile | None = None
+    step = num_done = 0
     since = 0.0
 
-    def profiled(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def batches(index: int) -> Batch:
         nonlocal step, profiler, since
-        step += 1
-        if step == steps.start:
+        step = index + 1  # the training asks for the batch of a step just before it
+        if profiler is None and num_done == 0 and step in steps:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints what it is doing
             stack.enter_context(_named_modules())
             profiler = stack.enter_context(profile(profile_memory=True))
             since = time.perf_counter()
+        elif step not in steps:
+            finish()
+        return program.batches(index)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal num_done
         with record_function("train_step"):
-            state, metrics = train_step(state, batch)
-        if profiler is not None and step == steps.stop - 1:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - since
-            stack.close()
-            profiler.export_chrome_trace(str(path))
-            print(tables(list(profiler.events() or ()), seconds=seconds, num_steps=len(steps)))
-            print(f"the trace of steps {name} is in {path}; open it in ui.perfetto.dev", flush=True)
-            profiler = None
+            state, metrics = program.train_step(state, batch)
+        if profiler is not None:
+            num_done += 1
+        if step == steps.stop - 1:
+            finish()
         return state, metrics
 
-    return profiled
+    def finish() -> None:
+        nonlocal profiler
+        if profiler is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - since
+        done, profiler = profiler, None
+        stack.close()
+        done.export_chrome_trace(str(path))
+        print(tables(list(done.events() or ()), seconds=seconds, num_steps=num_done))
+        print(f"the trace of steps {name} is in {path}; open it in ui.perfetto.dev", flush=True)
+
+    with ExitStack() as stack:
+        yield program._replace(batches=batches, train_step=train_step)
+        finish()
+    if num_done == 0:
+        print(f"none of the steps {name} was computed, and there is no trace of them", flush=True)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import run as run_process
+from helpers.trees import write_folder
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, top_k_accuracy_score
 
 from backbones.commands.evaluate import evaluate
-from backbones.component import Use
-from backbones.data import Dataset, digits, in_memory
+from backbones.component import Use, use
+from backbones.data import Dataset, digits, image_folder, in_memory
 from backbones.data.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
@@ -22,6 +23,7 @@ from backbones.metrics import calibration
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.model_evaluation import evaluate_model, load_predictor
 from backbones.run.run import run
+from backbones.run.trained_model import read_trained
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
@@ -179,6 +181,32 @@ def test_files_are_read_and_classified_batch_by_batch(finished: Path, tmp_path: 
     monkeypatch.setattr("backbones.commands.evaluate.read_images", read)
     evaluate(finished, (tmp_path / "x.png",) * 5, batch_size=2)
     assert sizes == [2, 2, 1] and len(set(capsys.readouterr().out.splitlines())) == 1
+
+
+def test_training_images_are_evaluated_by_their_center(experiment: Experiment, tmp_path: Path) -> None:
+    files = use(image_folder, root=str(write_folder(tmp_path / "photos", size=(30, 40))), image_size=16, crop="random")
+    run(dataclasses.replace(experiment, data=files, steps=2), run_dir=tmp_path / "run")
+    evaluate(tmp_path / "run", split="train")
+    predict = load_predictor(*read_trained(tmp_path / "run"), CPU)
+    losses = {
+        crop: evaluate_model(predict, files.replace(crop=crop).make(device=CPU).train, batch_size=500, device=CPU).loss
+        for crop in ("center", "random")
+    }
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["loss"] == losses["center"]
+    assert losses["center"] != losses["random"]
+
+
+def test_it_computes_in_float32_proper(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+
+    def spy(*args: object, **kwargs: object) -> object:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return evaluate_model(*args, **kwargs)
+
+    monkeypatch.setattr("backbones.commands.evaluate.evaluate_model", spy)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    evaluate(finished, out=tmp_path)
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.slow

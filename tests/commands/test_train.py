@@ -140,6 +140,12 @@ def test_resume_finds_the_folder_that_the_same_command_made(tmp_path: Path, monk
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(dataclasses.replace(begun, steps=steps).to_json()))
     assert parse(["cifar10-resnet18", "--model", "resnet34", "--resume"]).experiment == begun
+    for name in ("smooth", "cifar10-resnet34-7"):  # of which the latter looks like one more of the others
+        named = dataclasses.replace(begun, name=name, label_smoothing=0.1)
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps(named.to_json()))
+        assert parse(["cifar10-resnet18", "--name", name, "--resume"]).experiment == named
+    assert parse(["cifar10-resnet18", "--model", "resnet34", "--resume"]).experiment == begun
 
 
 def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
 from backbones.data.source import CPU, channel_statistics
 from backbones.errors import InputError
+from experiments.digits import digits_vit_tiny
 
 fashion_mnist_module = sys.modules[fashion_mnist.__module__]
 
@@ -65,6 +66,16 @@ def test_labels_are_checked(labels: list[int], message: str) -> None:
         in_memory((images, torch.tensor(labels)), good, ("only",), CPU)
     with pytest.raises(InputError, match="the test split has no images"):
         in_memory(good, (images[:0], good[1][:0]), ("only",), CPU)
+    for labels in (good[1].byte(), good[1].float(), good[1][:, None]):
+        with pytest.raises(InputError, match=r"the training labels are torch.* \(3.*\); wanted torch.int64 \[N\]"):
+            in_memory((images, labels), good, ("only",), CPU)
+
+
+def test_labels_of_a_source_of_ones_own_are_checked() -> None:
+    dataset = DATASETS["digits"]()
+    wrong = dataset._replace(train=dataset.train._replace(labels=dataset.train.labels + 1))
+    with pytest.raises(InputError, match="training labels are outside 0 to 9: 10"):
+        digits_vit_tiny.make(wrong)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from backbones.models import MODELS, freeze, relative_rates, select
 from backbones.models.airbench import airbench
 from backbones.models.resnet import resnet18
 from backbones.models.vit import vit_tiny
+from backbones.optim.schedule import constant, cosine
 
 SHAPE = (1, 16, 16)
 SMALL = {"width": 48, "depth": 3, "heads": 3, "mlp_width": 96, "patch_size": 4}
@@ -173,8 +174,35 @@ def plain_sgd(lr: float = 0.1) -> optim.GradientTransformation:
 
 def test_an_optimizer_without_a_schedule_cannot_have_rates_by_layer(experiment: Experiment) -> None:
     experiment = dataclasses.replace(experiment, optim=use(plain_sgd), layer_decay=0.5)
-    with pytest.raises(InputError, match="plain-sgd has no parameter `schedule`, by which --layer-decay"):
+    with pytest.raises(InputError, match="plain-sgd has no parameter `schedule`, which --layer-decay or --trunk-lr"):
         experiment.make()
+
+
+def test_an_average_of_rates_by_layer_is_that_of_each(experiment: Experiment) -> None:
+    """With rates that are nearly equal it is nearly that of one optimizer."""
+    plain = dataclasses.replace(experiment, optim=use(optim.schedule_free_adamw))
+    evaluated = []
+    for each in (plain, dataclasses.replace(plain, layer_decay=1 - 1e-9)):
+        program = each.make()
+        state = program.state
+        for step in range(2):
+            state, _ = program.train_step(state, program.batches(step))
+        evaluated.append(program.weights_of(state)[0])
+        assert all((evaluated[-1][name] != leaf).any() for name, leaf in state.params.items())
+    assert evaluated[0].keys() == evaluated[1].keys()
+    for name, leaf in evaluated[0].items():
+        torch.testing.assert_close(evaluated[1][name], leaf)
+
+
+def test_options_that_the_optimizer_does_not_take_are_refused(experiment: Experiment) -> None:
+    for options, message in (
+        ({"weight_decay_mask": "matrices"}, "no parameter `decays`, which --weight-decay-mask needs"),
+        ({"schedule": use(cosine)}, "no parameter `schedule`, which --schedule cosine needs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(experiment, **{"optim": use(plain_sgd), "schedule": use(constant), **options}).make()
+    with pytest.raises(InputError, match="schedule-free-adamw evaluates an average of its own already; leave --ema"):
+        dataclasses.replace(experiment, optim=use(optim.schedule_free_adamw), ema=0.9).make()
 
 
 def test_sam_cannot_have_them(experiment: Experiment) -> None:

@@ -157,8 +157,9 @@ def test_sam_takes_the_gradient_at_the_climbed_parameters() -> None:
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_resumes_bit_for_bit(name: str, experiment: Experiment, tmp_path: Path) -> None:
     """With clipping and an average of the parameters, from the files of a checkpoint."""
+    ema = None if name == "schedule-free-adamw" else 0.9  # which has an average already
     experiment = dataclasses.replace(
-        experiment, optim=use(optim.OPTIMIZERS[name]), clip=1.0, ema=0.9, steps=6, eval_every=3, save_every=3
+        experiment, optim=use(optim.OPTIMIZERS[name]), clip=1.0, ema=ema, steps=6, eval_every=3, save_every=3
     )
     straight = run_experiment(experiment, run_dir=tmp_path)
     resumed = run_experiment(experiment, run_dir=tmp_path, resume=3)

@@ -43,6 +43,14 @@ def test_draws_of_lists_repeat_none() -> None:
     assert sorted(map(str, drawn)) == sorted(map(str, grid(axes))) and drawn != grid(axes)
 
 
+def test_draws_of_few_values_repeat_none() -> None:
+    axes = parse_axes([["model.depth", "2..6"], ["seed", "0", "1"]])
+    drawn = draw(axes, 5, seed=0, is_integer=lambda field: True)
+    assert len(set(map(str, drawn))) == 5
+    with pytest.raises(InputError, match="--random 6: only 5 different combinations were drawn; give wider ranges"):
+        draw(axes[:1], 6, seed=0, is_integer=lambda field: True)
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [

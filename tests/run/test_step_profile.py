@@ -4,13 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.nn.modules.module as module_hooks
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.run import run
-from backbones.run.step_profile import PHASES, parse_steps, tables
+from backbones.run.step_profile import PHASES, parse_steps, profiled, tables
+from backbones.train_step import TrainState
+from backbones.types import Batch, Metrics
 
 
 def test_steps() -> None:
@@ -48,6 +51,40 @@ def test_where_the_time_went(experiment: Experiment, tmp_path: Path, capsys: pyt
     assert len(parts) >= 2
     for i in (0, 1):
         assert sum(values[i] for values in parts) <= rows["model"][i] + 0.1 * len(parts)
+
+
+def test_steps_are_counted_as_the_run_counts_them(experiment: Experiment, tmp_path: Path, capsys) -> None:
+    """Also where some are passed over, the last of them too."""
+    experiment = replace(experiment, steps=7, pass_over=(1, 3, 5))
+    program = experiment.make()
+    computed: list[int] = []
+
+    def spy(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        computed.append(int(state.step) + 1)
+        return program.train_step(state, batch)
+
+    with profiled(program._replace(train_step=spy), range(3, 6), left=range(1, 8), folder=tmp_path) as profiling:
+        state = program.state
+        for step in (2, 4, 6):
+            state.step.fill_(step - 1)
+            state, _ = profiling.train_step(state, profiling.batches(step - 1))
+    trace = json.loads((tmp_path / "profile-3-6.json").read_text())
+    names = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert names.count("train_step") == 1 and computed == [2, 4, 6]
+    assert "the trace of steps 3:6 is in" in capsys.readouterr().out
+    assert not module_hooks._global_forward_pre_hooks
+
+
+def test_a_range_outside_of_the_rest_changes_nothing(experiment: Experiment, tmp_path: Path) -> None:
+    experiment = replace(experiment, steps=6, save_every=2, eval_every=2, keep=9)
+    run(experiment, run_dir=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="steps 5 to 6"):
+        run(experiment, run_dir=tmp_path, resume=4, profile=range(2, 4))
+    (tmp_path / "provenance.json").write_text("[")
+    with pytest.raises(InputError, match=r"provenance\.json is damaged"):
+        run(experiment, run_dir=tmp_path, resume=4)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_marks_that_a_gpu_repeats_count_once() -> None:

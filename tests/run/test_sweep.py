@@ -19,6 +19,7 @@ from helpers.sweeps import RESNET, VIT, sweep_over
 from PIL import Image
 
 from backbones.errors import InputError
+from backbones.run import run as run_module
 from backbones.run.checkpoint import list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.metric_writer import read_metrics
@@ -128,6 +129,29 @@ def test_halving_keeps_the_best_and_does_not_change_what_they_compute(in_sequenc
     assert f" {100 * top1[other]:.2f} | " in (tmp_path / "table.md").read_text()
 
 
+def test_halving_of_members_that_all_diverge_ends_with_a_table(tmp_path: Path) -> None:
+    run_sweep(sweep_over(RESNET, [1e38, 1e39], [1, 2], halving=2), tmp_path, how="sequence")
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["diverged"] * 4
+
+
+def test_a_signal_in_the_last_step_of_a_member_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_over(VIT, [0.1, 0.2], [0])
+    plot = run_module.plot_curves
+
+    def plot_and_kill(folder: Path) -> None:
+        plot(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "plot_curves", plot_and_kill)
+        with pytest.raises(Preempted, match="the sweep is stopped, and its members are saved"):
+            run_sweep(sweep, tmp_path, how="sequence")
+    assert [(tmp_path / member.name / "result.json").exists() for member in sweep.members] == [True, False]
+    run_sweep(sweep, tmp_path)
+    assert len(hashes(tmp_path)) == 2
+
+
 def held_out_lines(run_dir: Path) -> list[dict]:
     return [line for line in read_metrics(run_dir / "metrics.jsonl") if line["split"] == "test"]
 
@@ -222,6 +246,8 @@ def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Pat
         sweep_over(VIT, ["0.1", "0.10"], [0])
     with pytest.raises(InputError, match="5 rungs, and the first of them would end before the first of 12 steps"):
         sweep_over(VIT, [0.1, 0.2], [*range(8)], halving=2)
+    with pytest.raises(InputError, match=r"0-lr-0\.1-seed-0 cannot be run: there is no absent to start from"):
+        sweep_over(dataclasses.replace(VIT, init_from="absent"), [0.1], [0])
     with pytest.raises(InputError, match="--how vmap with --halving"):
         run_sweep(sweep_over(VIT, [0.1], [0, 1], halving=2), tmp_path, how="vmap")
     other = dataclasses.replace(VIT, label_smoothing=0.1)

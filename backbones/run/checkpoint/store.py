@@ -123,7 +123,7 @@ class Checkpoints:
         """Copy a checkpoint into the memory of `like`, which has its structure.
 
         `auto` is the newest intact one, with a warning for each corrupt one; a path may be that of a checkpoint or of
-        another run. Checkpoints of later steps are moved into the sub-folder `superseded`.
+        another run. To train on from there, call `supersede_after`.
 
         Returns:
             The state, and what was saved beside it.
@@ -162,10 +162,7 @@ class Checkpoints:
     def _restore(self, like: TrainState, find: Callable[[], Checkpoint]) -> tuple[TrainState, Manifest]:
         self.wait()
         checkpoint = distributed.on_main(find)
-        state = load_arrays(like, checkpoint.arrays)
-        if distributed.is_main():
-            self._supersede_after(checkpoint.manifest.step)
-        return state, checkpoint.manifest
+        return load_arrays(like, checkpoint.arrays), checkpoint.manifest
 
     def _read(self, which: Which) -> Checkpoint:
         path = find_checkpoint(self.folder.parent, which)
@@ -184,9 +181,10 @@ class Checkpoints:
                 distributed.warn0(f"{error}; trying another one")
         raise InputError(f"there is no intact checkpoint in {self.folder}; start again with another --run-dir")
 
-    def _supersede_after(self, step: int) -> None:
+    def supersede_after(self, step: int) -> None:
+        """Move the checkpoints of later steps into the sub-folder `superseded`."""
         superseded = self.folder / SUPERSEDED
-        for later in list_steps(self.folder):
+        for later in list_steps(self.folder) if distributed.is_main() else ():
             if later > step:
                 superseded.mkdir(exist_ok=True)
                 delete_temporary(superseded)

@@ -5,6 +5,6 @@ members.py   the sweep and its members, and the folder that holds them
 choose.py    which way of running them is the fastest
 ways.py      one after another, or several processes
 vmapped.py   all of them in one vmapped step
-run.py       rungs of successive halving, from the first to the table
+run_sweep.py rungs of successive halving, from the first to the table
 table.py     what came of the members; plot.py draws it
 """

@@ -11,6 +11,9 @@ import torch
 import backbones.random as random
 from backbones.errors import InputError
 
+MOST_DRAWS = 1000
+"""For each combination that is wanted: draws that give one that was drawn before are repeated."""
+
 Combination = dict[str, str]
 """Field -> its value, as on the command line."""
 
@@ -102,7 +105,7 @@ def grid(axes: Sequence[Axis]) -> list[Combination]:
 
 
 def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[str], bool]) -> list[Combination]:
-    """Some combinations at random; each is a function of the seed and its place.
+    """Some different combinations at random; each is a function of the seed and of those before it.
 
     Those of the axes without a range come in a random order of their grid, again and again.
 
@@ -113,7 +116,7 @@ def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[
         is_integer: whether a field is an integer.
 
     Raises:
-        InputError: there are not so many combinations.
+        InputError: there are not so many combinations, or they were not found in `MOST_DRAWS` draws for each.
     """
     spans = [(i, axis, axis.span) for i, axis in enumerate(axes) if axis.span is not None]
     combinations = grid([axis for axis in axes if axis.span is None])
@@ -121,13 +124,19 @@ def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[
         raise InputError(f"--random {number}: there are {len(combinations)} combinations; without --random all are run")
     integers = {axis.field for _, axis, _ in spans if is_integer(axis.field)}
     order = torch.randperm(len(combinations), generator=random.generator(seed)).tolist()
-    drawn = []
-    for member in range(number):
-        key = random.fold_in(random.key(seed), member)
+    drawn: list[Combination] = []
+    for i_draw in range(MOST_DRAWS * number):
+        key = random.fold_in(random.key(seed), i_draw)
         values = {
             axis.field: span.at(random.uniform(random.fold_in(key, i)).item(), integer=axis.field in integers)
             for i, axis, span in spans
         }
-        values |= combinations[order[member % len(order)]]
-        drawn.append({axis.field: values[axis.field] for axis in axes})
-    return drawn
+        values |= combinations[order[len(drawn) % len(order)]]
+        combination = {axis.field: values[axis.field] for axis in axes}
+        if combination not in drawn:
+            drawn.append(combination)
+        if len(drawn) == number:
+            return drawn
+    raise InputError(
+        f"--random {number}: only {len(drawn)} different combinations were drawn; give wider ranges, or fewer"
+    )

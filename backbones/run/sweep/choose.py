@@ -20,9 +20,9 @@ import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError, is_out_of_memory
 from backbones.experiment import Experiment, Program
-from backbones.run.run import torch_settings_kept
 from backbones.run.sweep.members import How, Sweep, read_sweep
 from backbones.run.sweep.ways import share_of_machine, share_of_threads
+from backbones.torch_settings import torch_settings_kept
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
 FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
@@ -176,7 +176,8 @@ def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float | None:
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
-        return fmean(float(process.stdout.readline()) for process in processes)
+        seconds = [process.stdout.readline() for process in processes]
+        return fmean(map(float, seconds)) if all(seconds) else None
 
 
 def main(folder: str, name: str) -> None:

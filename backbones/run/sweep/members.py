@@ -1,7 +1,7 @@
 """A sweep and its members, and the folder that holds them.
 
 sweep.json           the experiment, the axes, the members, and how they are run
-00-lr-0.001-seed-0/  the run of a member, as any other run
+00-lr-0.001-seed-0/  the run of a member, as any other run; and diverged.txt, log.txt and scores.json, see ways.py
 table.md table.csv   what came of them; sweep.png shows it
 """
 
@@ -15,10 +15,13 @@ from backbones.component import Use
 from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import VERSION, Experiment
+from backbones.models import with_pretrained
+from backbones.models.state_dict import StateDict
 from backbones.run.files import atomic_write
-from backbones.run.run import torch_settings_kept
+from backbones.run.run import read_weights
 from backbones.run.run_dir import CONFIG, new_run_dir, read_config, read_experiment
 from backbones.run.sweep.axes import Axis, Combination
+from backbones.torch_settings import torch_settings_kept
 
 SWEEPS = Path("sweeps")
 
@@ -91,6 +94,7 @@ def make_sweep(
     """
     made: list[Member] = []
     datasets: dict[Use, Dataset] = {}
+    weights: dict[str, StateDict] = {}
     width = len(str(len(members) - 1))
     for i, (combination, of_member) in enumerate(members):
         words = [f"{field.rpartition('.')[2]}-{value}" for field, value in combination.items()]
@@ -99,7 +103,7 @@ def make_sweep(
         if same:
             raise InputError(f"{name} would be the same run as {same[0]}; give each value once")
         try:
-            num_steps = _check(of_member, datasets)
+            num_steps = _check(of_member, datasets, weights)
         except InputError as error:
             raise InputError(f"{name} cannot be run: {error}") from error
         values = {field: value_of(of_member, field) for field in combination}
@@ -114,12 +118,15 @@ def make_sweep(
     return sweep
 
 
-def _check(experiment: Experiment, datasets: dict[Use, Dataset]) -> int:
-    """The steps of an experiment, whose train step can be made; `datasets` are those that were read already."""
+def _check(experiment: Experiment, datasets: dict[Use, Dataset], weights: dict[str, StateDict]) -> int:
+    """The steps of an experiment, whose train step can be made; what was read already is not read again."""
     with torch_settings_kept():
         if experiment.data not in datasets:
             datasets[experiment.data] = experiment.data.make(device=experiment.init_device())
         dataset = datasets[experiment.data]
+        if (source := experiment.init_from) is not None:
+            weights[source] = weights.get(source) or read_weights(source)
+            with_pretrained(experiment.make_model(dataset.info), weights[source], dataset.info.image_shape)
         experiment.make_pure_step(dataset)
         return experiment.num_steps(dataset)
 

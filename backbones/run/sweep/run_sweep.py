@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from backbones.errors import InputError
-from backbones.run.checkpoint import list_steps
 from backbones.run.lock import locked
-from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.run import RESULT
 from backbones.run.sweep.choose import choose_how
 from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
 from backbones.run.sweep.plot import plot_sweep
 from backbones.run.sweep.table import read_rows, write_tables
 from backbones.run.sweep.vmapped import in_one_step
-from backbones.run.sweep.ways import DIVERGED, Job, default_workers, in_processes, in_sequence
+from backbones.run.sweep.ways import DIVERGED, Job, default_workers, in_processes, in_sequence, read_scores
 
 
 def run_sweep(
@@ -77,6 +75,8 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
             in_sequence(waiting)
         if not is_last:
             left = _best(left, jobs, next_size)
+        if not left:
+            break
     return failures
 
 
@@ -84,18 +84,11 @@ def _is_done(job: Job, *, is_last: bool) -> bool:
     """Whether there is nothing to do for a member in a rung, of which `is_last` says that it ends with the run."""
     if (job.folder / DIVERGED).exists():
         return True
-    return (job.folder / RESULT).exists() if is_last else _top1(job) is not None
-
-
-def _top1(job: Job) -> float | None:
-    """Top-1 of the held-out samples after the last step of a job; None if it is not saved, or the member diverged."""
-    if max(list_steps(job.folder / "checkpoints"), default=-1) < job.until:
-        return None
-    lines = [line for line in read_metrics(job.folder / METRICS) if line["split"] == "test"]
-    return next((line["top1"] for line in lines if line["step"] == job.until), None)
+    return (job.folder / RESULT).exists() if is_last else job.until in read_scores(job.folder)
 
 
 def _best(members: Sequence[Member], jobs: Sequence[Job], number: int) -> list[Member]:
     """The members with the highest top-1; of equal ones those that come first."""
-    scores = [(-top1, i) for i, job in enumerate(jobs) if (top1 := _top1(job)) is not None]
+    top1 = [read_scores(job.folder).get(job.until) for job in jobs]
+    scores = [(-each, i) for i, each in enumerate(top1) if each is not None]
     return [members[i] for i in sorted(i for _, i in sorted(scores)[:number])]

@@ -14,8 +14,9 @@ from backbones.run.checkpoint import list_steps
 from backbones.run.lock import locked
 from backbones.run.loop import Diverged, StepCall, Training
 from backbones.run.preemption import Preempted, handle_signals
-from backbones.run.run import torch_settings_kept, train_in
+from backbones.run.run import train_in
 from backbones.run.sweep.ways import DIVERGED, LOG, Job, record_divergence, stop
+from backbones.torch_settings import torch_settings_kept
 from backbones.train_step import TrainState
 from backbones.types import Metrics
 from backbones.vmapped import draws_numbers, make_vmapped_step

@@ -4,14 +4,15 @@ Each run is that of `train.py`, in its own folder; it goes on where it was, and 
 """
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -23,11 +24,12 @@ from backbones.experiment import Experiment
 from backbones.run.files import atomic_write
 from backbones.run.loop import Diverged
 from backbones.run.preemption import Preempted, handle_signals
-from backbones.run.run import run
+from backbones.run.run import RESULT, run
 from backbones.run.run_dir import CONFIG, read_config, read_experiment
 
-DIVERGED, LOG = "diverged.txt", "log.txt"
-"""In the folder of a member: why it cannot go on, and what it printed where several run at once."""
+DIVERGED, LOG, SCORES = "diverged.txt", "log.txt", "scores.json"
+"""In the folder of a member: why it cannot go on, what it printed where several run at once, and its top-1 after each
+part of its run but the last."""
 
 MOST_WORKERS = 8
 """Processes at a time, if nothing else is asked for: each takes memory of its own."""
@@ -47,8 +49,10 @@ class Job(NamedTuple):
         return self.folder.name
 
 
-def run_job(job: Job) -> None:
+def run_job(job: Job, preempted: Callable[[], bool] | None = None) -> None:
     """Run a member in this process; one that diverges is left as it is, and the reason is written into its folder.
+
+    `preempted` says whether to save and stop; None handles signals.
 
     Raises:
         InputError, Preempted: as `run`.
@@ -58,9 +62,20 @@ def run_job(job: Job) -> None:
         pass_over = read_experiment(config, read_config(config)).pass_over
         experiment = dataclasses.replace(experiment, pass_over=pass_over)
     try:
-        run(experiment, run_dir=job.folder, resume="auto", until=job.until)
+        result = run(experiment, run_dir=job.folder, resume="auto", until=job.until, preempted=preempted)
     except Diverged as error:
         record_divergence(job, error)
+    else:
+        if not (job.folder / RESULT).exists():  # it has more parts to run
+            scores = {**read_scores(job.folder), job.until: result["top1"]}
+            atomic_write(job.folder / SCORES, json.dumps(scores) + "\n")
+
+
+def read_scores(folder: Path) -> dict[int, float]:
+    """Step -> top-1 of the held-out samples after it, for each part of a member's run that is done."""
+    if not (folder / SCORES).exists():
+        return {}
+    return {int(step): top1 for step, top1 in read_config(folder / SCORES).items()}
 
 
 def record_divergence(job: Job, error: Diverged) -> None:
@@ -81,12 +96,13 @@ def in_sequence(jobs: Sequence[Job]) -> None:
         InputError: as `run`.
         Preempted: a signal asked to stop, and the member is saved.
     """
-    for i, job in enumerate(jobs, start=1):
-        print(f"\n{job.name} ({i} of {len(jobs)})", flush=True)
-        try:
-            run_job(job)
-        except Preempted:
-            stop()
+    with handle_signals() as preempted:
+        for i, job in enumerate(jobs, start=1):
+            print(f"\n{job.name} ({i} of {len(jobs)})", flush=True)
+            with suppress(Preempted):
+                run_job(job, preempted)
+            if preempted():
+                stop()
 
 
 def default_workers(num_members: int, experiment: Experiment) -> int:

@@ -1,0 +1,41 @@
+"""torch's global settings: what a training sets, and how they are put back after it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def set_arithmetic(*, deterministic: bool) -> None:
+    """Let torch compute in full float32, never TF32, and on CUDA by deterministic algorithms only, if so asked."""
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    _use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Within the block torch's global settings and generators may be changed; after it they are as before."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    num_threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != num_threads:
+                torch.set_num_threads(num_threads)
+            torch.backends.cudnn.allow_tf32 = tf32
+            _use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def _use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+    """`torch.use_deterministic_algorithms`, which imports the compiler, where it changes anything."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
