@@ -82,7 +82,7 @@ class Experiment:
     """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters.
 
     Raises:
-        InputError: a number is out of its range, or not one of `steps` and `epochs` is given.
+        InputError: a number is out of its range, or not exactly one of `steps` and `epochs` is given.
     """
 
     name: str
@@ -111,12 +111,12 @@ class Experiment:
     ema: Probability | None = None
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     weight_decay_mask: Literal["all", "matrices"] | None = None
-    """Which leaves weight decay is for: all, or weights of linear layers and convolutions; None for the optimizer's."""
+    """What weight decay applies to: all, or weights of linear layers and convolutions; None for the optimizer's own."""
     loss: LossName = "cross-entropy"
     """Cross-entropy of the softmax over the classes, or binary cross-entropy of each class, averaged over them."""
     class_weights: Literal["auto"] | None = None
-    """Weights of the classes in the loss: auto is N / (K n) for one with n of the N training images, so that all K
-    count equally. Where augmentation mixes images, it mixes their weights."""
+    """Weights of the classes in the loss: auto is N / (K n) for a class with n of the N training images, so that all K
+    classes count equally. Where augmentation mixes images, their weights are mixed too."""
     sampling: Sampling = "uniform"
     """Uniform draws every image equally often; balanced draws every class equally often, and its images in turn."""
     label_smoothing: Probability = 0.0
@@ -124,18 +124,18 @@ class Experiment:
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when the loss or a gradient is not finite: stop the run, or leave the parameters as they are."""
     spike: Positive | None = 10.0
-    """A loss so many median absolute deviations above the median of the last 100, and well above each of them, is a
-    spike: its samples are printed, and drawn into spikes/. None for no spikes."""
+    """A loss more than this many median absolute deviations above the median of the last 100, and well above each of
+    them, is a spike: its samples are printed, and drawn into spikes/. None disables spike detection."""
     rewind: Count | None = None
-    """At a spike, or where --nonfinite would stop, go back to a checkpoint before it, and pass over so many steps: that
-    one and those before it. None never goes back."""
+    """At a spike, or where --nonfinite would stop, go back to an earlier checkpoint and pass over this many steps: the
+    bad step and those just before it. None never goes back."""
     pass_over: tuple[Count, ...] = ()
-    """Steps that leave everything but the count of steps as it is; --rewind adds to them."""
+    """Steps to pass over: each advances the step count and changes nothing else; --rewind adds to them."""
     seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
     init_from: str | None = None
-    """Weights to start from: a run folder, a checkpoint, or a file of our names, torchvision's or timm's. A head of
-    another size is initialised."""
+    """Weights to start from: a run folder, a checkpoint, or a file with our, torchvision's or timm's parameter names. A
+    head of another size is initialised from scratch."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: stem, trunk or head, or names of modules or parameters, with * for any letters.
     A BatchNorm that is frozen keeps its running statistics too."""
@@ -149,11 +149,11 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast; auto is bfloat16 where the device is
-    faster in it. Parameters are float32 in each."""
+    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast; auto is bfloat16 on devices that are
+    faster in it. Parameters are float32 in either case."""
     compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
-    """Whether torch.compile turns the step into one graph; off runs Python line by line. auto compiles on CUDA only: on
-    CPUs compiling takes minutes, and spares 0 to 8 % of a step."""
+    """Whether torch.compile turns the step into one graph; off runs it eagerly. auto compiles on CUDA only: on CPUs,
+    compiling takes minutes and saves 0 to 8 % of a step."""
     deterministic: bool = True
     """Whether CUDA may only use deterministic algorithms, as CPUs do anyway."""
     sync_batch_norm: bool = False
@@ -172,10 +172,10 @@ class Experiment:
     eval_batch_size: Count = 500
     """Images a batch of evaluation, over all processes."""
     tta: Tta = "none"
-    """Test-time augmentation: logits are averaged over an image and its mirror image, with shift over both shifted by a
-    pixel too. Not for digits or text, whose mirror images mean something else."""
+    """Test-time augmentation: flip averages the logits over an image and its mirror image; flip+shift also over both
+    shifted by a pixel. Not for digits or text, whose mirror images mean something else."""
     save_every: Count = 500
-    """Steps between checkpoints. Only one that was evaluated can be the best: keep it a multiple of --eval-every."""
+    """Steps between checkpoints. Only an evaluated one can be the best, so use a multiple of --eval-every."""
     keep: Count = 2
     """How many of the latest checkpoints to keep."""
     keep_every: Count | None = None
@@ -393,7 +393,7 @@ class Experiment:
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 raise InputError(
-                    f"BatchNorm gets one value per channel, of which it cannot take a variance: a batch of "
+                    f"BatchNorm gets one value per channel and cannot compute a variance from it: a batch of "
                     f"{self.batch_size} is one image for each process and micro-batch; raise --batch-size"
                 ) from error
         except RuntimeError:  # a module that cannot run there

@@ -140,7 +140,7 @@ def _partner(rows: Tensor) -> Tensor:
 def _check_groups(rows: int, size: int) -> None:
     if rows % size:
         raise InputError(
-            f"got {rows} images, wanted a multiple of {size}: choose a --batch-size whose share for each process is one"
+            f"got {rows} images, wanted a multiple of {size}: choose --batch-size so that each process gets a multiple"
         )
 
 

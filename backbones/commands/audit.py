@@ -32,7 +32,7 @@ def audit(
     steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None,
     /,
 ) -> bool:
-    """Train from a checkpoint of a run to a later one again, and compare every leaf with it, to the last bit.
+    """Repeat the training from one checkpoint of a run to a later one, and compare every leaf with it bit for bit.
 
     The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
     -m backbones audit RUN. The exit code is 1 if a leaf differs; which and by how much is printed.

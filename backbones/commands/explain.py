@@ -39,7 +39,7 @@ def explain(
     resize: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Draw what in image files the predicted class is decided by: a line an image, maps from black (0) to yellow.
+    """Draw which parts of image files decide the predicted class: one row per image, maps from black (0) to yellow.
 
     The input gradient says which pixels change the logit of the class most (arXiv 1312.6034), Grad-CAM which positions
     of a layer's map speak for it (arXiv 1610.02391). Of a ViT there is the attention of the class token, or of all

@@ -57,7 +57,7 @@ class Command:
     sweep_seed: int = 0
     """Seed of these draws."""
     halving: Annotated[int, Range("[2, inf)")] | None = None
-    """Successive halving: all members run a part of their steps, one in so many a part more, and so on to the end."""
+    """Successive halving: all members run a part of their steps, the best one in this many goes on, and so on."""
     how: Literal["auto"] | How = "auto"
     """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
     seed and in numbers of the optimizer only. Auto measures, and takes the fastest."""

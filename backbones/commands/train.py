@@ -22,10 +22,9 @@ from backbones.run.run_dir import latest_run_dir, read_config, read_experiment, 
 from backbones.run.step_profile import parse_steps
 
 RESUME_HELP = (
-    "Resume the run in the run folder (without --run-dir, the newest of that name), whose configuration is then the "
-    "default, from its latest checkpoint (so does --resume alone), its best one or that of a step; auto takes the "
-    "newest intact one, and starts a new run where there is none. PATH resumes from a checkpoint elsewhere, into a new "
-    "folder."
+    "Resume the run in --run-dir (by default the newest one of that name), with its configuration as the default: from "
+    "its latest checkpoint (also if no value is given), its best one, or that of a step; auto takes the newest intact "
+    "one, or starts a new run if there is none. PATH resumes from a checkpoint elsewhere, in a new folder."
 )
 
 

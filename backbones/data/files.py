@@ -66,8 +66,8 @@ def image_files(
             that each stays where it is when others are added.
         image_size: height and width of the images that the model sees; None where all files have one size.
         channels: 3 for colour, 1 for grey.
-        crop: what is taken of a training image where image_size is set: its center, or a crop of random size and
-            position (arXiv 1409.4842). Of a test image it is the center.
+        crop: which part of a training image to use where image_size is set: its center, or a crop of random size and
+            position (arXiv 1409.4842). Test images always use the center.
         center: share of the shorter side that the center takes.
         smallest: least share of the area that a random crop takes.
         background: red, green and blue behind what is transparent.
@@ -75,7 +75,7 @@ def image_files(
             before it begins, lists them in bad_files.txt, and trains without them.
         workers: processes that read images ahead of the step; None for a share of the cores, at most 8, where a GPU
             computes, and for none on a CPU, where the step needs the cores itself.
-        cache: folder to keep decoded images in, for the next epochs and runs; it takes as much as they have pixels.
+        cache: folder to keep decoded images in, for the next epochs and runs; it takes a byte per pixel and channel.
 
     Raises:
         InputError: the files cannot be read, or make no data set.

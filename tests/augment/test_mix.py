@@ -152,7 +152,7 @@ def test_rows_are_repeated_and_then_augmented_differently() -> None:
 
 @pytest.mark.parametrize(("augment", "size"), [(mixup(num_classes=10), 2), (repeated(times=4), 4)])
 def test_rows_that_are_left_over_are_an_error(augment, size: int) -> None:
-    message = f"got 33 images, wanted a multiple of {size}: choose a --batch-size whose share for each process is one"
+    message = f"got 33 images, wanted a multiple of {size}: choose --batch-size so that each process gets a multiple"
     with pytest.raises(InputError, match=re.escape(message)):
         augment(make_keys(33), make_batch(33))
 

@@ -167,7 +167,7 @@ def test_what_goes_wrong_with_it_stops_nothing(tmp_path: Path) -> None:
     assert lines == [f"warning: cannot look into step {i}: {MULTIPLE}" for i in (1, 2)]
 
 
-MULTIPLE = "got 32 images, wanted a multiple of 7: choose a --batch-size whose share for each process is one"
+MULTIPLE = "got 32 images, wanted a multiple of 7: choose --batch-size so that each process gets a multiple"
 
 
 def test_only_a_few_steps_of_a_run_are_looked_into(tmp_path: Path) -> None:
