@@ -34,6 +34,14 @@ def torch_settings_kept() -> Iterator[None]:
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
+@contextmanager
+def in_full_float32() -> Iterator[None]:
+    """Within the block torch computes in float32 as in training, without TF32; after it its settings are as before."""
+    with torch_settings_kept():
+        set_arithmetic(deterministic=False)
+        yield
+
+
 def _use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
     """`torch.use_deterministic_algorithms`, which imports the compiler, where it changes anything."""
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

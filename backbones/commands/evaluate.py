@@ -9,7 +9,8 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from backbones.commands.options import init_device, read_dataset
+import backbones.distributed as distributed
+from backbones.commands.options import read_dataset
 from backbones.data import DataInfo
 from backbones.data.images import read_images
 from backbones.errors import Count, check_values
@@ -24,7 +25,7 @@ from backbones.run.model_evaluation import (
     write_evaluation,
 )
 from backbones.run.trained_model import read_trained
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 from backbones.tta import Tta
 
 
@@ -33,7 +34,7 @@ def main(args: list[str]) -> None:
     tyro.cli(evaluate, args=args, prog="backbones evaluate")
 
 
-@torch_settings_kept()
+@in_full_float32()
 def evaluate(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = (),
@@ -70,7 +71,7 @@ def evaluate(
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     content, experiment = read_trained(run, parse_which(checkpoint))
-    path, info, torch_device = content.path, content.manifest.info, init_device(device)
+    path, info, torch_device = content.path, content.manifest.info, distributed.init(device)
     if tta != "auto":
         experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)

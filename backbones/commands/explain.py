@@ -8,14 +8,14 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from backbones.commands.options import init_device
+import backbones.distributed as distributed
 from backbones.data.images import read_images
 from backbones.errors import InputError, check_known
 from backbones.run.checkpoint import parse_which
 from backbones.run.explain import default_layers, draw_map, make_maps
 from backbones.run.pictures import Tile, save_tiles
 from backbones.run.trained_model import load_model, read_trained
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 
 SIDE = 192
 """Pixels of a drawn image."""
@@ -26,7 +26,7 @@ def main(args: list[str]) -> None:
     tyro.cli(explain, args=args, prog="backbones explain")
 
 
-@torch_settings_kept()
+@in_full_float32()
 def explain(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
@@ -63,7 +63,7 @@ def explain(
     if not images:
         raise InputError("no image files are named; give some after the run")
     content, experiment = read_trained(run, parse_which(checkpoint))
-    torch_device = init_device(device)
+    torch_device = distributed.init(device)
     trained = load_model(content, dataclasses.replace(experiment, precision="float32"), torch_device)
     names = trained.info.class_names
     if target is not None:

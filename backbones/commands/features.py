@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import init_device, read_dataset
+from backbones.commands.options import read_dataset
 from backbones.commands.probe import describe
 from backbones.errors import Count, check_values
 from backbones.run.checkpoint import parse_which
@@ -16,7 +17,7 @@ from backbones.run.features import check_image_shape, check_layer, extract
 from backbones.run.files import atomic_write, to_json
 from backbones.run.probe import probe_table
 from backbones.run.trained_model import load_model, read_trained
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 
 
 def main(args: list[str]) -> None:
@@ -24,7 +25,7 @@ def main(args: list[str]) -> None:
     tyro.cli(features, args=args, prog="backbones features")
 
 
-@torch_settings_kept()
+@in_full_float32()
 def features(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
     data: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None,
@@ -64,7 +65,7 @@ def features(
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     check_new(out)
     content, experiment = read_trained(run, parse_which(checkpoint))
-    path, torch_device = content.path, init_device(device)
+    path, torch_device = content.path, distributed.init(device)
     trained = load_model(content, experiment, torch_device)
     check_layer(trained, layer)
     name, dataset = read_dataset(data, experiment.data, torch_device, center=True)

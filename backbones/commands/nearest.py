@@ -7,8 +7,9 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import init_device, read_dataset
+from backbones.commands.options import read_dataset
 from backbones.data.images import read_images
 from backbones.errors import Count, InputError, check_values
 from backbones.run.feature_table import read_table
@@ -16,7 +17,7 @@ from backbones.run.features import to_vectors
 from backbones.run.pictures import Tile, save_tiles
 from backbones.run.probe import find_nearest
 from backbones.run.trained_model import load_model, read_trained
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 
 
 def main(args: list[str]) -> None:
@@ -24,7 +25,7 @@ def main(args: list[str]) -> None:
     tyro.cli(nearest, args=args, prog="backbones nearest")
 
 
-@torch_settings_kept()
+@in_full_float32()
 def nearest(
     features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
@@ -55,7 +56,7 @@ def nearest(
     check_values({"k": Count}, {"k": k}, prefix="--")
     if not images:
         raise InputError("no image files are named; give some after the features")
-    table, torch_device = read_table(features), init_device(device)
+    table, torch_device = read_table(features), distributed.init(device)
     content, experiment = read_trained(Path(table.about["checkpoint"]))
     trained = load_model(content, experiment, torch_device)
     name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, center=True)

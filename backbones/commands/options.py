@@ -18,7 +18,6 @@ from backbones.errors import check_known
 from backbones.experiment import Experiment
 from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
-from backbones.torch_settings import set_arithmetic
 
 T = TypeVar("T")
 
@@ -35,16 +34,6 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The object with a short name, or at `module:name`; the InputError for an unknown name offers the nearest ones."""
     return import_object(name) if ":" in name else known[check_known(kind, name, known)]
-
-
-def init_device(device: str) -> torch.device:
-    """This process's device (`auto`, `cpu` or `cuda`), which computes in full float32, as in training, and not in TF32.
-
-    Raises:
-        InputError: as `distributed.init`.
-    """
-    set_arithmetic(deterministic=False)
-    return distributed.init(device)
 
 
 def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bool = False) -> tuple[str, Dataset]:

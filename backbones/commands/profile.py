@@ -7,12 +7,12 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
-from backbones.commands.options import init_device
+import backbones.distributed as distributed
 from backbones.component import use
 from backbones.errors import Count, InputError, check_known, checked
 from backbones.models import MODELS
 from backbones.run.overhead import layer_table, measure_latency, measure_overhead
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 
 
 def main(args: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(args: list[str]) -> None:
     tyro.cli(profile, args=args, prog="backbones profile")
 
 
-@torch_settings_kept()
+@in_full_float32()
 @checked
 def profile(
     models: tyro.conf.Positional[tuple[str, ...]] = (),
@@ -65,7 +65,7 @@ def profile(
             raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
         print(layer_table(use(MODELS[names[0]]).make(**given), image_shape, depth=depth))
         return
-    torch_device = init_device(device)
+    torch_device = distributed.init(device)
     rows = []
     for name in tqdm(names, unit="model", disable=None):
         model = use(MODELS[name]).make(**given)  # ignores what is no parameter of it

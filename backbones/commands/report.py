@@ -7,9 +7,8 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import init_device
 from backbones.run.report import make_report
-from backbones.torch_settings import torch_settings_kept
+from backbones.torch_settings import in_full_float32
 
 
 def main(args: list[str]) -> None:
@@ -17,7 +16,7 @@ def main(args: list[str]) -> None:
     tyro.cli(report, args=args, prog="backbones report")
 
 
-@torch_settings_kept()
+@in_full_float32()
 def report(
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
     /,
@@ -44,7 +43,7 @@ def report(
     Raises:
         InputError: there is no run, none can be read, or `out` is another file.
     """
-    made = make_report(runs, out, png=png, title=title, images=images, device=init_device(device))
+    made = make_report(runs, out, png=png, title=title, images=images, device=distributed.init(device))
     for note in made.notes:
         distributed.warn0(note)
     print(f"see {out}, and the same as pictures in {made.png}")

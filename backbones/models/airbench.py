@@ -31,7 +31,7 @@ class BiasNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         if self.training:
             self.get_buffer("num_batches_tracked").add_(1)
-        # torch.func.grad failed on CUDA where there was no weight (torch 2.11)
+        # torch.func.grad failed on CUDA where there was no weight (torch 2.11); a computed one would not be folded
         one = None if torch.compiler.is_exporting() else torch.ones_like(self.bias)
         return F.batch_norm(x, self.running_mean, self.running_var, one, self.bias, self.training, MOMENTUM, EPS)
 
