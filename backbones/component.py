@@ -22,6 +22,9 @@ from backbones.errors import InputError, check_known, check_values, range_of
 GIVEN = ("image_shape", "num_classes", "schedule", "num_steps", "decays", "hidden", "device")
 """Parameters that the experiment gives, by name, to the functions that have them; all others are options."""
 
+GIVEN_TO_LOSSES = ("logits", "labels", "targets", "label_smoothing")
+"""And those that it gives to a loss, which is a function with all of them."""
+
 
 class Option(NamedTuple):
     """An option of a function."""
@@ -157,14 +160,21 @@ def options_of(function: Callable[..., Any], given: tuple[str, ...] = GIVEN) -> 
     documented = function.func if isinstance(function, partial) else function
     parsed = docstring_parser.parse_from_object(documented) if documented.__doc__ else None
     helps = {param.arg_name: param.description for param in parsed.params} if parsed else {}
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters  # `from __future__ import annotations`
+    except NameError:  # a name that only type checkers import
+        parameters = inspect.signature(function).parameters
     options = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    if set(GIVEN_TO_LOSSES) <= parameters.keys():
+        given += GIVEN_TO_LOSSES
+    for name, parameter in parameters.items():
         if name in given or parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
-        docs = [each.documentation for each in get_args(parameter.annotation) if isinstance(each, Doc)]
-        interval = range_of(parameter.annotation)
+        annotation = inspect.Parameter.empty if isinstance(parameter.annotation, str) else parameter.annotation
+        docs = [each.documentation for each in get_args(annotation) if isinstance(each, Doc)]
+        interval = range_of(annotation)
         help = " ".join((helps.get(name) or " ".join(docs)).split()).rstrip(".")
-        options[name] = Option(parameter.annotation, parameter.default, f"{help}; {interval}" if interval else help)
+        options[name] = Option(annotation, parameter.default, f"{help}; {interval}" if interval else help)
     return options
 
 

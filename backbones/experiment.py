@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch import nn
 import backbones.distributed as distributed
 import backbones.machine as machine
 from backbones.augment import identity, make_normalize
-from backbones.component import Use, use as use  # `use` is for those who write experiments
+from backbones.component import GIVEN_TO_LOSSES, Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_labels, read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
@@ -36,7 +36,7 @@ from backbones.evaluation import (
 )
 from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
-from backbones.losses import LOSSES, LossName, balanced_class_weights
+from backbones.losses import LOSSES, Loss, balanced_class_weights, check_loss, cross_entropy
 from backbones.models import Model, freeze, from_module, relative_rates, select, with_autocast, with_sync_batch_norm
 from backbones.optim.average import averages, ema_params
 from backbones.optim.base import GradientTransformation
@@ -56,7 +56,7 @@ VERSION = "0.2"
 NUM_INIT_IMAGES = 5000
 """Training images that the initialisation of a model sees, if it sees any."""
 
-COMPONENTS = ("data", "augment", "model", "optim", "schedule")
+COMPONENTS = ("data", "augment", "model", "optim", "schedule", "loss")
 """Fields of `Experiment` that are functions with options."""
 
 
@@ -97,13 +97,15 @@ class Experiment:
     """Optimizer."""
     schedule: Use = use(constant)
     """Factor on the learning rate over the run."""
+    loss: Use = use(cross_entropy)
+    """Loss of each sample."""
 
     steps: Count | None = None
-    """Updates of the parameters."""
+    """Number of training steps."""
     epochs: Positive | None = None
     """Passes over the training samples, instead of steps."""
     batch_size: Count
-    """Images a step, over all processes and micro-batches."""
+    """Images per step, over all processes and micro-batches."""
     accumulate: Count = 1
     """Micro-batches that each process cuts its batch into, to save memory."""
     clip: Positive | None = None
@@ -112,8 +114,6 @@ class Experiment:
     """Decay of an exponential moving average of the parameters, which is evaluated in their place."""
     weight_decay_mask: Literal["all", "matrices"] | None = None
     """What weight decay applies to: all, or weights of linear layers and convolutions; None for the optimizer's own."""
-    loss: LossName = "cross-entropy"
-    """Cross-entropy of the softmax over the classes, or binary cross-entropy of each class, averaged over them."""
     class_weights: Literal["auto"] | None = None
     """Weights of the classes in the loss: auto is N / (K n) for a class with n of the N training images, so that all K
     classes count equally. Where augmentation mixes images, their weights are mixed too."""
@@ -137,7 +137,7 @@ class Experiment:
     """Weights to start from: a run folder, a checkpoint, or a file with our, torchvision's or timm's parameter names. A
     head of another size is initialised from scratch."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are: stem, trunk or head, or names of modules or parameters, with * for any letters.
+    """Parameters that stay as they are: stem, trunk or head, or names of modules or parameters, with * as a wildcard.
     A BatchNorm that is frozen keeps its running statistics too."""
     train_only: tuple[str, ...] = ()
     """The only parameters that are trained, named in the same way; all others stay as they are."""
@@ -157,7 +157,7 @@ class Experiment:
     deterministic: bool = True
     """Whether CUDA may only use deterministic algorithms, as CPUs do anyway."""
     sync_batch_norm: bool = False
-    """Whether BatchNorm takes its statistics over the images of all processes, at the cost of a message a layer."""
+    """Whether BatchNorm takes its statistics over the images of all processes, by one all-reduce per layer."""
     threads: Count | None = None
     """CPU threads of each process; None for its share of the cores, or what OMP_NUM_THREADS says."""
     keep_memory: bool = True
@@ -170,7 +170,7 @@ class Experiment:
     eval_every: Count = 500
     """Steps between evaluations on the held-out samples."""
     eval_batch_size: Count = 500
-    """Images a batch of evaluation, over all processes."""
+    """Images per batch of evaluation, over all processes."""
     tta: Tta = "none"
     """Test-time augmentation: flip averages the logits over an image and its mirror image; flip+shift also over both
     shifted by a pixel. Not for digits or text, whose mirror images mean something else."""
@@ -189,6 +189,9 @@ class Experiment:
         annotations = {field.name: field.type for field in dataclasses.fields(self)}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         check_values(annotations, values, prefix="--")
+        for name in COMPONENTS:
+            if not isinstance(values[name], Use):
+                raise InputError(f"{name} is {values[name]!r}; wanted use(function, option=value, ...)")
         if not re.fullmatch(r"[\w][\w.+ -]*", self.name):
             raise InputError(f"--name is {self.name!r}; it must be a name for a folder, of letters, digits and _.+-")
         if self.keep_every is not None and self.keep_every % self.save_every:
@@ -225,6 +228,20 @@ class Experiment:
             return from_module(make)
         made = make()
         return from_module(make) if isinstance(made, nn.Module) else made
+
+    def make_loss(self) -> Loss:
+        """The loss of each sample, with its options.
+
+        Raises:
+            InputError: the function has not the parameters of a `Loss`.
+        """
+        missing = set(GIVEN_TO_LOSSES) - inspect.signature(self.loss.function).parameters.keys()
+        if missing:
+            raise InputError(
+                f"--loss {self.loss.name} has no parameter {', '.join(sorted(missing))}; wanted a function (logits, "
+                "labels, targets, *, label_smoothing), where targets is None unless an augmentation mixes images"
+            )
+        return cast(Loss, self.loss.bind())
 
     def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
@@ -303,7 +320,7 @@ class Experiment:
 
         plain_batches = make(seed=0, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
-        eval_step = jit(make_eval_step(model, normalize, loss=LOSSES[self.loss], tta=self.tta), mode=mode)
+        eval_step = jit(make_eval_step(model, normalize, loss=self.make_loss(), tta=self.tta), mode=mode)
         return Program(
             state,
             seeded(train_step, self.seed),
@@ -352,9 +369,9 @@ class Experiment:
         check_labels(dataset.train.labels, dataset.test.labels, info.class_names)
         if self.class_weights == "auto":
             class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)
-        loss_fn = make_loss_fn(
-            model, label_smoothing=self.label_smoothing, loss=LOSSES[self.loss], class_weights=class_weights
-        )
+        loss = self.make_loss()
+        check_loss(self.loss.name, loss, info.num_classes, device)
+        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
         return make_train_step(
             differentiate(loss_fn),
             optimizer,
@@ -415,4 +432,6 @@ class Experiment:
         version = values.pop("version", "0.1")
         if version != VERSION:
             raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
-        return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS}})
+        if isinstance(values.get("loss"), str):  # as it was before a loss could have options
+            values["loss"] = use(LOSSES[values["loss"]]).to_json()
+        return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})

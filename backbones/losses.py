@@ -1,16 +1,16 @@
 """Losses: pure functions of logits and labels, and how much each class counts in them. B samples, K classes."""
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["cross-entropy", "binary-cross-entropy"]
+from backbones.errors import InputError
 
 
 class Loss(Protocol):
-    """The loss of each sample, [B] float32, or float64 for float64 logits.
+    """The loss of each sample, [B] float32, or float64 for float64 logits; keyword-only parameters may follow.
 
     Args:
         logits: [B, K], any floating dtype.
@@ -53,7 +53,16 @@ def binary_cross_entropy(
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
 
 
-LOSSES: dict[LossName, Loss] = {"cross-entropy": cross_entropy, "binary-cross-entropy": binary_cross_entropy}
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "binary-cross-entropy": binary_cross_entropy}
+
+
+def check_loss(name: str, loss: Loss, num_classes: int, device: torch.device) -> None:
+    """Raise InputError unless a loss gives that of each sample."""
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    losses = loss(torch.zeros(2, num_classes, device=device), labels, None, label_smoothing=0.0)
+    if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(f"--loss {name} gives {got} for 2 samples; wanted the loss of each, [2] (reduction='none')")
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:

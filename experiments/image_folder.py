@@ -11,6 +11,7 @@ from backbones.augment import Augment, chain, mixup, mixup_cutmix, rand_augment
 from backbones.component import use
 from backbones.data import image_folder
 from backbones.experiment import Experiment
+from backbones.losses import binary_cross_entropy
 from backbones.models.resnet import resnet50
 from backbones.models.vit import vit_small
 from backbones.optim import adamw, lamb
@@ -49,7 +50,7 @@ image_folder_resnet50 = Experiment(
     model=use(resnet50, stem="imagenet", drop_path=0.05),
     optim=use(lamb, lr=5e-3, weight_decay=0.02),
     schedule=use(cosine, warmup_steps=3130),  # 5 epochs
-    loss="binary-cross-entropy",
+    loss=use(binary_cross_entropy),
     weight_decay_mask="matrices",
     epochs=300,
     batch_size=2048,

@@ -11,6 +11,7 @@ from backbones.commands.train import FUNCTIONS
 from backbones.component import Use, import_object, import_path, options_of, use
 from backbones.data import DATASETS
 from backbones.errors import InputError
+from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
 from backbones.models.vit import vit_small, vit_tiny
 from backbones.optim import OPTIMIZERS, adam
@@ -96,6 +97,21 @@ def test_a_missing_module_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         import_object("broken:f")
 
 
+def test_options_of_a_file_with_postponed_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are checked, and shown, as others are."""
+    (tmp_path / "postponed.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+        "from backbones.errors import Count\nif TYPE_CHECKING:\n    from nowhere import Schedule\n"
+        "def slow(*, width: Count = 3):\n    pass\ndef slower(schedule: Schedule, *, lr: float = 0.5):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    slow = import_object("postponed:slow")
+    assert options_of(slow)["width"].help.endswith("1 or more")
+    with pytest.raises(InputError, match="width is 0; it must be 1 or more"):
+        use(slow, width=0)
+    assert options_of(import_object("postponed:slower"))["lr"].default == 0.5
+
+
 def test_tuples_come_back_from_json() -> None:
     schedule = use(multi_step, milestones=(0.3, 0.6))
     restored = Use.from_json(json.loads(json.dumps(schedule.to_json())))
@@ -118,7 +134,7 @@ def test_every_option_has_a_default_and_help(kind: str) -> None:
 
 
 def test_all_tables_are_on_the_command_line() -> None:
-    assert list(FUNCTIONS.values()) == [DATASETS, AUGMENTS, {**MODELS, **LIBRARIES}, OPTIMIZERS, SCHEDULES]
+    assert list(FUNCTIONS.values()) == [DATASETS, AUGMENTS, {**MODELS, **LIBRARIES}, OPTIMIZERS, SCHEDULES, LOSSES]
 
 
 def test_pickled_in_another_process_it_is_the_same() -> None:

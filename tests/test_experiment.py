@@ -33,6 +33,8 @@ def test_an_experiment_of_before_an_option_has_its_default() -> None:
     for name in ("loss", "class_weights", "sampling", "tta"):
         del values[name]
     assert Experiment.from_json(values) == experiment
+    other = dataclasses.replace(experiment, loss=use(binary_cross_entropy))
+    assert Experiment.from_json({**values, "loss": "binary-cross-entropy"}) == other  # before a loss had options
 
 
 def test_the_reference_settings_of_cifar10() -> None:
@@ -150,7 +152,7 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
         ({"ema": 1.0}, r"--ema is 1\.0; it must be at least 0 and below 1"),
         ({"seed": -1}, "--seed is -1; it must be at least 0 and below 9223372036854775808"),
         ({"keep_every": 7}, "--keep-every is 7; it must be a multiple of --save-every, which is 6"),
-        ({"loss": "hinge"}, "--loss is 'hinge'; it must be one of cross-entropy, binary-cross-entropy"),
+        ({"loss": "hinge"}, r"loss is 'hinge'; wanted use\(function, option=value, \.\.\.\)"),
         ({"class_weights": "auto", "sampling": "balanced"}, "each make all classes count equally; give one"),
         ({"name": "a/b"}, "--name is 'a/b'; it must be a name for a folder"),
         ({"name": ""}, "--name is ''; it must be a name for a folder"),
@@ -172,8 +174,8 @@ def test_classes_count_equally_by_draws_or_by_weights(experiment: Experiment, mo
         return make_loss_fn(model, **options)
 
     monkeypatch.setattr(backbones.experiment, "make_loss_fn", make_recorded)
-    dataclasses.replace(experiment, class_weights="auto", loss="binary-cross-entropy").make()
-    assert given["loss"] is binary_cross_entropy
+    dataclasses.replace(experiment, class_weights="auto", loss=use(binary_cross_entropy)).make()
+    assert given["loss"].func is binary_cross_entropy
     assert torch.equal(given["class_weights"], balanced_class_weights(digits().train.labels, 10))
 
 

@@ -1,3 +1,6 @@
+import dataclasses
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,11 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 
-from backbones.losses import LOSSES, balanced_class_weights, binary_cross_entropy, cross_entropy
+from backbones.component import options_of, use
+from backbones.data.source import CPU
+from backbones.errors import InputError
+from backbones.experiment import Experiment
+from backbones.losses import LOSSES, balanced_class_weights, binary_cross_entropy, check_loss, cross_entropy
 
 
 def test_is_minus_log_probability_of_the_smoothed_target() -> None:
@@ -57,3 +64,28 @@ def test_class_weights_are_those_of_scikit_learn() -> None:
     assert weights.dtype == torch.float32 and weights[present].tolist() == pytest.approx(expected.tolist())
     assert weights[[2, 4]].tolist() == [0, 0]
     assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_a_loss_gives_that_of_each_sample() -> None:
+    check_loss("weighted", partial(weighted, weight=torch.ones(7)), 7, CPU)
+    with pytest.raises(InputError, match=r"--loss mean gives \(\) for 2 samples; wanted the loss of each, \[2\]"):
+        check_loss("mean", lambda *given, label_smoothing: cross_entropy(*given).mean(), 3, CPU)
+    with pytest.raises(InputError, match="--loss number gives float for 2 samples"):
+        check_loss("number", lambda *given, label_smoothing: 1.0, 3, CPU)
+
+
+def weighted(logits, labels, targets=None, *, label_smoothing=0.0, weight=None):
+    return F.cross_entropy(logits, labels, weight=weight, reduction="none")
+
+
+def misspelt(logits, labels, target=None, *, label_smoothing=0.0):
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def test_a_loss_has_the_parameters_of_ours(experiment: Experiment) -> None:
+    assert options_of(weighted).keys() == {"weight"} and not options_of(cross_entropy)
+    dataclasses.replace(experiment, loss=use(weighted)).make_loss()
+    with pytest.raises(
+        InputError, match=r"--loss misspelt has no parameter targets; wanted a function \(logits, labels"
+    ):
+        dataclasses.replace(experiment, loss=use(misspelt, target=None)).make_loss()

@@ -13,6 +13,7 @@ from backbones.component import use
 from backbones.data import digits
 from backbones.experiment import Experiment
 from backbones.gradient import grad_and_value
+from backbones.losses import binary_cross_entropy
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim import sgd
 from backbones.optim.schedule import cosine
@@ -213,7 +214,7 @@ def test_a_class_weight_is_the_weight_of_its_samples() -> None:
 
 @pytest.mark.slow
 def test_binary_cross_entropy_with_class_weights_compiles() -> None:
-    experiment = dataclasses.replace(VIT, loss="binary-cross-entropy", class_weights="auto")
+    experiment = dataclasses.replace(VIT, loss=use(binary_cross_entropy), class_weights="auto")
     _, eager = train(experiment)
     _, compiled = train(dataclasses.replace(experiment, compile="on"))
     assert num_graphs() == 1

@@ -13,6 +13,7 @@ from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.losses import binary_cross_entropy
 from backbones.models.airbench import airbench
 from backbones.optim.schedule import cosine
 from backbones.vmapped import check_vmappable, make_vmapped_step
@@ -79,7 +80,7 @@ CASES = {
     "sam": VIT,
     "averaged": dataclasses.replace(RESNET, clip=1.0, ema=0.9, accumulate=2, augment=use(mixup, padding=1)),
     "muon": dataclasses.replace(MUON, batch_size=16),
-    "soap": dataclasses.replace(VIT, optim=use(optim.soap, lr=1e-3), loss="binary-cross-entropy"),
+    "soap": dataclasses.replace(VIT, optim=use(optim.soap, lr=1e-3), loss=use(binary_cross_entropy)),
     "adafactor": dataclasses.replace(VIT, optim=use(optim.adafactor, lr=1e-3), class_weights="auto"),
     "airbench": dataclasses.replace(
         VIT, model=use(airbench), augment=use(rand_augment), optim=use(optim.lamb, lr=1e-3), nonfinite="skip"

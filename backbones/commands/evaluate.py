@@ -14,8 +14,7 @@ from backbones.commands.options import read_dataset
 from backbones.data import DataInfo
 from backbones.data.images import read_images
 from backbones.errors import Count, check_values
-from backbones.losses import LOSSES
-from backbones.run.checkpoint import parse_which
+from backbones.run.checkpoint import parse_saved
 from backbones.run.model_evaluation import (
     Evaluation,
     Predict,
@@ -70,7 +69,7 @@ def evaluate(
         InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
-    content, experiment = read_trained(run, parse_which(checkpoint))
+    content, experiment = read_trained(run, parse_saved(checkpoint))
     path, info, torch_device = content.path, content.manifest.info, distributed.init(device)
     if tta != "auto":
         experiment = dataclasses.replace(experiment, tta=tta)
@@ -82,8 +81,9 @@ def evaluate(
     name, dataset = read_dataset(data, experiment.data, torch_device, center=True)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
-    loss = LOSSES[experiment.loss]
-    evaluation = evaluate_model(predict, source, batch_size=batch_size, device=torch_device, loss=loss)
+    evaluation = evaluate_model(
+        predict, source, batch_size=batch_size, device=torch_device, loss=experiment.make_loss()
+    )
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
     _print_evaluation(evaluation, info.class_names, about)
     folder = out or path.parent.parent

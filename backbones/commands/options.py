@@ -16,6 +16,7 @@ from backbones.component import Option, Use, import_object, options_of, use
 from backbones.data import DATASETS, Dataset
 from backbones.errors import check_known
 from backbones.experiment import Experiment
+from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
 
@@ -27,6 +28,7 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "model": {**MODELS, **LIBRARIES},
     "optim": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
 }
 """Field of `Experiment` -> short name -> function."""
 

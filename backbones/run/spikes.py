@@ -19,7 +19,6 @@ import backbones.tree as tree
 from backbones.data import Source, make_batches
 from backbones.errors import shorten
 from backbones.experiment import Experiment
-from backbones.losses import LOSSES
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.files import atomic_path, atomic_write, to_json
 from backbones.run.model_evaluation import Predict, load_predictor
@@ -103,7 +102,7 @@ class LossWatch:
 
 def watch_losses(experiment: Experiment, num_classes: int) -> LossWatch:
     """What finds the bad steps of an experiment."""
-    of_a_guess = LOSSES[experiment.loss](torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)).item()
+    of_a_guess = experiment.make_loss()(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)).item()
     return LossWatch(experiment.spike, margin=MARGIN * of_a_guess)
 
 
@@ -169,7 +168,7 @@ def see_batch(
         whole=True,
     )(step - 1)
     augment = experiment.augment.make(num_classes=source.info.num_classes, device=device)
-    key, loss = random.key(experiment.seed, device=device), LOSSES[experiment.loss]
+    key, loss = random.key(experiment.seed, device=device), experiment.make_loss()
     batches, losses = [], []
     for parts in zip(*(leaf.chunk(distributed.world_size()) for leaf in tree.leaves(whole)), strict=True):
         batch = tree.unflatten(whole, parts)  # what one rank has augmented

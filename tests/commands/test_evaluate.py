@@ -19,6 +19,7 @@ from backbones.data.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.losses import binary_cross_entropy
 from backbones.metrics import calibration
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.model_evaluation import evaluate_model, load_predictor
@@ -78,7 +79,7 @@ def test_a_run_evaluates_as_it_did_in_training(finished: Path, tmp_path: Path, c
 
 
 def test_views_and_loss_are_those_of_the_run_unless_others_are_named(experiment: Experiment, tmp_path, capsys) -> None:
-    experiment = dataclasses.replace(experiment, loss="binary-cross-entropy", tta="flip", steps=2)
+    experiment = dataclasses.replace(experiment, loss=use(binary_cross_entropy), tta="flip", steps=2)
     result = run(experiment, run_dir=tmp_path)
     images = digits().test.read(torch.arange(2), torch.arange(2))
     reports = {}

@@ -20,7 +20,7 @@ from backbones.component import use
 from backbones.data import Dataset, digits, image_folder, make_batches
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
-from backbones.losses import cross_entropy
+from backbones.losses import binary_cross_entropy, cross_entropy
 from backbones.run.checkpoint import Checkpoints
 from backbones.run.loop import Diverged
 from backbones.run.pictures import to_rgb
@@ -77,8 +77,8 @@ def test_the_same_spikes_are_found_after_a_resume() -> None:
 
 
 def test_the_margin_is_a_share_of_the_loss_of_a_guess() -> None:
-    for loss, guess in (("cross-entropy", math.log(10)), ("binary-cross-entropy", math.log(2))):
-        watch = watch_losses(dataclasses.replace(POISONED, loss=loss), 10)
+    for loss, guess in ((cross_entropy, math.log(10)), (binary_cross_entropy, math.log(2))):
+        watch = watch_losses(dataclasses.replace(POISONED, loss=use(loss)), 10)
         assert look(watch, [*[0.0] * 50, 0.249 * guess, 0.0, 0.5 * guess]) == [53]
 
 

@@ -19,6 +19,18 @@ def parse_which(text: str) -> Which:
     return int(text) if text.isdecimal() else Path(text).expanduser()
 
 
+def parse_saved(text: str) -> Which:
+    """A checkpoint of a run as `--checkpoint` names it.
+
+    Raises:
+        InputError: it is not `latest`, `best` or a step.
+    """
+    which = parse_which(text)
+    if which == "auto" or isinstance(which, Path):
+        raise InputError(f"--checkpoint is {text!r}; it must be latest, best or a step")
+    return which
+
+
 def list_steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, in ascending order."""
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
@@ -51,6 +63,8 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
     """
     path = which if isinstance(which, Path) else path
     if (path / MANIFEST).is_file():
+        if which == "best" or isinstance(which, int):
+            raise InputError(f"{path} is one checkpoint already; name its run folder to choose {which} of it")
         return path
     folder = path / "checkpoints"
     steps = list_steps(folder)

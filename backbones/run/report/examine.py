@@ -11,7 +11,6 @@ import torch
 import backbones.random as random
 from backbones.component import Use
 from backbones.data import Dataset, Source
-from backbones.losses import LOSSES
 from backbones.run.augment_sheet import make_sheet
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.model_evaluation import Evaluation, Mistake, check_fits, evaluate_model, load_predictor
@@ -55,7 +54,7 @@ def examine(run: Run, read: Callable[[Use], Dataset], device: torch.device) -> E
         dataset.test,
         batch_size=experiment.eval_batch_size,
         device=device,
-        loss=LOSSES[experiment.loss],
+        loss=experiment.make_loss(),
         title=run.folder.name,
     )
     sheet = make_sheet(experiment, dataset, experiment.augment, samples=SAMPLES, variants=1, step=0)
