@@ -5,7 +5,8 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,6 +94,30 @@ def _mentions(annotation: Any, kind: type) -> bool:
     return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
+def _members(annotation: Any) -> list[Any]:
+    """The types of which a value may be one: those of a union, without their metadata."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [each for member in get_args(annotation) for each in _members(member)]
+    return [annotation]
+
+
+def _wanted_kind(annotation: Any, value: Any) -> str | None:
+    """What must stand in the place of a value that is None, a tuple or a number, and must not be; None if it may be."""
+    interval, members = range_of(annotation), _members(annotation)
+    if interval is None or (value is None and type(None) in members):
+        return None
+    sizes = [
+        Ellipsis if Ellipsis in get_args(each) else len(get_args(each)) for each in members if get_origin(each) is tuple
+    ]
+    if not sizes:
+        return f"one number, {interval}" if value is None or isinstance(value, tuple | list) else None
+    if not isinstance(value, tuple | list):
+        return None if {int, float} & {*members} else f"several numbers, each {interval}"
+    return None if {Ellipsis, len(value)} & {*sizes} else f"{sizes[0]} numbers, each {interval}"
+
+
 def _wanted_instead(annotation: Any, value: Any) -> str | None:
     """What must stand in the place of a value, or None if it is right."""
     interval, choices = range_of(annotation), choices_of(annotation)
@@ -113,14 +138,17 @@ def check_values(annotations: Mapping[str, Any], values: Mapping[str, Any], *, p
         prefix: stands before the name in the message, such as `--optim.`.
 
     Raises:
-        InputError: a number is outside its range, NaN, or no integer where one is wanted; or it is another value than
-            the `Literal` has.
+        InputError: a number is outside its range, NaN, or no integer where one is wanted; it is None, a tuple or no
+            tuple where the annotation has none; or it is another value than the `Literal` has.
     """
     for name, each in values.items():
+        annotation, shown = annotations.get(name), f"{prefix}{name.replace('_', '-') if prefix else name}"
+        wanted = _wanted_kind(annotation, each)
+        if wanted is not None:
+            raise InputError(f"{shown} is {each!r}; it must be {wanted}")
         for value in each if isinstance(each, tuple | list) else (each,):
-            wanted = _wanted_instead(annotations.get(name), value)
+            wanted = _wanted_instead(annotation, value)
             if wanted is not None:
-                shown = f"{prefix}{name.replace('_', '-') if prefix else name}"
                 raise InputError(f"{shown} is {value!r}; it must be {wanted}")
 
 

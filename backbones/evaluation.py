@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import backbones.distributed as distributed
+import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import Normalize
 from backbones.data import Batches, Source, eval_batches
@@ -15,6 +17,7 @@ from backbones.losses import Loss, cross_entropy
 from backbones.metrics import in_top_k
 from backbones.models import Model
 from backbones.optim import evaluation_params
+from backbones.random import Stream
 from backbones.train_step import TrainState
 from backbones.tta import Tta, average_views
 from backbones.types import Batch, ModelState, Params, Weights
@@ -82,33 +85,55 @@ def make_predict(model: Model, normalize: Normalize) -> PredictFn:
 
 
 NUM_BN_BATCHES = 50
-"""Batches from which BatchNorm statistics are estimated. Running means of momentum 0.1 have then forgotten those that
-they started from (0.9^50 = 0.005)."""
+"""Batches over which BatchNorm statistics of averaged parameters are taken."""
 
 
 def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: Callable[..., Any]) -> WeightsOf:
     """The function from a state to the weights that are evaluated.
 
-    Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2), over
-    `batches`: training images without augmentation. `jit` compiles the forward pass, or does not.
+    Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2): the mean
+    over `batches`, training images without augmentation. `jit` compiles the forward pass, or does not.
     """
+    momenta = _momenta(model)
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
         return model.apply(params, model_state, normalize(batch.images), train=True)[1]
+
+    def seeded_forward(params: Params, model_state: ModelState, step: int) -> ModelState:
+        random.seed_torch(0, Stream.DROPOUT, step, distributed.rank())  # the same dropout each time
+        return forward(params, model_state, batches(step))
 
     @torch.no_grad()
     def weights_of(state: TrainState) -> Weights:
         params, model_state = evaluation_params(state.opt_state, state.params), state.model_state
         if params is state.params or not model_state:
             return params, model_state
+        new = seeded_forward(params, model_state, 0)
+        changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
+        if not changed:
+            return params, model_state  # these are no statistics, but a table of positions, say
+        # What a norm makes of zeros is its momentum times the statistics of the batch.
+        zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
+        totals = zeros
         for step in range(NUM_BN_BATCHES):
-            model_state = forward(params, model_state, batches(step))
-            if step == 0 and all(torch.equal(state.model_state[name], leaf) for name, leaf in model_state.items()):
-                return params, state.model_state  # these are no statistics, but a table of positions, say
-        return params, distributed.mean_over_ranks(model_state)
+            model_state = seeded_forward(params, {**model_state, **zeros}, step)
+            totals = {name: total + model_state[name] for name, total in totals.items()}
+        means = {name: total / (momenta[name] * NUM_BN_BATCHES) for name, total in totals.items()}
+        return params, distributed.mean_over_ranks({**model_state, **means})
 
     return weights_of
+
+
+def _momenta(model: Model) -> dict[str, float]:
+    """Leaf -> momentum, of the running statistics that BatchNorm has in `model_state`."""
+    norms = {name: each for name, each in model.skeleton.named_modules() if isinstance(each, _BatchNorm)}
+    return {
+        f"{name}.{leaf}": norm.momentum
+        for name, norm in norms.items()
+        for leaf in ("running_mean", "running_var")
+        if norm.track_running_stats and norm.momentum
+    }
 
 
 def make_evaluate(

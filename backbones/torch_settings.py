@@ -9,7 +9,7 @@ import torch
 
 def set_arithmetic(*, deterministic: bool) -> None:
     """Let torch compute in full float32, never TF32, and on CUDA by deterministic algorithms only, if so asked."""
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     _use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory
@@ -19,7 +19,8 @@ def set_arithmetic(*, deterministic: bool) -> None:
 def torch_settings_kept() -> Iterator[None]:
     """Within the block torch's global settings and generators may be changed; after it they are as before."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    num_threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    num_threads = torch.get_num_threads()
+    tf32, matmul_tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -29,7 +30,7 @@ def torch_settings_kept() -> Iterator[None]:
         finally:
             if torch.get_num_threads() != num_threads:
                 torch.set_num_threads(num_threads)
-            torch.backends.cudnn.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32, matmul_tf32
             _use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 

@@ -138,7 +138,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
-            "param_norm": tree.global_norm(params),
+            "param_norm": tree.global_norm(new_state.params),
             "nonfinite": (~finite).to(torch.int64),
         }
         learning_rate = optim.current_learning_rate(opt_state)

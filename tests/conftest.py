@@ -1,8 +1,11 @@
 """What several tests need: a small experiment on real images, a finished run, and gradients of real models."""
 
 import dataclasses
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from backbones.run.run import run
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each, and for the processes they start
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
@@ -47,6 +50,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.fixture(scope="session", autouse=True)
+def curves() -> Iterator[None]:
+    """For time: runs in this process leave an empty `curves.png`."""
+    with mock.patch("backbones.run.run.plot_curves", lambda run_dir: (run_dir / "curves.png").touch()):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are not part of whatever torchrun they may have been started from."""
@@ -58,6 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """`pytest -m gpu` alone sees a GPU: all other tests give the same results on every machine."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not garbage: do not look for any in it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Annotated, Literal
 
 import pytest
@@ -37,9 +38,26 @@ def test_values_are_checked_one_by_one() -> None:
         with pytest.raises(InputError, match=f"a is {wrong!r}; it must be an integer, 1 or more"):
             check_values(annotations, {"a": wrong})
     with pytest.raises(InputError, match="b is 'x'; it must be a number, at least 0 and below 1"):
-        check_values(annotations, {"b": "x"})
+        check_values(annotations, {"b": ("x",)})
     with pytest.raises(InputError, match="--batch-size is 0; it must be 1 or more"):
         check_values({"batch_size": Count}, {"batch_size": 0}, prefix="--")
+
+
+def test_one_number_or_several_or_none() -> None:
+    pair = Annotated[tuple[float, float], Range("(0, 1]")]
+    annotations = {"a": Count, "b": pair, "c": tuple[Probability, ...], "d": Count | None, "f": int}
+    check_values(annotations, {"a": 1, "b": (0.1, 1.0), "c": (), "d": None, "f": None})
+    check_values(annotations, {"b": [0.1, 1.0], "c": (0.5,), "g": None})
+    for name, wrong, wanted in (
+        ("a", None, "one number, 1 or more"),
+        ("a", (1, 2), "one number, 1 or more"),
+        ("b", 0.5, "several numbers, each above 0 and at most 1"),
+        ("b", (0.5,), "2 numbers, each above 0 and at most 1"),
+        ("b", None, "several numbers, each above 0 and at most 1"),
+        ("d", (1,), "one number, 1 or more"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"{name} is {wrong!r}; it must be {wanted}")):
+            check_values(annotations, {name: wrong})
 
 
 def test_values_of_a_literal() -> None:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,8 @@ from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
 from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_predict, make_weights_of
 from backbones.losses import binary_cross_entropy
-from backbones.models import from_module
+from backbones.models import Model, from_module
+from backbones.models.base import make_apply
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.models.vit import vit
 from backbones.optim.average import EmaParamsState
@@ -124,6 +127,43 @@ def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_o
     logits = model.apply(params, model_state, normalize(images), train=True)[0]  # by the batch, which is all
     assert averaged["loss"] == pytest.approx(F.cross_entropy(logits, split[1]).item(), rel=0.06)
     assert evaluate(state, averaged_weights(state)) == averaged
+    for norm in model.skeleton.modules():
+        assert getattr(norm, "momentum", 0.1) == 0.1
+    slow = make_slow(model)
+    other = make_weights_of(slow, normalize, batches, jit=lambda function: function)(state)
+    for name, leaf in averaged_weights(state)[1].items():
+        torch.testing.assert_close(other[1][name], leaf)
+
+
+def make_slow(model: Model) -> Model:
+    """The model with other momenta, of which the statistics of an average do not depend."""
+    slow = copy.deepcopy(model.skeleton)
+    for i, norm in enumerate(each for each in slow.modules() if isinstance(each, nn.BatchNorm2d)):
+        norm.momentum = 0.01 * (i + 1)
+    return model._replace(skeleton=slow, apply=make_apply(slow))
+
+
+@pytest.mark.slow
+def test_statistics_of_an_average_are_those_of_all_batches_and_do_not_depend_on_what_was_drawn_before() -> None:
+    images = torch.randint(0, 256, (640, 3, 8, 8), generator=random.generator(0), dtype=torch.uint8)
+    split = images, torch.arange(640) % 10
+    dataset = in_memory(split, split, tuple("0123456789"), CPU)
+    model = resnet(BasicBlock, (2,), (3, 8, 8), 10, drop_path=0.5)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
+    batches = make_batches(dataset.train, seed=0, batch_size=16, device=CPU)
+    weights_of = make_weights_of(model, normalize, batches, jit=lambda function: function)
+    params, model_state = model.init(random.generator(0))
+    step = torch.tensor(1)
+    state = TrainState(
+        step, step, tree.zeros_like(params), model_state, (EmaParamsState(step, torch.tensor(0.9), params),)
+    )
+    torch.manual_seed(1)
+    one = weights_of(state)
+    torch.manual_seed(2)
+    assert tree.sha256(weights_of(state)) == tree.sha256(one)
+    maps = [F.conv2d(normalize(batches(i).images), params["stem.0.weight"], padding=1) for i in range(50)]
+    mean = torch.stack([each.mean((0, 2, 3)) for each in maps]).mean(0)
+    torch.testing.assert_close(one[1]["stem.1.running_mean"], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_buffers_that_training_does_not_change_are_left_as_they_are() -> None:

@@ -29,7 +29,10 @@ class Op:
 
 
 class Strength(NamedTuple):
-    """What the operations do at the highest level; at level 0 they do nothing, and between them it is linear."""
+    """What the operations do at the highest level; between it and level 0 it is linear.
+
+    At level 0 they do nothing, but that solarize makes white black.
+    """
 
     levels: int
     shear: float

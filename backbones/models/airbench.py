@@ -19,6 +19,8 @@ WIDTHS = (64, 256, 256)
 """Channels of the three stages (section 3.1)."""
 MOMENTUM, EPS = 0.4, 1e-12
 """Of the norms."""
+PIXELS_AT_ONCE = 5000 * 32 * 32
+"""Of the images that are whitened, for each channel: 12 times as many numbers are in memory."""
 
 
 class BiasNorm(nn.BatchNorm2d):
@@ -117,8 +119,11 @@ def whiten(params: Params, model_state: ModelState, images: Tensor) -> tuple[Par
     negatives (section 3.2). So responses to a patch have no correlation, and variance 1.
     """
     weight = model_state["whiten.weight"]
-    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)  # [N positions, C 2 2]
-    covariance = patches.T @ patches / len(patches)
+    total, count = torch.zeros((), device=images.device), 0
+    for part in images.split(max(PIXELS_AT_ONCE // images[0, 0].numel(), 1)):
+        patches = F.unfold(part, 2).transpose(1, 2).flatten(0, 1)  # [N positions, C 2 2]
+        total, count = total + patches.T @ patches, count + len(patches)
+    covariance = total / count
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.double())
     filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(-1, *weight.shape[1:])
     return params, {**model_state, "whiten.weight": torch.empty_like(weight).copy_(torch.cat([filters, -filters]))}

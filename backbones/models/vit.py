@@ -228,7 +228,8 @@ def init_vit(module: nn.Module, generator: torch.Generator) -> None:
         module.reset_parameters()  # ones and zeros: draws nothing
         return
     if isinstance(module, ViT) and "pos_embed" in module._buffers:
-        module.pos_embed.copy_(sincos_positions(*module.grid, module.pos_embed.shape[2]))
+        module.pos_embed.zero_()  # that of the class token, which has no position
+        module.pos_embed[:, -module.num_patches :] = sincos_positions(*module.grid, module.pos_embed.shape[2])
     for name, leaf in module.named_parameters(recurse=False):
         if name == "bias":
             nn.init.zeros_(leaf)

@@ -61,8 +61,8 @@ def scale_by_adam(
 
 
 def _ratio(mu_hat: Tensor, nu_hat: Tensor, eps: Tensor) -> Tensor:
-    """mu_hat / (sqrt(nu_hat) + eps), computed in the memory of the two, which nobody else may need."""
-    return mu_hat.div_(nu_hat.sqrt_().add_(eps))
+    """mu_hat / (sqrt(nu_hat) + eps), written over the two, which nobody else may need."""
+    return mu_hat.div_(nu_hat.sqrt_() + eps)  # not `add_`: the derivative of the root is made of the root
 
 
 def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> GradientTransformation:
@@ -246,7 +246,7 @@ def _largest_dims(leaf: Tensor) -> list[int]:
 
 def scale_by_param_block_rms(min_rms: float = 1e-3) -> GradientTransformation:
     """g <- g max(rms(p), min_rms) for each leaf: steps in proportion to the parameters (Adafactor, section 8)."""
-    return stateless_with_tree_map(lambda g, p: g * rms(p).clamp(min=min_rms))
+    return stateless_with_tree_map(lambda g, p, min_rms: g * torch.maximum(rms(p), min_rms), min_rms=min_rms)
 
 
 def scale_by_trust_ratio(trust_coefficient: float = 1.0, *, eps: float = 0.0) -> GradientTransformation:
@@ -256,9 +256,9 @@ def scale_by_trust_ratio(trust_coefficient: float = 1.0, *, eps: float = 0.0) ->
     equation 6; You et al., "Large batch optimization for deep learning" (LAMB), arXiv 1904.00962, algorithm 2.
     """
 
-    def leaf(g: Tensor, p: Tensor, trust_coefficient: Tensor) -> Tensor:
+    def leaf(g: Tensor, p: Tensor, trust_coefficient: Tensor, eps: Tensor) -> Tensor:
         g_norm, p_norm = torch.linalg.vector_norm(g), torch.linalg.vector_norm(p)
         ratio = trust_coefficient * p_norm / (g_norm + eps)
         return g * torch.where((g_norm > 0) & (p_norm > 0), ratio, torch.ones_like(ratio))
 
-    return stateless_with_tree_map(leaf, trust_coefficient=trust_coefficient)
+    return stateless_with_tree_map(leaf, trust_coefficient=trust_coefficient, eps=eps)

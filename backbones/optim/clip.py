@@ -41,11 +41,11 @@ def adaptive_clip(bound: float, *, eps: float = 1e-3) -> GradientTransformation:
     equation 3.
     """
 
-    def leaf(g: Tensor, p: Tensor, bound: Tensor) -> Tensor:
-        max_norm = bound * unit_norm(p).clamp(min=eps)
+    def leaf(g: Tensor, p: Tensor, bound: Tensor, eps: Tensor) -> Tensor:
+        max_norm = bound * torch.maximum(unit_norm(p), eps)
         return g * (max_norm / unit_norm(g).clamp(min=1e-6)).clamp(max=1.0)
 
-    return stateless_with_tree_map(leaf, bound=bound)
+    return stateless_with_tree_map(leaf, bound=bound, eps=eps)
 
 
 def rms(leaf: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def wsd(
     floor: Floor = 0.0,
 ) -> Schedule:
     """Warm-up, stable, decay: 1, then a straight line to `floor` (Hägele et al., arXiv 2405.18392)."""
-    decay_steps = round(decay_fraction * num_steps)
+    decay_steps = min(round(decay_fraction * num_steps), max(num_steps - warmup_steps, 0))
     stable_steps = max(num_steps - warmup_steps - decay_steps, 0)
     then = join_schedules([constant(), linear(decay_steps, floor=floor)], [stable_steps])
     return warm_up(warmup_steps, then=then, before=num_steps)
@@ -131,7 +131,7 @@ def restarts(
     floor: Annotated[NonNegative, Doc("factor at the end of each cosine")] = 0.0,
 ) -> Schedule:
     """SGDR: cosines from 1 to `floor`, one after another (Loshchilov and Hutter, arXiv 1608.03983, section 3)."""
-    lengths = [growth**cycle for cycle in range(cycles)]
+    lengths = [growth ** (cycle - (cycles - 1 if growth > 1 else 0)) for cycle in range(cycles)]  # of the longest
     ends = [round((num_steps - warmup_steps) * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     cosines = [cosine(end - start, floor=floor) for start, end in pairwise([0, *ends])]
     return warm_up(warmup_steps, then=join_schedules(cosines, boundaries=ends[:-1]), before=num_steps)

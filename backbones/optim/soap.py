@@ -2,11 +2,12 @@
 
 SOAP is Adam in the eigenbasis of Shampoo's preconditioner, which changes slowly. For a leaf as a matrix G [R, C]:
 
-    L <- b2 L + (1 - b2) G G^T       Q_L <- QR(L Q_L), an orthogonal iteration; likewise R and Q_R from G^T G
     G' = Q_L^T G Q_R                 Adam on G'; the update is Q_L (...) Q_R^T
+    L <- b2 L + (1 - b2) G G^T       Q_L <- QR(L Q_L), an orthogonal iteration; likewise R and Q_R from G^T G
 
-Differs from the paper in two ways. The bases are initialised with the identity, so that the first update is Adam's; the
-paper skips it and starts from an eigendecomposition. And instead of refreshing all bases once every few updates,
+As in algorithm 3, an update uses the bases of the gradients before it. Two things differ from the paper. The bases are
+initialised with the identity, so that the first update is Adam's; the paper skips it and starts from an
+eigendecomposition. And instead of refreshing all bases once every few updates,
 each update refreshes some of them, so that all updates take the same time and there is no control flow.
 """
 
@@ -72,7 +73,7 @@ def scale_by_soap(
             products = torch.stack([matrix @ matrix.mT for matrix in matrices])
             covariances[size] = torch.lerp(state.covariances[size], products, one_minus_b2)
             bases[size] = _refresh(state.bases[size], covariances[size], state.step, refresh_every)
-            basis_of |= dict(zip(sides, bases[size].unbind(), strict=True))
+            basis_of |= dict(zip(sides, state.bases[size].unbind(), strict=True))
 
         mu = tree.map(lambda g, m: torch.lerp(m, g, one_minus_b1), updates, state.mu)
         mu_matrices, new_updates, nu = _as_matrices(mu), {}, {}

@@ -157,7 +157,8 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
         noisy = {}
         for i, (name, g) in enumerate(updates.items()):
             positions = torch.arange(g.numel(), device=g.device).reshape(g.shape)
-            noise = random.normal(random.fold_in(random.fold_in(key, i), positions))
+            # not fold_in(fold_in(key, i), positions): inductor multiplies the positions in Python, without wrap-around
+            noise = random.normal(random.fold_in(random.fold_in(key, i) ^ positions, 0))
             noisy[name] = g + std * noise.to(g.dtype)
         return noisy, state._replace(step=step)
 
@@ -203,11 +204,11 @@ def zero_nans() -> GradientTransformation:
 def normalize_by_update_norm(norm: float = 1.0, *, eps: float = 1e-6) -> GradientTransformation:
     """g <- norm g / (|g| + eps), where |g| is the norm of the whole tree."""
 
-    def update(updates: Updates, params: Params, norm: Tensor) -> Updates:
+    def update(updates: Updates, params: Params, norm: Tensor, eps: Tensor) -> Updates:
         factor = norm / (tree.global_norm(updates) + eps)
         return tree.map(lambda g: factor * g, updates)
 
-    return stateless(update, norm=norm)
+    return stateless(update, norm=norm, eps=eps)
 
 
 class SamState(NamedTuple):

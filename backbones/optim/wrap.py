@@ -1,13 +1,13 @@
 """Wrappers around a transform, which decide when and to what it is applied."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import backbones.tree as tree
-from backbones.errors import Count, checked
+from backbones.errors import Count, Range, checked
 from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
 from backbones.types import OptState, Params, Updates
 
@@ -53,10 +53,14 @@ class ApplyIfFiniteState(NamedTuple):
     inner: OptState
 
 
-def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> GradientTransformation:
-    """Skip an update of `transform` that has a NaN or an infinity: the update is 0, and its state stays as it is.
+@checked
+def apply_if_finite(
+    transform: GradientTransformation, max_skipped: Annotated[int, Range("[0, inf)")]
+) -> GradientTransformation:
+    """Skip a gradient with a NaN or an infinity, and one that `transform` makes such an update of.
 
-    After `max_skipped` consecutive ones the next is applied, so that the failure shows.
+    The update is then 0, and the state of `transform` stays as it is. After `max_skipped` consecutive ones the next is
+    applied, so that the failure shows.
     """
     inner_update = with_grad_fn(transform.update)
 
@@ -66,8 +70,9 @@ def apply_if_finite(transform: GradientTransformation, max_skipped: int) -> Grad
     def update(
         updates: Updates, state: ApplyIfFiniteState, params: Params, *, grad_fn: GradFn | None = None
     ) -> tuple[Updates, ApplyIfFiniteState]:
-        updates, inner = inner_update(updates, state.inner, params, grad_fn=grad_fn)
-        is_finite = torch.stack([leaf.isfinite().all() for leaf in tree.leaves(updates)]).all()
+        grads = updates
+        updates, inner = inner_update(grads, state.inner, params, grad_fn=grad_fn)
+        is_finite = torch.stack([leaf.isfinite().all() for leaf in tree.leaves((grads, updates))]).all()
         skipped = torch.where(is_finite, 0, state.skipped + 1)
         applies = is_finite | (skipped > max_skipped)
         total_skipped = state.total_skipped + (~is_finite).to(torch.int64)

@@ -10,7 +10,7 @@ from backbones.models import MODELS, Model
 
 
 def shallow(name: str) -> partial[Model]:
-    """The constructor, cut to two blocks, or to two in each stage; a ViT as wide as ViT-Tiny."""
+    """The constructor, cut to two blocks, or to two in the first stage and one in others; a ViT as wide as ViT-Tiny."""
     constructor = MODELS[name]
     if name.startswith("vit"):
         return partial(constructor, depth=2, width=192, heads=3, mlp_width=768)
@@ -21,10 +21,9 @@ def shallow(name: str) -> partial[Model]:
     if name.startswith("vgg"):
         _, batch_norm = constructor.args
         return partial(constructor.func, (1, 1, 2, 1, 1), batch_norm)
-    if "resne" in name:
+    if "resne" in name or name.startswith("convnext"):
         *others, stage_depths = constructor.args
-        stage_depths = tuple(min(depth, 2) for depth in stage_depths)
-        return partial(constructor.func, *others, stage_depths, **constructor.keywords)
+        return partial(constructor.func, *others, (2, *[1] * (len(stage_depths) - 1)), **constructor.keywords)
     return partial(constructor)
 
 

@@ -124,6 +124,9 @@ def test_fixed_positions() -> None:
             function(position * 10000 ** (-i / 5)) for position in (x, y) for function in (sin, cos) for i in range(6)
         ]
         torch.testing.assert_close(model_state["pos_embed"][0, token], torch.tensor(expected))
+    with_class_token = MODELS["vit-tiny"]((3, 8, 12), 10, width=24, heads=2, depth=1, positions="sincos")
+    fixed = with_class_token.init(random.generator(0))[1]["pos_embed"]
+    assert not fixed[:, 0].any() and torch.equal(fixed[:, 1:], model_state["pos_embed"])
 
 
 def test_patches_by_convolutions() -> None:

@@ -235,9 +235,11 @@ def test_soap_equals_its_definition(descent: Descent) -> None:
                     bases.append(torch.eye(size).double())
                     continue
                 i, counts[str(size)] = counts[str(size)], counts[str(size)] + 1
+                bases.append(state.bases[str(size)][i])  # of the gradients before this one
                 covariance = 0.95 * state.covariances[str(size)][i] + 0.05 * product
                 shifted = covariance + 1e-5 * covariance.trace() * torch.eye(size)
-                bases.append(torch.linalg.qr(shifted @ state.bases[str(size)][i]).Q)
+                wanted = torch.linalg.qr(shifted @ bases[-1]).Q
+                assert relative_error(new_state.bases[str(size)][i], wanted) < 1e-7
             left, right = bases
             m = left.T @ (0.95 * m + 0.05 * g) @ right / (1 - 0.95**t)
             v = (0.95 * state.nu[name] + 0.05 * (left.T @ g @ right) ** 2) / (1 - 0.95**t)
@@ -311,3 +313,11 @@ def test_update_is_pure_and_keeps_the_structure_of_the_state(name: str, descent:
     assert described[0] == described[1]
     for key, leaf in updates.items():
         assert (leaf.dtype, leaf.shape) == (torch.float64, descent.params[key].shape)
+
+
+def test_the_first_update_of_soap_is_that_of_adam(descent: Descent) -> None:
+    params, grads = descent.params, descent.grads[0]
+    soap, adam = optim.scale_by_soap(b1=0.9, b2=0.95), optim.scale_by_adam(b1=0.9, b2=0.95)
+    updates, wanted = (each.update(grads, each.init(params), params)[0] for each in (soap, adam))
+    for name, leaf in updates.items():
+        torch.testing.assert_close(leaf, wanted[name])

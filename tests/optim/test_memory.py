@@ -129,9 +129,8 @@ def wanted() -> Params:
     return by_hand({name: leaf.clone() for name, leaf in weights.items()}, grad, 8)
 
 
-@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stop", [8, 3])
-def test_states_that_keep_what_they_were_given(compile: str, stop: int, wanted: Params, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "compile"), [(8, "off"), (3, "off"), pytest.param(8, "on", marks=pytest.mark.slow)])
+def test_states_that_keep_what_they_were_given(stop: int, compile: str, wanted: Params, tmp_path: Path) -> None:
     experiment = dataclasses.replace(OURS, compile=compile)
     run(dataclasses.replace(experiment, steps=stop), run_dir=tmp_path / "run")
     if stop < 8:

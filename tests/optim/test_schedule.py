@@ -132,3 +132,16 @@ def test_a_warm_up_that_never_ends_is_warned_of(
         assert (max(schedule(step).item() for step in torch.arange(N)) == 1) == reached
         warned = capsys.readouterr().err.startswith("warning: the learning rate never reaches its full value")
         assert warned != reached
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": 10, "decay_fraction": 1.0}, {"warmup_steps": 90}])
+def test_wsd_ends_with_the_run(options: dict[str, float]) -> None:
+    schedule = wsd(100, floor=0.1, **options)
+    assert schedule(torch.tensor(100)).item() == pytest.approx(0.1)
+    assert schedule(torch.tensor(options["warmup_steps"])) == 1
+
+
+def test_restarts_of_very_different_lengths() -> None:
+    for options in ({"growth": 1e300}, {"cycles": 1100}, {"growth": 1e-300}):
+        schedule = restarts(100, **options)
+        assert all(0 <= schedule(step).item() <= 1 for step in torch.arange(100))

@@ -199,6 +199,12 @@ def test_apply_if_finite_skips_updates_that_are_not_finite(descent: Descent) -> 
     updates, state = optimizer.update(poison, state, params)
     assert not torch.isfinite(updates["head.weight"]).all() and state.skipped == 3
 
+    signs = optim.apply_if_finite(optim.lion(), 2)  # whose update is finite, and whose mean would stay infinite
+    before = signs.init(params)
+    updates, after = signs.update(poison, before, params)
+    assert after.skipped == 1 and tree.global_norm(updates) == 0
+    assert tree.sha256(after.inner) == tree.sha256(before.inner)
+
 
 def test_keep_norm(descent: Descent) -> None:
     """The new matrix is the moved one, scaled to the norm of a matrix with orthonormal rows."""
@@ -220,6 +226,7 @@ def test_partition_gives_each_transform_only_its_own_leaves(descent: Descent) ->
     assert state["rest"].mu.keys() == descent.params.keys() - names
 
 
+@pytest.mark.slow
 def test_noise_has_its_variance_and_depends_on_seed_step_and_position() -> None:
     zeros = {"a": torch.zeros(200, 100), "b": torch.zeros(200, 100)}
     transform = optim.add_noise(eta=0.5, gamma=0.55, seed=3)
@@ -236,6 +243,8 @@ def test_noise_has_its_variance_and_depends_on_seed_step_and_position() -> None:
     again, _ = transform.update(zeros, transform.init(zeros), zeros)
     torch.testing.assert_close(again["a"] / again["a"].std(), noises[0], rtol=0, atol=0)
     other = optim.add_noise(eta=0.5, gamma=0.55, seed=4)
+    compiled, _ = torch.compile(transform.update)(zeros, transform.init(zeros), zeros)
+    torch.testing.assert_close(compiled["b"], transform.update(zeros, transform.init(zeros), zeros)[0]["b"])
     assert not torch.equal(other.update(zeros, other.init(zeros), zeros)[0]["a"], again["a"])
 
 
@@ -423,3 +432,23 @@ def test_masks_by_the_roles_of_a_model() -> None:
 def test_options_out_of_range_are_errors(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [optim.scale_by_adam(), optim.scale_by_adam(nesterov=True), optim.scale_by_belief(), optim.scale_by_radam(b2=0.9)],
+)
+def test_two_updates_are_differentiable_backward_as_forward(scale: GradientTransformation, descent: Descent) -> None:
+    """<J^T v, u> = <v, J u>, for the parameters after two updates as a function of the first gradient."""
+    params, (grads, others, u, v) = descent.params, descent.grads[:4]
+
+    def after_two_updates(grads: Params) -> Params:
+        updates, state = scale.update(grads, scale.init(params), params)
+        moved = optim.apply_updates(params, updates)
+        return optim.apply_updates(moved, scale.update(others, state, moved)[0])
+
+    _, forward = torch.func.jvp(after_two_updates, (grads,), (u,))
+    (backward,) = torch.func.vjp(after_two_updates, grads)[1](v)
+    products = [tree.map(torch.mul, *pair) for pair in ((backward, u), (v, forward))]
+    one, other = (sum(leaf.sum().item() for leaf in tree.leaves(each)) for each in products)
+    assert one == pytest.approx(other, rel=1e-8) != 0
