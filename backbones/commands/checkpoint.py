@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 import backbones.tree as tree
 from backbones.run.checkpoint.arrays import to_tensor
-from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_which
+from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_saved
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
 
 Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one of its checkpoints.")]
@@ -23,7 +23,7 @@ def show(run: Run, /, *, checkpoint: Which = "latest") -> None:
 
     The hash of `params` is the `params_sha256` of `result.json`.
     """
-    path = find_checkpoint(run, parse_which(checkpoint))
+    path = find_checkpoint(run, parse_saved(checkpoint))
     content = read_checkpoint(path)
     best = best_step(path.parent)
     steps = ", ".join(f"{step} (best)" if step == best else str(step) for step in list_steps(path.parent))

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 from backbones.data.images import read_images
 from backbones.errors import InputError, check_known
-from backbones.run.checkpoint import parse_which
+from backbones.run.checkpoint import parse_saved
 from backbones.run.explain import default_layers, draw_map, make_maps
 from backbones.run.pictures import Tile, save_tiles
 from backbones.run.trained_model import load_model, read_trained
@@ -42,7 +42,7 @@ def explain(
     """Draw which parts of image files decide the predicted class: one row per image, maps from black (0) to yellow.
 
     The input gradient says which pixels change the logit of the class most (arXiv 1312.6034), Grad-CAM which positions
-    of a layer's map speak for it (arXiv 1610.02391). Of a ViT there is the attention of the class token, or of all
+    of a layer's map raise it (arXiv 1610.02391). Of a ViT there is the attention of the class token, or of all
     patches where they are averaged: that of a block, mean of its heads, and its rollout over all blocks (arXiv
     2005.00928), which is the same for every class.
 
@@ -62,7 +62,7 @@ def explain(
     """
     if not images:
         raise InputError("no image files are named; give some after the run")
-    content, experiment = read_trained(run, parse_which(checkpoint))
+    content, experiment = read_trained(run, parse_saved(checkpoint))
     torch_device = distributed.init(device)
     trained = load_model(content, dataclasses.replace(experiment, precision="float32"), torch_device)
     names = trained.info.class_names
@@ -80,5 +80,5 @@ def explain(
         tiles = [Tile(draw_map(image, each[i]), [name]) for name, each in maps.items()]
         rows.append([Tile(image, [images[i].name, guess]), *tiles])
     what = "the predicted class" if target is None else target
-    save_tiles(rows, out, title=f"{content.path}: what speaks for {what}", side=SIDE)
+    save_tiles(rows, out, title=f"{content.path}: evidence for {what}", side=SIDE)
     print(f"see {out}")

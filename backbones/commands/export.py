@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from backbones.run.checkpoint import parse_which
+from backbones.run.checkpoint import parse_saved
 from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
 from backbones.run.trained_model import read_trained
 
@@ -37,8 +37,8 @@ def export(
     have. pt2 (torch.export), onnx and aoti (compiled for this machine's processor) hold a program: images [N, C, H, W]
     uint8 to logits, with normalisation inside. All hold class names, mean and standard deviation.
 
-    A file is there only after a process of its own, without this library, has read it again: weights equal to the last
-    bit, or logits of 100 held-out images equal but for rounding.
+    A file is moved into place only after a separate process, without this library, has read it and compared: weights
+    bit for bit, or logits of 100 held-out images up to rounding.
 
     Args:
         run: a run folder, or one checkpoint in it.
@@ -51,7 +51,7 @@ def export(
     Raises:
         InputError: the file exists, the model has no such format, or what is read again differs.
     """
-    content, experiment = read_trained(run, parse_which(checkpoint))
+    content, experiment = read_trained(run, parse_saved(checkpoint))
     read_images = partial(read_test_images, experiment, content.manifest.info, NUM_IMAGES)
     out = out or content.path.parent.parent / FORMATS[format].file_name
     done = export_checkpoint(content, experiment, read_images, out, format=format, fold=fold, license=license)

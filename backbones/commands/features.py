@@ -10,8 +10,8 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.options import read_dataset
 from backbones.commands.probe import describe
-from backbones.errors import Count, check_values
-from backbones.run.checkpoint import parse_which
+from backbones.errors import Count, InputError, check_values
+from backbones.run.checkpoint import parse_saved
 from backbones.run.feature_table import check_new, write_table
 from backbones.run.features import check_image_shape, check_layer, extract
 from backbones.run.files import atomic_write, to_json
@@ -39,9 +39,9 @@ def features(
     probe: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Write the features of all images of a data set as a table, and how well classes can be told by them.
+    """Write the features of all images of a data set as a table, and measure how well they tell the classes apart.
 
-    A row for each image of both splits: split, index, file, label, class, predicted class with its probability, and
+    One row per image of both splits: split, index, file, label, class, predicted class with its probability, and
     the vector. Images are not augmented. Beside the table, in a JSON file of its name, are the accuracies of the test
     images by 20 nearest training images and by a linear classifier, whose regularisation is chosen on a fifth of the
     training images.
@@ -64,7 +64,7 @@ def features(
     """
     check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     check_new(out)
-    content, experiment = read_trained(run, parse_which(checkpoint))
+    content, experiment = read_trained(run, parse_saved(checkpoint))
     path, torch_device = content.path, distributed.init(device)
     trained = load_model(content, experiment, torch_device)
     check_layer(trained, layer)
@@ -79,7 +79,11 @@ def features(
     table = extract(trained, dataset, layer, batch_size=batch_size, about=about)
     write_table(out, table)
     print(f"{len(table.label)} vectors of {table.features.shape[1]} numbers, {layer} of {path} on {name}: {out}")
-    found = probe_table(table, knn=knn, linear=probe)
+    try:
+        found = probe_table(table, knn=knn, linear=probe)
+    except InputError as error:  # the table is written
+        print(f"note: {error}")
+        found, probe = probe_table(table, knn=knn, linear=False), False
     atomic_write(out.with_suffix(".json"), to_json({**about, **found}, indent=2) + "\n")
     if knn or probe:
         print(describe(found))

@@ -37,7 +37,7 @@ def nearest(
     resize: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Draw the images of a data set whose features are nearest to those of image files, by their cosine: a line a file.
+    """Draw the images of a data set whose features are nearest to those of image files, by cosine: one row per file.
 
     The features of the data set are read; those of the files are computed by the same checkpoint.
 

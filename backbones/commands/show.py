@@ -14,10 +14,10 @@ def list_experiments(experiments: Mapping[str, Experiment], claims: Mapping[str,
 
     Args:
         experiments: by name.
-        claims: name -> command, hardware, time and accuracy, for those that were run to their end.
+        claims: name -> command, hardware, time and accuracy, for those that were measured.
     """
     width = max(map(len, experiments), default=0)
-    return "\n".join(f"{name:{width}}  {claims.get(name, 'not run to its end yet')}" for name in experiments)
+    return "\n".join(f"{name:{width}}  {claims.get(name, 'not measured yet')}" for name in experiments)
 
 
 def read_claims(docstring: str | None, experiments: Iterable[str]) -> dict[str, str]:

@@ -64,7 +64,7 @@ class Command:
     workers: Count | None = None
     """Processes at a time, each with its share of the cores; None for one a core, up to 8, or one a GPU."""
     sweep_dir: Path | None = None
-    """Folder of the sweep; None for that of the same sweep, or the first free one of sweeps/NAME, sweeps/NAME-2, ..."""
+    """Folder of the sweep; None for that of the same sweep, or the next of sweeps/NAME, sweeps/NAME-2, ..."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Continue the sweep in this folder, without its command line."""
     only: Annotated[str | None, tyro.conf.arg(metavar="N|MEMBER")] = None

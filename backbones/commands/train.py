@@ -34,7 +34,7 @@ class Command:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Folder of the run; None for the first free one of runs/NAME, runs/NAME-2, ... A run is never overwritten."""
+    """Folder of the run; None for the next of runs/NAME, runs/NAME-2, ... A run is never overwritten."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="auto|latest|best|STEP|PATH", help=RESUME_HELP)] = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Start a new run of the experiment in this config.json."""
@@ -116,8 +116,14 @@ def find_base(args: Sequence[str], experiments: Mapping[str, Experiment]) -> tup
     known, _ = _EARLY.parse_known_args(options)
     if known.config is not None:
         return read_experiment(known.config, distributed.on_main(lambda: read_config(known.config))), options
+    if not name and {"-h", "--help"} & {*options}:
+        distributed.print0("usage: backbones train MODULE:NAME [OPTIONS], and MODULE:NAME --help for its options")
+        raise SystemExit(0)
     if not name:
-        raise InputError("name an experiment, as module:name")
+        stored = None if known.run_dir is None else distributed.on_main(lambda: stored_config(known.run_dir, "auto"))
+        if stored is None:
+            raise InputError("name an experiment, as module:name")
+        return read_experiment(*stored), options
     found = find_object("experiment", name, experiments)
     if not isinstance(found, Experiment):
         raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
@@ -165,7 +171,7 @@ def with_duration(experiment: Experiment, args: Sequence[str]) -> Experiment:
 def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
     """What can be chosen, for `--help`."""
     lines = [
-        "Train an image backbone. What is chosen is in brackets; module:name is imported.",
+        "Train an image backbone. The current choice is in brackets; module:name imports your own.",
         f"[EXPERIMENT]: {_mark(experiment.name, experiments)}",
     ]
     for kind, functions in FUNCTIONS.items():

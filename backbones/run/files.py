@@ -24,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_write(path: Path, text: str) -> None:
     """Write a file completely, or raise OSError and leave the previous one unchanged."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:

@@ -104,8 +104,8 @@ def train(
         finish_save()
         checkpoints.save(state, metrics, weights=weights, since_log=means.to_json(), recent_losses=losses.recent)
 
-    if not checkpoints.steps():
-        save({}, None)  # a run that was started can be resumed, however early it dies
+    if not checkpoints.steps():  # a run that was started can be resumed, however early it dies
+        save({}, program.weights_of(state) if int(state.step) else None)
     timer = Timer()
     images = 0  # since the device was last waited for
     test_metrics: dict[str, float] = {}
@@ -180,25 +180,25 @@ class RunningMeans:
     """
 
     def __init__(self, stored: dict[str, Any]) -> None:
-        self._count = stored.get("count", 0)
         self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
+        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of one step."""
         for name, value in metrics.items():
             value = value.to(torch.float64)
             self._sums[name] = value if name not in self._sums else self._sums[name].to(value.device) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Return the means, and reset them."""
-        means = {name: value.item() / self._count for name, value in self._sums.items()}
-        self._count, self._sums = 0, {}
+        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+        self._counts, self._sums = {}, {}
         return means
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a checkpoint, so that a resumed run writes the same lines."""
-        return {"count": self._count, "sums": {name: value.item() for name, value in self._sums.items()}}
+        return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
 
 
 class Timer:

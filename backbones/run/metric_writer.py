@@ -38,11 +38,18 @@ FORMATS = {
 class MetricWriter:
     """Writes metrics to the terminal, to files and to trackers; on other ranks than 0 it does nothing.
 
-    Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again.
+    Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again. It warns if
+    the last one of the others is `log_every` steps before it, or more.
     """
 
     def __init__(
-        self, run_dir: Path, *, start_step: int, num_steps: int, log_every: int, trackers: Trackers = Trackers()
+        self,
+        run_dir: Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        log_every: float = math.inf,
+        trackers: Trackers = Trackers(),
     ) -> None:
         self._is_main = distributed.is_main()
         if not self._is_main:
@@ -193,5 +200,5 @@ def plot_curves(run_dir: Path) -> None:
     for axes in (loss_axes, accuracy_axes):
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.suptitle(run_dir.name)
+    figure.suptitle(run_dir.name, parse_math=False)
     figure.savefig(run_dir / "curves.png", dpi=120)

@@ -161,8 +161,8 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class")
     ticks = range(len(class_names))
     axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {evaluation.top1:.2%}")
-    axes.set_xticks(ticks, class_names, rotation=90)
-    axes.set_yticks(ticks, class_names)
+    axes.set_xticks(ticks, class_names, rotation=90, parse_math=False)
+    axes.set_yticks(ticks, class_names, parse_math=False)
     if len(class_names) <= MOST_COUNTED:
         for i, j in counts.nonzero().tolist():
             color = "white" if shares[i][j] > 0.5 else "black"

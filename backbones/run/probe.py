@@ -83,12 +83,15 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Lin
         seed: of the fifth.
 
     Raises:
-        InputError: there is one class only.
+        InputError: there is one class only, or there are too few images.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     held, rest = np.split(order, [round(HELD_OUT * len(labels))])
     if len(held) == 0 or len(np.unique(labels[rest])) < 2:
-        raise InputError(f"a linear probe needs images of two classes, and more than {len(labels)}; leave it out")
+        raise InputError(
+            "a linear probe chooses its regularisation on a fifth of the training images, and needs two classes in the "
+            f"others; there are {len(labels)} images of {len(np.unique(labels))} classes: give it more"
+        )
     tried = [fit_linear(features[rest], labels[rest], l2) for l2 in L2]
     best = max(tried, key=lambda probe: probe.classifier.score(features[held], labels[held]))  # the first of equals
     return fit_linear(features, labels, best.l2)
@@ -123,7 +126,8 @@ def probe_table(
     if knn:
         predicted = knn_predict(*map(torch.from_numpy, (train.features, train.label, test.features)))
         top1 = float((predicted.numpy() == test.label).mean())
-        found["knn"] = {"top1": top1, "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}
+        neighbours = min(NEIGHBOURS, len(train.label))
+        found["knn"] = {"top1": top1, "neighbours": neighbours, "temperature": TEMPERATURE}
     if linear:
         probe = fit_probe(train.features, train.label, seed=seed)
         found["linear_probe"] = {"top1": float(probe.classifier.score(test.features, test.label)), "l2": probe.l2}

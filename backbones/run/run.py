@@ -1,5 +1,6 @@
 """A run: an experiment, a folder, and the training in between."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
@@ -22,12 +23,19 @@ from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_s
 from backbones.run.files import atomic_write, to_json
 from backbones.run.lock import locked
 from backbones.run.loop import RunningMeans, Training, complete
-from backbones.run.metric_writer import MetricWriter, plot_curves
+from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read_metrics
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.rewind import train_and_rewind
-from backbones.run.run_dir import check_run_dir, latest_run_dir, new_run_dir, read_config, write_config
+from backbones.run.run_dir import (
+    check_run_dir,
+    check_steps_left,
+    latest_run_dir,
+    new_run_dir,
+    read_config,
+    write_config,
+)
 from backbones.run.spikes import make_look_into, watch_losses
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
@@ -132,35 +140,34 @@ def train_in(
     with ExitStack() as stack:
         checkpoints = Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)
         stack.enter_context(closing(checkpoints))
-        means, losses = RunningMeans({}), watch_losses(experiment, dataset.info.num_classes)
+        means, losses, log_every = RunningMeans({}), watch_losses(experiment, dataset.info.num_classes), math.inf
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         if resume is not None and not is_new:
             states[0], saved = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
             means = RunningMeans(saved.since_log)
             losses.restart(saved.recent_losses)
+            if not isinstance(resume, Path):  # else the lines of the steps before are elsewhere
+                log_every = saved.experiment.get("log_every", math.inf)
             distributed.print0(f"resumed from step {int(states[0].step)}")
         start_step = int(states[0].step)
         if profile is not None:
             left = range(start_step + 1, last_step + 1)
             program = stack.enter_context(profiled(program, profile, left=left, folder=folder))
+        if start_step == num_steps:
+            check_steps_left(changes, folder)
+        if distributed.is_main():
+            record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
+            write_config(folder, experiment)  # and now the disk has shown that it takes files
         checkpoints.supersede_after(start_step)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
-            write_config(folder, experiment)
-            record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
             if bad_files := dataset.train.bad_files + dataset.test.bad_files:
                 print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
                 atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")
         trackers.start(folder, experiment)
         with (
             closing(
-                MetricWriter(
-                    folder,
-                    start_step=start_step,
-                    num_steps=last_step,
-                    log_every=experiment.log_every,
-                    trackers=trackers,
-                )
+                MetricWriter(folder, start_step=start_step, num_steps=last_step, log_every=log_every, trackers=trackers)
             ) as writer,
             handle_signals() if preempted is None else nullcontext(preempted) as stop,
         ):
@@ -193,6 +200,9 @@ def train_in(
     }
     if distributed.is_main() and result["steps"] == num_steps:
         plot_curves(folder)
+        if math.isnan(result["images_per_second"]):  # no step was left: it is that of the last line
+            rates = [line.get("images_per_second") for line in read_metrics(folder / METRICS)]
+            result["images_per_second"] = next(filter(None, reversed(rates)), math.nan)
         atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")  # the last file: now the run is finished
         trackers.log(
             result["steps"], {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}

@@ -16,6 +16,7 @@ curves.png         loss and accuracy over the steps
 import json
 import re
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,49 @@ CONFIG = "config.json"
 IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from", "freeze", "train_only", "layer_decay", "trunk_lr")
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
 
+IN_THE_STEPS = (
+    *("augment", "model", "schedule", "loss", "batch_size", "accumulate", "weight_decay_mask", "class_weights"),
+    *("sampling", "label_smoothing", "precision", "nonfinite", "pass_over"),
+)
+"""Fields that act in the steps of a run, so that a new value would have no effect on one without steps left."""
+
 
 def new_run_dir(name: str, parent: Path = RUNS) -> Path:
-    """Make the first of `runs/NAME`, `runs/NAME-2`, ... that is free, and return its path."""
+    """Make the next of `runs/NAME`, `runs/NAME-2`, ..., after the last one that is taken, and return its path."""
     parent.mkdir(exist_ok=True)
-    number = 1
+    taken = [number for number, path in _numbered(name, parent).items() if not _is_empty(path)]
+    number = max(taken, default=0) + 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir()  # only one process can
             return path
         except FileExistsError:
-            if path.is_dir() and not any(path.iterdir()):
+            if _is_empty(path):
                 return path
             number += 1
 
 
 def latest_run_dir(name: str) -> Path:
-    """The one of `runs/NAME`, `runs/NAME-2`, ... with the highest number that holds a run; `runs/NAME` if none does.
+    """The last of `runs/NAME`, `runs/NAME-2`, ... that holds a run; if none does, the first that holds nothing else.
 
     A folder that is called so may be that of another experiment, whose own name ends in a number.
     """
-    numbers = {
-        int(match[1] or 1): path
-        for path in RUNS.glob(f"{name}*")
-        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name)) and _name_in(path) in (name, None)
-    }
-    return numbers[max(numbers)] if numbers else RUNS / name
+    names = {number: _name_in(path) for number, path in _numbered(name, RUNS).items()}
+    own = [number for number, found in names.items() if found in (name, None)]
+    number = max(own) if own else next(number for number in count(1) if not names.get(number))
+    return RUNS / (name if number == 1 else f"{name}-{number}")
+
+
+def _numbered(name: str, parent: Path) -> dict[int, Path]:
+    """Number -> path, of all that is called `NAME` or `NAME-NUMBER`."""
+    pattern = re.compile(re.escape(name) + r"(?:-([2-9]|[1-9]\d+))?")
+    matches = {path: pattern.fullmatch(path.name) for path in parent.glob(f"{name}*")}
+    return {int(match[1] or 1): path for path, match in matches.items() if match}
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _name_in(run_dir: Path) -> str | None:
@@ -181,6 +198,16 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     if is_taken and (resume is None or isinstance(resume, Path)):
         raise InputError(f"{run_dir} holds a run already; continue it with --resume, or name another --run-dir")
     return changes
+
+
+def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
+    """Raise InputError if changes of a run that has no steps left would have no effect."""
+    vain = [f"{name}: {change}" for name, change in changes.items() if name.partition(".")[0] in IN_THE_STEPS]
+    if vain:
+        raise InputError(
+            "\n  ".join([f"the run in {run_dir} has no steps left, so that these would change nothing:", *vain])
+            + "\ngive it more --steps, or leave them out"
+        )
 
 
 def _refuse_changes_of_the_state(changes: dict[str, str], run_dir: Path) -> None:

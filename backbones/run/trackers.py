@@ -117,12 +117,14 @@ def start_mlflow(run_name: str, config: dict[str, Any], resume_id: str | None) -
 
 
 def _without_known(log: Log, last_step: Callable[[str], int]) -> Log:
-    """`log` without what the tracker has already: `last_step(name)` is the last step of a metric there, or -1."""
+    """`log` without what the tracker has already: `last_step(name)` was the last step of a metric there, or -1."""
+    sent: dict[str, int] = {}
 
     def log_new(step: int, metrics: dict[str, float]) -> None:
-        new = {name: value for name, value in metrics.items() if step > last_step(name)}
+        new = {name: value for name, value in metrics.items() if step > max(last_step(name), sent.get(name, -1))}
         if new:
             log(step, new)
+            sent.update(dict.fromkeys(new, step))
 
     return log_new
 

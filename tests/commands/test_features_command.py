@@ -182,6 +182,16 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
     assert written.read_bytes() == before and not [*tmp_path.glob("x.*")]
 
 
+def test_too_few_images_for_a_probe(finished: Path, written: Path, tmp_path: Path, capsys) -> None:
+    """The table is written all the same, with the neighbours that there are."""
+    features(finished, f"{__name__}:one_class", out=tmp_path / "one.npz")
+    assert "note: a linear probe chooses its regularisation on a fifth" in capsys.readouterr().out
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert found["knn"] == {"top1": 1.0, "neighbours": 4, "temperature": 0.07} and "linear_probe" not in found
+    with pytest.raises(InputError, match="there are 4 images of 1 classes: give it more"):
+        probe(tmp_path / "one.npz")
+
+
 def test_a_checkpoint_that_has_changed(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:
     """The features of other weights, or of other images, are not those of the file's neighbours."""
     table = read_table(written)

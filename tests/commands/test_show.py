@@ -52,7 +52,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
     shown = next(line for line in lines if line.startswith("digits-vit-tiny "))
     assert CLAIMS["digits-vit-tiny"] in shown and "%" in shown
-    assert list_experiments({"a": digits_vit_tiny}, {}) == "a  not run to its end yet"
+    assert list_experiments({"a": digits_vit_tiny}, {}) == "a  not measured yet"
 
 
 def test_claims_are_lines_of_the_docstring() -> None:

@@ -120,7 +120,7 @@ def test_help_shows_the_fields_of_what_is_chosen_with_their_values(capsys: pytes
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert exit.value.code == 0
     assert "--model.stem {cifar,imagenet}" in shown and "--model.depth" not in shown
-    assert "--optim.b2" in shown and "Updates of the parameters; 1 or more (default: 64000)" in shown
+    assert "--optim.b2" in shown and "Number of training steps; 1 or more (default: 64000)" in shown
     assert "at least 0 and below 1 (default: 0.999)" in shown and "--optim.lr FLOAT" in shown
     assert "--optim NAME: sgd, [adam], adamw" in shown and "[cifar10-resnet18-adam]" in shown
     assert "--model NAME: [resnet18]" in shown and "convnext: convnext-atto, convnext-tiny" in shown
@@ -160,6 +160,18 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"name": "x"')
     with pytest.raises(InputError, match=r"config.json is damaged"):
         parse(["--resume", "--run-dir", str(tmp_path)])
+
+
+def test_an_experiment_of_ones_own_need_not_be_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `backbones train` knows none by name."""
+    experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
+    assert parse_with(["--resume", "--run-dir", str(tmp_path)], {}).experiment == experiment
+    with pytest.raises(InputError, match="name an experiment, as module:name"):
+        parse_with(["--resume", "--run-dir", str(tmp_path / "nowhere")], {})
+    with pytest.raises(SystemExit) as exit:
+        parse_with(["--help"], {})
+    assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: backbones train MODULE:NAME [OPTIONS]")
 
 
 def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -22,7 +23,9 @@ from backbones.commands.exit import run_command
 from backbones.commands.options import FUNCTIONS
 from backbones.commands.train import main as train
 from backbones.component import Option, options_of
-from backbones.errors import choices_of, range_of
+from backbones.data import Dataset, digits
+from backbones.data.source import CPU
+from backbones.errors import Count, choices_of, range_of
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.checkpoint.arrays import to_tensor
@@ -33,6 +36,17 @@ SMALL = ("vit-tiny", "mixer-tiny", "airbench", "convnext-atto", "mobilenet", "sh
 
 FIXED = ("name", "steps", "epochs", "init_from", "device", "compile", *FUNCTIONS)
 """Fields of an experiment that are not drawn: they would train for hours, or are drawn as components."""
+
+
+def few_digits(device: torch.device = CPU, *, size: Count = 16) -> Dataset:
+    """The digits, with 50 images to evaluate.
+
+    Args:
+        device: where they are kept.
+        size: height and width.
+    """
+    train, test = digits(device, size=size)
+    return Dataset(train, test._replace(labels=test.labels[:50]))
 
 
 def draw_value(option: Option, generator: random.Random) -> list[str]:
@@ -62,7 +76,7 @@ def draw(generator: random.Random) -> list[str]:
     options = {f"--{name}": option for name, option in options_of(Experiment, given=FIXED).items()}
     for kind, functions in FUNCTIONS.items():
         name = generator.choice({"data": ["digits"], "model": SMALL}.get(kind, [*functions]))
-        args += [f"--{kind}", name]
+        args += [f"--{kind}", "helpers.fuzz:few_digits" if kind == "data" else name]
         options |= {f"--{kind}.{option}": value for option, value in options_of(functions[name]).items()}
     for name in generator.sample(sorted(options), generator.randint(1, 3)):
         flag = name.replace("_", "-")

@@ -188,4 +188,5 @@ def test_means_continue_after_a_resume() -> None:
     expected = whole.take()
     assert second.take() == expected and expected["n"] == 3.0
     whole.add({"loss": torch.tensor(5.0)})
-    assert whole.take() == {"loss": 5.0}
+    whole.add({"loss": torch.tensor(7.0), "grad_variance": torch.tensor(3.0)})  # since then with --accumulate
+    assert whole.take() == {"loss": 6.0, "grad_variance": 3.0}

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,9 @@ def test_not_a_number_is_null_and_still_drawn(tmp_path: Path) -> None:
     writer.write("test", 2, TEST)
     writer.close()
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+    (tmp_path / "$a_$b").mkdir()  # no formula
+    shutil.copy(tmp_path / "metrics.jsonl", tmp_path / "$a_$b")
+    plot_curves(tmp_path / "$a_$b")
     plot_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 

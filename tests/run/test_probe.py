@@ -96,5 +96,5 @@ def test_some_images_of_each_class() -> None:
 def test_one_class() -> None:
     train = pixels().of_split("train")
     for rows in (train.label == 3, np.arange(1)):
-        with pytest.raises(InputError, match="a linear probe needs images of two classes"):
+        with pytest.raises(InputError, match="and needs two classes in the others"):
             fit_probe(train.features[rows], train.label[rows])

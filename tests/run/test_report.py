@@ -265,17 +265,23 @@ def test_names_are_escaped_and_many_classes_are_a_picture(tmp_path: Path) -> Non
     assert pixels(matrix).shape == (3, 40, 40)
 
 
-def test_what_cannot_be_read_is_said_and_left_out(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_said_and_left_out(folder: Path, tmp_path: Path, monkeypatch) -> None:
     """A damaged file, a run twice, a missing checkpoint: one line each, and the rest is shown."""
-    for name in "abc":
+    for name in "abcd":
         shutil.copytree(folder / "a", tmp_path / name)
     (tmp_path / "b" / "result.json").write_text('{"top1": 0.')
+    config = json.loads((tmp_path / "d" / "config.json").read_text())
+    config["data"] = {"function": "broken_module:data", "options": {}}
+    (tmp_path / "d" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
     shutil.rmtree(tmp_path / "a" / "checkpoints")
-    made = make_report([tmp_path / name for name in "abca"], tmp_path / "report.html")
+    made = make_report([tmp_path / name for name in "abcda"], tmp_path / "report.html")
     assert [[run.folder for run in group.runs] for group in made.groups] == [[tmp_path / "a"]]
     page = text_of(parse(tmp_path / "report.html"))
     assert all(note in page for note in made.notes)
-    damaged, repeated, without = made.notes
+    damaged, broken, repeated, without = made.notes
+    assert broken == f"{tmp_path / 'd'} is left out: ZeroDivisionError: division by zero"
     assert damaged.startswith(f"{tmp_path / 'b'} is left out: {tmp_path / 'b' / 'result.json'} is damaged")
     assert repeated == f"{tmp_path / 'c'} is left out: it has the experiment and the seed of {tmp_path / 'a'}"
     assert without.startswith("The predictions of tiny are left out: there is no checkpoint in")
@@ -445,6 +451,7 @@ def test_groups_are_runs_that_differ_in_the_seed_alone() -> None:
     assert [group.label for group in groups] == ["tiny (steps 4)", "tiny (steps 5)"]
     runs = [made_up(0, {}, rewind=1, pass_over=(3,)), made_up(1, {}, rewind=1), made_up(1, {}, pass_over=(3,))]
     assert [len(group.runs) for group in group_runs(runs)[0]] == [2, 1]  # one went back, and one was told to
+    assert [group.label for group in group_runs(runs)[0]] == ["tiny (rewind 1)", "tiny (rewind None)"]
 
 
 def test_options_of_other_components_differ_where_they_are_set() -> None:

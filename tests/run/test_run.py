@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from helpers.processes import run_ranks
 from helpers.runs import ROOT, newest, without_times
 
 import backbones.experiment
+import backbones.tree as tree
 from backbones.augment import identity
 from backbones.commands.exit import run_command
 from backbones.commands.export import main as export_main
@@ -26,7 +28,7 @@ from backbones.experiment import Experiment
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
-from backbones.run.checkpoint import read_checkpoint
+from backbones.run.checkpoint import read_checkpoint, weights_of
 from backbones.run.loop import Diverged
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import read_weights, run
@@ -201,11 +203,17 @@ def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, tmp_path: Path, capsys) -> None:
     whole = run(experiment, run_dir=tmp_path / "whole")
     for name, path in (("six", "whole/checkpoints/6"), ("last", "whole")):
         branch = run(experiment, run_dir=tmp_path / name, resume=tmp_path / path)
         assert branch["params_sha256"] == whole["params_sha256"]
+    assert "has no lines of steps" not in capsys.readouterr().err
+    averaged = dataclasses.replace(experiment, ema=0.9, steps=6)
+    run(averaged, run_dir=tmp_path / "averaged")
+    run(averaged, run_dir=tmp_path / "copy", resume=tmp_path / "averaged")
+    found = [read_checkpoint(tmp_path / name / "checkpoints" / "6").arrays for name in ("averaged", "copy")]
+    assert found[0].keys() == found[1].keys() and tree.sha256(weights_of(found[0])) == tree.sha256(weights_of(found[1]))
     lines = [line["step"] for line in without_times(tmp_path / "six")]
     assert lines == [line["step"] for line in without_times(tmp_path / "whole") if line["step"] > 6]
     with pytest.raises(InputError, match="holds a run already"):
@@ -325,10 +333,24 @@ def test_a_log_in_the_folder_is_no_run(experiment: Experiment, tmp_path: Path) -
 def test_torch_is_left_as_it_was(experiment: Experiment, tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_float32_matmul_precision("high")  # which is TF32 on a GPU
     before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path)
+    try:
+        run(dataclasses.replace(experiment, steps=1, model=use(NoTf32)), run_dir=tmp_path)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert torch.equal(torch.get_rng_state(), before[0]) and torch.utils.deterministic.fill_uninitialized_memory
     assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before[1:]
+
+
+class NoTf32(torch.nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(768, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        return super().forward(x)
 
 
 def tiny_maps(image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
@@ -351,6 +373,27 @@ def test_a_finished_run_stays_as_it_is(experiment: Experiment, tmp_path: Path, c
     for which in ("auto", "latest"):
         assert run(experiment, run_dir=tmp_path, resume=which) == result
         assert f"the run in {tmp_path} is finished: 12 steps; --steps N continues it\n" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_with_other_settings(experiment: Experiment, tmp_path: Path) -> None:
+    """What acts in the steps alone would not act; the evaluation may be another."""
+    result = run(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"no steps left, .*\n  label_smoothing: 0\.0 -> 0\.1\ngive it more --steps"):
+        run(dataclasses.replace(experiment, label_smoothing=0.1), run_dir=tmp_path, resume="latest")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    other = run(dataclasses.replace(experiment, tta="flip"), run_dir=tmp_path, resume="latest")
+    assert other["loss"] != result["loss"] and other["images_per_second"] > 0
+
+
+def test_a_resume_that_cannot_write_leaves_all_as_it_was(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:
+    run(experiment, run_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("backbones.run.run.write_config", mock.Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr("backbones.run.run.record_start", mock.Mock(side_effect=OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        run(dataclasses.replace(experiment, steps=20), run_dir=tmp_path, resume=6)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -391,6 +434,11 @@ def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path
     assert sorted(path.name for path in Path("runs").iterdir()) == names
     steps = [json.loads((Path("runs") / name / "result.json").read_text())["steps"] for name in names]
     assert steps == [1, 2]
+    shutil.rmtree("runs/digits-vit-tiny")
+    run(experiment)  # the newest has the highest number
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-vit-tiny-2", "digits-vit-tiny-3"]
+    run(dataclasses.replace(experiment, name="digits-vit-tiny-3"), resume="auto")  # not that of the other experiment
+    assert read_config(Path("runs/digits-vit-tiny-3-2/config.json"))["name"] == "digits-vit-tiny-3"
 
 
 def test_epochs_are_steps(experiment: Experiment, tmp_path: Path) -> None:

@@ -190,6 +190,28 @@ def test_the_same_again_leaves_finished_members_as_they_are(in_sequence: Path, t
 
 
 @pytest.mark.slow
+def test_members_of_another_sweep_are_not_taken(in_sequence: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(in_sequence, folder)
+    (folder / "sweep.json").unlink()
+    smooth = dataclasses.replace(RESNET, label_smoothing=0.1)
+    with pytest.raises(InputError, match=r"holds a run of other settings .*\n  label_smoothing: 0\.0 -> 0\.1\nmove it"):
+        run_sweep(sweep_over(smooth, [0.03, 1e39], [1, 2]), folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_members_are_done_measures_nothing(in_sequence: Path, tmp_path: Path, monkeypatch) -> None:
+    """As on a cluster, where jobs have run them one by one."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(in_sequence, folder)
+    sweep = read_sweep(folder)[0]
+    write_sweep(folder, sweep, Plan())
+    monkeypatch.setattr("backbones.run.sweep.run_sweep.choose_how", None)
+    run_sweep(sweep, folder)
+    assert (folder / "table.md").read_text() == (in_sequence / "table.md").read_text()
+
+
+@pytest.mark.slow
 def test_processes_are_stopped_and_go_on_and_one_that_fails_does_not_stop_the_others(
     in_sequence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,20 @@
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.resumed import few_digits
 from helpers.runs import ROOT
 from helpers.sweeps import VIT, sweep_over
 
 import backbones.machine as machine
 import backbones.run.sweep.choose as choose
+from backbones.component import use
+from backbones.data import Dataset
+from backbones.data.source import CPU
 from backbones.run.sweep.members import Plan, write_sweep
+from backbones.torch_settings import torch_settings_kept
 
 CASES = {
     # steps, seconds of a step: alone, alone in one thread, vmapped, beside others; seconds to start; the fastest
@@ -81,3 +87,21 @@ def test_steps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert choose.seconds_of_vmapped(smoothed, dataset, memory=0) is None
     write_sweep(tmp_path, sweep, Plan())
     assert 0 < choose.seconds_together(sweep, tmp_path, 1) < 10
+
+
+def talkative(device: torch.device = CPU) -> Dataset:
+    """Data that prints, as one does whose classes have no test images."""
+    print("note: ...")
+    return few_digits(device)
+
+
+@pytest.mark.slow
+def test_what_data_sets_print_does_not_disturb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    sweep = sweep_over(dataclasses.replace(VIT, data=use(talkative)), [0.1], [0])
+    write_sweep(tmp_path, sweep, Plan())
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    capsys.readouterr()
+    with torch_settings_kept():
+        choose.main(str(tmp_path), sweep.members[0].name)
+    ready, seconds, end = capsys.readouterr().out.split("\n")
+    assert ready == end == "" and 0 < float(seconds) < 10

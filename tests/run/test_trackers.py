@@ -224,3 +224,17 @@ def read_leveldb_log(data: bytes) -> Iterator[bytes]:
         if kind in (1, 4):  # complete, or the last part
             yield record
             record = b""
+
+
+def test_steps_that_are_repeated_are_sent_once() -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    log = trackers._without_known(lambda *line: sent.append(line), lambda name: 1 if name == "train/loss" else -1)
+    for step in (1, 2, 3, 2, 3, 4):  # as after --rewind
+        log(step, {"train/loss": 1.0})
+    log(1, {"test/loss": 2.0})
+    assert sent == [
+        (2, {"train/loss": 1.0}),
+        (3, {"train/loss": 1.0}),
+        (4, {"train/loss": 1.0}),
+        (1, {"test/loss": 2.0}),
+    ]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +183,14 @@ class Checkpoints:
         raise InputError(f"there is no intact checkpoint in {self.folder}; start again with another --run-dir")
 
     def supersede_after(self, step: int) -> None:
-        """Move the checkpoints of later steps into the sub-folder `superseded`."""
+        """Move the checkpoints of later steps into the sub-folder `superseded`, as STEP, STEP-2, ..."""
         superseded = self.folder / SUPERSEDED
         for later in list_steps(self.folder) if distributed.is_main() else ():
             if later > step:
                 superseded.mkdir(exist_ok=True)
-                delete_temporary(superseded)
-                delete_checkpoint(superseded / str(later))
-                (self.folder / str(later)).rename(superseded / str(later))
+                names = (str(later) if number == 1 else f"{later}-{number}" for number in count(1))
+                free = next(superseded / name for name in names if not (superseded / name).exists())
+                (self.folder / str(later)).rename(free)
 
     def close(self) -> None:
         """Wait until the pending save is written; its error is lost if `wait` was not called."""

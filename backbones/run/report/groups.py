@@ -125,7 +125,8 @@ def differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
         is_set = any(value != default for value, default in pairs)
         return len(values) > 1 or (len(pairs) < len(flat) and is_set)
 
-    shown = [option for option in options if option not in ("name", "seed") and differs(option)]
+    passed_over = ("pass_over",) if any(group.experiment.rewind for group in groups) else ()  # by going back
+    shown = [option for option in options if option not in ("name", "seed", *passed_over) and differs(option)]
     return [{option: each[option] for option in shown if option in each} for each in flat]
 
 

@@ -90,6 +90,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             runs.append(_read_run(folder))
         except (InputError, OSError) as error:
             notes.append(f"{folder} is left out: {error}")
+        except Exception as error:  # of a module of the user's own, which holds a part of the experiment
+            notes.append(f"{folder} is left out: {type(error).__name__}: {error}")
     if not runs:
         raise InputError("\n  ".join(["no run can be read:", *notes]))
     return runs, notes

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -184,11 +184,14 @@ def main(folder: str, name: str) -> None:
     """Print an empty line when a member can be trained, and the time of its step when one was read."""
     sweep = read_sweep(Path(folder))[0]
     experiment = next(member.experiment for member in sweep.members if member.name == name)
-    step = make_step(experiment, experiment.data.make(device=experiment.init_device()))
-    step()
+    with redirect_stdout(sys.stderr):  # what data sets and models print
+        step = make_step(experiment, experiment.data.make(device=experiment.init_device()))
+        step()
     print(flush=True)
     sys.stdin.readline()
-    print(seconds_of(step), flush=True)
+    with redirect_stdout(sys.stderr):
+        seconds = seconds_of(step)
+    print(seconds, flush=True)
 
 
 if __name__ == "__main__":

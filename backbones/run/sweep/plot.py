@@ -24,7 +24,7 @@ def plot_sweep(sweep: Sweep, rows: Sequence[Row], path: Path) -> None:
     fields = [field for field in sweep.axes if field != "seed"] or ["seed"]
     rows = sorted(rows, key=lambda row: sweep.members.index(row.member))
     figure = Figure(figsize=(max(5.0, 4.0 * len(fields)), 4), layout="constrained")
-    figure.suptitle(sweep.experiment.name)
+    figure.suptitle(sweep.experiment.name, parse_math=False)
     cells = {tuple(_label(row, field) for field in fields) for row in rows}
     if len(fields) == 2 and len(cells) == math.prod(len(_labels(rows, field)) for field in fields):
         _draw_grid(figure, rows, fields)
@@ -66,7 +66,7 @@ def _draw_axis(axes: Any, rows: Sequence[Row], field: str) -> None:
     if numeric and min(values) > 0 and max(values) >= 10 * min(values):
         axes.set_xscale("log")
     if not numeric or len(labels) <= MOST_TICKS:
-        axes.set_xticks([place[label] for label in labels], labels, rotation=30)
+        axes.set_xticks([place[label] for label in labels], labels, rotation=30, parse_math=False)
         axes.set_xticks([], minor=True)
     axes.set_xlabel(field)
     axes.grid(alpha=0.3)
@@ -82,8 +82,8 @@ def _draw_grid(figure: Any, rows: Sequence[Row], fields: Sequence[str]) -> None:
     axes = figure.subplots()
     figure.colorbar(axes.imshow(means, cmap="viridis", aspect="auto"), label="top-1 accuracy")
     axes.set(xlabel=fields[1], ylabel=fields[0])
-    axes.set_xticks(range(len(across)), across, rotation=30)
-    axes.set_yticks(range(len(down)), down)
+    axes.set_xticks(range(len(across)), across, rotation=30, parse_math=False)
+    axes.set_yticks(range(len(down)), down, parse_math=False)
     known = [value for line in means for value in line if not math.isnan(value)]
     for (i, y), (j, x) in product(enumerate(down), enumerate(across)):
         value = mean_of(cells[y, x])

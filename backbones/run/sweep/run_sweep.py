@@ -7,12 +7,16 @@ from typing import Literal
 from backbones.errors import InputError
 from backbones.run.lock import locked
 from backbones.run.run import RESULT
+from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
 from backbones.run.sweep.choose import choose_how
 from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
 from backbones.run.sweep.plot import plot_sweep
 from backbones.run.sweep.table import read_rows, write_tables
 from backbones.run.sweep.vmapped import in_one_step
 from backbones.run.sweep.ways import DIVERGED, Job, default_workers, in_processes, in_sequence, read_scores
+
+CHANGED_BY_RUNNING = ("keep", "pass_over")
+"""Fields of a member that a sweep or going back sets."""
 
 
 def run_sweep(
@@ -42,10 +46,7 @@ def run_sweep(
         before = read_sweep(folder)[1] if (folder / SWEEP).exists() else Plan()
         plan = Plan(before.how if how == "auto" else how, workers or before.workers)
         write_sweep(folder, sweep, plan)
-        if plan.how is None:
-            most = plan.workers or default_workers(len(sweep.members), sweep.experiment)
-            plan = plan._replace(how=choose_how(sweep, folder, most))
-            write_sweep(folder, sweep, plan)
+        _check_members(sweep, folder)
         failures = _run_rungs(sweep, folder, plan)
         rows = read_rows(sweep, folder, failures)
         print(f"\n{write_tables(sweep, rows, folder)}")
@@ -64,6 +65,10 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
         jobs = [Job(folder / each.name, each.experiment, sweep.rung_ends(each)[rung]) for each in left]
         is_last = next_size == 0
         waiting = [job for job in jobs if not _is_done(job, is_last=is_last)]
+        if waiting and plan.how is None:
+            most = plan.workers or default_workers(len(sweep.members), sweep.experiment)
+            plan = plan._replace(how=choose_how(sweep, folder, most))
+            write_sweep(folder, sweep, plan)
         done = f"; {len(jobs) - len(waiting)} are done" if len(waiting) < len(jobs) else ""
         print(f"\n{len(jobs)} members up to step {jobs[0].until}{done}", flush=True)
         if waiting and plan.how == "vmap":
@@ -78,6 +83,21 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
         if not left:
             break
     return failures
+
+
+def _check_members(sweep: Sweep, folder: Path) -> None:
+    """Raise InputError if the folder of a member holds a run with other settings."""
+    for member in sweep.members:
+        path = folder / member.name / CONFIG
+        if not path.is_file():
+            continue
+        changes = list_changes(read_experiment(path, read_config(path)), member.experiment)
+        others = [f"{name}: {change}" for name, change in changes.items() if name not in CHANGED_BY_RUNNING]
+        if others:
+            raise InputError(
+                "\n  ".join([f"{path.parent} holds a run of other settings than the member of this sweep:", *others])
+                + "\nmove it away, or name another --sweep-dir"
+            )
 
 
 def _is_done(job: Job, *, is_last: bool) -> bool:

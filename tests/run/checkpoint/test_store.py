@@ -20,6 +20,7 @@ from backbones.run.checkpoint import (
     best_step,
     find_checkpoint,
     list_steps,
+    parse_saved,
     parse_which,
 )
 from backbones.run.run import read_weights
@@ -95,6 +96,11 @@ def test_find_checkpoint(folder: Path) -> None:
     assert parse_which("auto") == "auto" and parse_which("a/7") == Path("a/7")
     assert find_checkpoint(Path("elsewhere"), folder / "20").name == "20"
     assert find_checkpoint(folder / "3", "latest") == folder / "3"
+    with pytest.raises(InputError, match="3 is one checkpoint already; name its run folder to choose best of it"):
+        find_checkpoint(folder / "3", "best")
+    for wrong in ("auto", "besst", "runs/b/checkpoints/5"):
+        with pytest.raises(InputError, match=f"--checkpoint is '{wrong}'; it must be latest, best or a step"):
+            parse_saved(wrong)
     with pytest.raises(InputError, match=r"there is no checkpoint 4 in .*choose latest, best or a step: 3, 20, 100"):
         find_checkpoint(run_dir, 4)
     with pytest.raises(InputError, match=r"no checkpoint in .*elsewhere/checkpoints; name a run that has one"):
@@ -116,6 +122,7 @@ def test_later_checkpoints_are_superseded_not_lost(folder: Path) -> None:
     go_on_from(folder, 1)  # another 2 is in the way
     found = [next(folder.rglob(f"{step}/manifest.json")).read_text() for step in (1, 2, 3)]
     assert [a.partition('"files"')[0] for a in found] == [b.partition('"files"')[0] for b in digests]
+    assert sorted(path.name for path in (folder / "superseded").iterdir()) == ["2", "2-2", "3"]
 
 
 def test_corruption_is_reported_and_auto_takes_the_newest_intact_checkpoint(
