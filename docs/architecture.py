@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from tests.test_floors import FLOORS, modules, place
+from tests.test_imports import LAYERS, modules, place
 
 NAMES = ["6: programs", "5: commands", "4: runs", "3: the training", "2: its parts", "1: processes", "0: shared types"]
 
 HEAD = """# Architecture
 
-Made by `python -m docs.architecture` from the imports of the code. Imports go down only, and columns of one floor do
-not see each other; `tests/test_floors.py` holds both. What happens to a batch, from top to bottom:
+Made by `python -m docs.architecture` from the imports of the code. Imports go down only, and columns of one layer do
+not see each other; `tests/test_imports.py` holds both. What happens to a batch, from top to bottom:
 
 1. `commands/train.py` reads the command line and finds the `Experiment` (`experiments/`, or a file of your own).
 2. `run/run.py` gives it a folder; `run/loop.py` asks for the batch of each step.
@@ -37,12 +37,12 @@ backbones/
   vmapped.py             several trainings in one step
   evaluation.py          state -> metrics of the held-out samples
   jit.py                 eager, compiled, or a CUDA graph; donation of the state
-  models/                one file a paper; base.py: Model(init, apply, features, skeleton, roles); timm.py and
+  models/                one file per paper; base.py: Model(init, apply, features, skeleton, roles); timm.py and
                          torchvision.py: theirs by name; pretrained.py, convert.py: weights from elsewhere; frozen.py;
                          exported.py: as a graph of torch.export; counterpart.py: ours that others have
   optim/                 gradient transforms; alias.py: every optimizer as one visible chain; schedule.py
   augment/ losses.py metrics.py tta.py
-  data/                  source.py: what a data set is; batches.py: step -> batch; one file a data set; files.py: those
+  data/                  source.py: what a data set is; batches.py: step -> batch; one file per data set; files.py:
                          of image files: listing.py, images.py (decoding), reader.py, workers.py, kept.py, decoded.py
   gradient.py            the gradient by autograd, torch.func or DDP
   distributed.py         how ranks find one another, and what they send
@@ -53,21 +53,21 @@ docs/examples/           functions of functions, each in less than 40 lines: fun
 benchmarks/              what it costs: train_step.py, data.py, image_files.py, augment.py, scaling.py, optimizers.py,
                          sweep.py, checkpoint.py, export.py;
                          airbench.py and plain_loop.py: plain torch, to compare accuracies with
-tests/                   mirror backbones/; golden/: frozen trainings and experiments; test_floors.py: imports go down
+tests/                   mirror backbones/; golden/: frozen trainings and experiments; test_imports.py: imports go down
 ```
 """
 
 
 def draw() -> str:
     """The text of docs/architecture.md."""
-    columns = {(i, j): sorted(column) for i, floor in enumerate(FLOORS) for j, column in enumerate(floor)}
+    columns = {(i, j): sorted(column) for i, layer in enumerate(LAYERS) for j, column in enumerate(layer)}
     edges = set()
     for name, imported in modules().items():
         here = place(name)
         edges |= {(here, there) for there in map(place, imported) if here and there and here != there}
     lines = ["flowchart TD"]
     for i, title in enumerate(NAMES):
-        lines.append(f'  subgraph floor{6 - i} ["{title}"]')
+        lines.append(f'  subgraph layer{6 - i} ["{title}"]')
         for key, column in columns.items():
             if key[0] == i:
                 label = "<br>".join(name.removeprefix("backbones.") for name in column)

@@ -11,6 +11,6 @@ EXPERIMENTS: dict[str, Experiment] = {
 } | optimizers.OPTIMIZER_EXPERIMENTS
 
 CLAIMS: dict[str, str] = {}
-"""Name -> hardware, time and accuracy of those that were run to their end."""
+"""Name -> hardware, time and accuracy of those that were measured."""
 for _module in _MODULES:
     CLAIMS |= read_claims(_module.__doc__, EXPERIMENTS)

@@ -1,4 +1,4 @@
-"""The six floors of the code: imports go down only, and each outside library is imported in one place."""
+"""The layers of the code: imports go down only, and each outside library is imported by one module."""
 
 import ast
 from functools import cache
@@ -8,7 +8,7 @@ import pytest
 
 ROOT, TOPS = Path(__file__).parent.parent, ("backbones", "experiments", "benchmarks")
 
-FLOORS = [
+LAYERS = [
     [{"train", "experiments", "benchmarks"}],
     [{"backbones.commands", "backbones.__main__"}],
     [{"backbones.run"}],
@@ -20,7 +20,7 @@ FLOORS = [
     [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors"}],
 ]  # fmt: skip
 """From the top, each a list of columns, which do not see each other."""
-DOORS = {
+IMPORTERS = {
     "optree": "backbones.tree",
     "torchvision.datasets": "backbones.data.torchvision",
     "torchvision.models": "backbones.models.torchvision",
@@ -42,7 +42,7 @@ DOORS = {
 def modules() -> dict[str, list[str]]:
     """Module -> all that it imports, wherever it does so, as `package.module.name`."""
     found = {}
-    for path in [ROOT / "train.py", *(path for floor in TOPS for path in (ROOT / floor).glob("**/*.py"))]:
+    for path in [ROOT / "train.py", *(path for top in TOPS for path in (ROOT / top).glob("**/*.py"))]:
         nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = [f"{getattr(node, 'module', '')}.{alias.name}".lstrip(".") for node in nodes for alias in node.names]
         found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = names
@@ -50,9 +50,9 @@ def modules() -> dict[str, list[str]]:
 
 
 def place(name: str) -> tuple[int, int] | None:
-    """The floor of a module, counted from the top, and its column."""
+    """The layer of a module, counted from the top, and its column."""
     parts = {name, *(name[:i] for i, char in enumerate(name) if char == ".")}
-    return next(((i, j) for i, floor in enumerate(FLOORS) for j, column in enumerate(floor) if column & parts), None)
+    return next(((i, j) for i, layer in enumerate(LAYERS) for j, column in enumerate(layer) if column & parts), None)
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if name != "backbones"])
@@ -62,9 +62,7 @@ def test_imports_go_down(name: str) -> None:
         assert there is None or there == place(name) or there[0] > place(name)[0], f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize(("library", "door"), DOORS.items())
-def test_each_library_has_one_door(library: str, door: str) -> None:
-    importers = {
-        name for name, names in modules().items() if any(f"{each}.".startswith(f"{library}.") for each in names)
-    }
-    assert {name for name in importers if not name.startswith("benchmarks")} == {door}  # which compare them with ours
+@pytest.mark.parametrize(("library", "importer"), IMPORTERS.items())
+def test_each_library_has_one_importer(library: str, importer: str) -> None:
+    found = {name for name, names in modules().items() if any(f"{each}.".startswith(f"{library}.") for each in names)}
+    assert {name for name in found if not name.startswith("benchmarks")} == {importer}  # which compare them with ours

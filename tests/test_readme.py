@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torchvision.models
@@ -19,12 +20,15 @@ from helpers.runs import ROOT, SMALL, free_port, newest
 from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
 
+import backbones.commands
 from backbones.commands.export import main as export_main
+from backbones.commands.train import parse
 from backbones.data import digits
 from backbones.experiment import Experiment
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import run
 from docs.architecture import draw
+from experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +51,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     """A model, an optimizer and an experiment: trained, killed, resumed, evaluated on a PNG."""
     text, notebook = code_after("README.md", "A model, an optimizer and an experiment of your own", "python")
     assert len([line for line in text.splitlines() if line]) <= 15
-    (tmp_path / "mine.py").write_text(text.replace('"steps": 200', '"steps": 100'))
+    (tmp_path / "mine.py").write_text(text.replace("steps=200", "steps=100"))
     commands = code_after("README.md", "A model, an optimizer and an experiment of your own", "sh")[0].splitlines()
     train, resume, evaluate, other = commands
     started = [sys.executable, ROOT / "train.py", *train.split()[2:]]
@@ -80,20 +84,27 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_folder(tmp_path / "photos", num_train=10, size=(40, 30))
     (tmp_path / "holiday.jpg").write_bytes(encoded(random_image(5, 33, 77), "JPEG"))
     train, evaluate, classify = code_after("README.md", "A folder of your own photos", "sh")[0].splitlines()
-    shell(train.replace("--epochs 30", "--epochs 1 --batch-size 10"), tmp_path)
+    shell(train.replace("--epochs 30", "--epochs 1 --batch-size 10").replace("-size 64", "-size 32"), tmp_path)
     shown = shell(evaluate, tmp_path).stdout
     assert all(f"\n{name}" in shown for name in CLASSES) and "on the 12 images of image-folder test" in shown
-    with Image.open(tmp_path / "runs" / "image-folder-resnet18" / "confusion.png") as picture:
+    with Image.open(tmp_path / "runs" / "image-folder-resnet18-plus" / "confusion.png") as picture:
         assert picture.width > 300
     assert re.match(rf"holiday\.jpg  ({'|'.join(CLASSES)}) \d+\.\d%", shell(classify, tmp_path).stdout)
 
 
 def test_a_source_of_ones_own(tmp_path: Path) -> None:
-    (code,) = code_after("docs/data.md", "A source of your own", "python")
+    arrays, code = code_after("docs/data.md", "Data of your own", "python")
     (tmp_path / "my_module.py").write_text(code)
     command = "python train.py --data my_module:noise --data.size 64 --model airbench --optim.lr 1e-3 --steps 20"
     done = shell(command, tmp_path, "--batch-size", "16", "--schedule.warmup-steps", "0")
     assert "on noise (64 + 64 images of 3x16x16)" in done.stdout and "top-1 100.00%" in done.stdout
+    (tmp_path / "my_module.py").write_text(arrays)
+    images = numpy.random.default_rng(0).integers(256, size=(20, 3, 8, 8), dtype=numpy.uint8)
+    splits = {"train_images": images, "test_images": images[:10]}
+    labels = {f"{split}_labels": numpy.arange(n) % 2 for split, n in (("train", 20), ("test", 10))}
+    numpy.savez(tmp_path / "mine.npz", **splits, **labels)
+    done = shell(f"python train.py --data my_module:my_data {SMALL} --steps 1", tmp_path)
+    assert "on my-data (20 + 10 images of 3x8x8)" in done.stdout
 
 
 def test_add_a_model(tmp_path: Path) -> None:
@@ -115,7 +126,8 @@ def test_write_a_gradient_transform(tmp_path: Path) -> None:
     (text,), (command,) = (code_after("README.md", "Write a gradient transform", kind) for kind in ("python", "sh"))
     assert text in (ROOT / "experiments" / "own_transform.py").read_text()
     assert len([line for line in text.splitlines() if line]) <= 10
-    done = shell(command, ROOT, "--steps", "2", "--device", "cpu", "--run-dir", str(tmp_path / "run"))
+    options = f"--steps 2 --batch-size 8 --data.size 8 --device cpu --run-dir {tmp_path / 'run'}"
+    done = shell(command, ROOT, *options.split())
     assert "with cautious-sgd and cosine" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     path = "experiments.own_transform:cautious_sgd"
@@ -130,7 +142,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"images": torch.randn(2, 3, 32, 32)}
     exec(features, names)
     assert list(names["features"]) == ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
-    (weights,) = code_after("docs/models.md", "Weights from elsewhere", "python")
+    _, weights = code_after("docs/models.md", "Weights from elsewhere", "python")
     exec(weights, names)
     exported = names["read_state_dict"]("resnet50.safetensors")
     assert exported.keys() == theirs.keys()
@@ -143,7 +155,10 @@ def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
     monkeypatch.chdir(tmp_path)
     run(dataclasses.replace(experiment, steps=2))
     export_main(["runs/digits-vit-tiny", "--format", "safetensors"])
-    (code,) = code_after("docs/checkpoints.md", "Checkpoints", "python")
+    notebook, code = code_after("docs/checkpoints.md", "Checkpoints", "python")
+    names = {"images": digits().test.read(torch.arange(3), torch.arange(3))}
+    exec(notebook, names)
+    assert names["probabilities"].shape == (3, 10) and names["model"].info.class_names[9] == "9"
     assert len([line for line in code.splitlines() if line]) == 5
     capsys.readouterr()
     exec(code.replace("checkpoints/1000", "checkpoints/2"), {})
@@ -179,7 +194,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in {**job, "SLURM_STEP_NUM_TASKS": 2, "OMP_NUM_THREADS": 1}.items():
         monkeypatch.setenv(name, str(value))
-    command, run_dir = f"bash train.sh {SMALL} --steps=60 --save-every=5".split(), tmp_path / "runs" / "7"
+    command, run_dir = f"bash train.sh {SMALL} --steps=40 --save-every=5".split(), tmp_path / "runs" / "7"
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while newest(run_dir) < 5 and job.poll() is None and time.monotonic() < deadline:
@@ -187,7 +202,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job.send_signal(signal.SIGUSR1)
     output, errors = job.communicate(timeout=200)
     step = newest(run_dir)
-    assert " on 2 x cpu " in output and f"stopped after step {step} of 60, saved in" in errors, errors
+    assert " on 2 x cpu " in output and f"stopped after step {step} of 40, saved in" in errors, errors
     assert (tmp_path / "requeued").exists()
     monkeypatch.setenv("SLURM_NNODES", "1")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -234,6 +249,46 @@ def test_an_augmentation_of_ones_own(tmp_path: Path) -> None:
     shell("python train.py", tmp_path, *own, *SMALL.split(), "--steps", "2")
     shell("python -m backbones augment-preview runs/digits-vit-tiny-2", tmp_path, *own, "--out", "b.png")
     assert (tmp_path / "b.png").exists()
+
+
+def test_a_loss_of_ones_own(tmp_path: Path) -> None:
+    (text,), (command,) = (code_after("docs/runs.md", "A loss of your own", kind) for kind in ("python", "sh"))
+    (tmp_path / "mine.py").write_text(text)
+    shell(command, tmp_path, *SMALL.split(), "--steps", "2", "--augment", "mixup", "--label-smoothing", "0.1")
+    config = json.loads((tmp_path / "runs" / "digits-vit-tiny" / "config.json").read_text())
+    assert config["loss"] == {"function": "mine:focal", "options": {"gamma": 1.5}}
+    shell("python -m backbones evaluate runs/digits-vit-tiny", tmp_path)
+
+
+def commands_of(file: Path) -> list[str]:
+    """Every command of train.py and of backbones in a Markdown file, without what the shell would make of it."""
+    text = file.read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    prose = re.findall(r"`(?:python|torchrun) ([^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *prose]
+    found = [re.search(r"\b(train\.py|-m backbones)\b.*", line) for line in lines]
+    return [re.sub(r"#.*|[\"&]|\\?\$\w+", "", each[0]) for each in found if each]
+
+
+@pytest.mark.parametrize(
+    "file", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda file: file.name
+)
+def test_every_command_has_these_options(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in commands_of(file):
+        if re.search(r"NAME|mine:|my_|--config|--help|--model tiny|@", command):  # what is not here
+            continue
+        args = command.split()
+        if args[0] == "train.py":
+            args = re.sub(r"--resume( [a-z0-9][a-z/0-9-]*)?( |$)", "", " ".join(args[1:])).split()
+            parse(args, EXPERIMENTS)
+        elif "--help" not in args:
+            monkeypatch.setattr(sys, "argv", ["backbones", *args[2:], "--help"])
+            with pytest.raises(SystemExit):
+                backbones.commands.main()
+            shown = capsys.readouterr().out
+            assert [each for each in args if each.startswith("--") and each not in shown] == [], command
 
 
 def test_a_report(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -46,11 +47,11 @@ class Decoded(NamedTuple):
         Raises:
             InputError: it is not what was written.
         """
-        start, shape = int(self.starts[i]), tuple(self.shapes[i].tolist())
-        pixels = _mapped(self.path, self.version)[start : start + int(np.prod(shape))]
+        start, shape = int(self.starts[i]), self.shapes[i].tolist()
+        pixels = _mapped(self.path, self.version)[start : start + math.prod(shape)]
         if zlib.adler32(pixels.data) != self.checks[i]:
             raise damaged(Path(self.path).parent)
-        return torch.from_numpy(pixels).reshape(shape)
+        return torch.from_numpy(pixels.reshape(shape))
 
     def take(self, rows: np.ndarray) -> "Decoded":
         """Some of the images, by number [M] int64."""
@@ -59,7 +60,8 @@ class Decoded(NamedTuple):
 
 @cache
 def _mapped(path: str, version: tuple[int, ...] | None) -> np.ndarray:
-    return np.memmap(path, dtype=np.uint8, mode="c")  # changes, which nobody makes, would stay in memory
+    # changes, which nobody makes, would stay in memory; a view, since a slice of a memmap is slow to make
+    return np.memmap(path, dtype=np.uint8, mode="c").view(np.ndarray)
 
 
 def read_decoded(folder: Path) -> tuple[Decoded, dict[int, str]]:
