@@ -14,7 +14,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
-from backbones.optim import adam, chain, scale, sgd
+from backbones.optim import adam, chain, lars, scale, sgd
 from backbones.optim.schedule import constant, cosine
 from backbones.run.run import run
 from experiments import EXPERIMENTS
@@ -189,3 +189,50 @@ def test_weights_to_start_from_must_be_given(experiment: Experiment) -> None:
     pretrained, _ = with_pretrained(model, {**params, **model_state}, dataset.info.image_shape)
     program = experiment.make(dataset, pretrained)
     assert tree.sha256(program.state.params) == tree.sha256(params)
+
+
+def test_what_a_device_and_its_arithmetic_are_set_to(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("backbones.machine.keep_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr("backbones.machine.set_num_threads", calls.append)
+    monkeypatch.setattr("backbones.experiment.set_arithmetic", lambda *, deterministic: calls.append(deterministic))
+    dataclasses.replace(experiment, threads=3).init_device()
+    dataclasses.replace(experiment, keep_memory=False).init_device()
+    assert calls == [3, "memory", False, None, False]
+    calls.clear()
+    monkeypatch.setattr("backbones.distributed.init", lambda device: torch.device("cuda"))
+    for deterministic in (True, False):
+        dataclasses.replace(experiment, deterministic=deterministic).init_device()
+    assert calls == [True, False]
+    for compile, modes in {"auto": "eager compile", "on": "compile compile", "off": "eager eager"}.items():
+        changed = dataclasses.replace(experiment, compile=compile)
+        assert [changed.mode(torch.device(device)) for device in ("cpu", "cuda")] == modes.split()
+
+
+def test_batches_of_evaluation_have_their_own_size(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, make_eval_step = [], backbones.experiment.make_eval_step
+
+    def make_recorded(*args, **options):
+        eval_step = make_eval_step(*args, **options)
+        return lambda params, model_state, batch: (
+            sizes.append(len(batch.images)) or eval_step(params, model_state, batch)
+        )
+
+    monkeypatch.setattr(backbones.experiment, "make_eval_step", make_recorded)
+    program = dataclasses.replace(experiment, eval_batch_size=100).make()
+    program.evaluate(program.state)
+    assert sizes == [100] * 4  # 364 images
+
+
+def test_what_decays_is_all_or_matrices(experiment: Experiment) -> None:
+    """Of LARS, whose own choice is matrices: without gradients, decay alone moves a leaf."""
+    model = experiment.make_model(digits().info)
+    params = tree.map(torch.ones_like, model.init(random.generator(0))[0])
+    moved = {}
+    for mask in ("all", "matrices", None):
+        changed = dataclasses.replace(experiment, optim=use(lars), weight_decay_mask=mask, schedule=use(constant))
+        optimizer = changed.make_optimizer(model.roles, 10)
+        updates, _ = optimizer.update(tree.zeros_like(params), optimizer.init(params), params)
+        moved[mask] = {name for name, leaf in updates.items() if leaf.any()}
+    assert moved["all"] == params.keys() and moved[None] == moved["matrices"]
+    assert moved["matrices"] == {name for name, role in model.roles.items() if role.kind == "matrix"}

@@ -21,7 +21,7 @@ from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 
-OPTIONS = "--steps 12 --batch-size 16 --device cpu --compile off"
+OPTIONS = "--steps 12 --batch-size 16 --device cpu --compile off --schedule.warmup-steps 0"
 STEPS = 6
 """Of the 12 for which the schedule is made."""
 

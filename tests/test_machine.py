@@ -131,7 +131,9 @@ def test_idle_threads_soon_leave_their_core_unless_told_otherwise(variable: dict
     assert done.stdout.split() == [str(spins), "False"]
 
 
-@pytest.mark.parametrize(("avx512", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16")])
+@pytest.mark.parametrize(
+    ("avx512", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16"), (False, True, "bfloat16")]
+)
 def test_precision(monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, chosen: str) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

@@ -4,6 +4,8 @@ import torch
 from scipy import stats
 
 import backbones.random as random
+from backbones.augment.erase import random_levels
+from backbones.optim import add_noise
 
 
 def mix_reference(key: int, number: int) -> int:
@@ -68,3 +70,17 @@ def test_seed_torch_and_generator_depend_on_every_number() -> None:
         random.seed_torch(*numbers)
         draws |= {torch.rand(()).item(), torch.rand((), generator=random.generator(*numbers)).item()}
     assert len(draws) == 4  # the two ways of one key draw the same
+
+
+@pytest.mark.slow
+def test_inductor_computes_the_same_numbers() -> None:
+    """In whose graphs products of positions would not wrap around at 64 bits."""
+    keys, images = random.fold_in(random.key(0), torch.arange(2)), torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    noise, zeros = add_noise(eta=0.5, gamma=0.55, seed=3), {"a": torch.zeros(6, 7)}
+    state = noise.init(zeros)
+
+    def draw(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return random_levels(keys, images), noise.update(zeros, state, zeros)[0]["a"]
+
+    for got, wanted in zip(torch.compile(draw)(keys), draw(keys), strict=True):
+        torch.testing.assert_close(got, wanted)

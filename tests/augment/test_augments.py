@@ -1,6 +1,8 @@
 """What holds for every augmentation."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from helpers.batches import check_augment, check_same, compiled, make_batch, mak
 from helpers.runs import ROOT
 
 import backbones.random as random
-from backbones.augment import AUGMENTS, Augment, chain, crop_flip, mixup, random_erasing, trivial_augment
+from backbones.augment import AUGMENTS, Augment, chain, mixup, random_erasing, trivial_augment
+from backbones.augment.geometry import crop_flip, random_crop, random_flip, resized_crop
 from backbones.component import use
 from backbones.data.source import CPU
 from backbones.errors import InputError
@@ -56,12 +59,25 @@ def test_another_key_gives_other_pixels(name: str) -> None:
 def test_crop_and_flip_come_first(name: str) -> None:
     """As the parts of a chain; only repetition comes before them."""
     batch, keys = make_batch(16), make_keys(16)
-    crop_keys, crop = random.fold_in(keys, int(name == "repeated")), crop_flip(padding=2)
+    crop_keys, crop = random.fold_in(keys, int(name == "repeated")), chain(random_crop(2), random_flip())
     together = make(name, padding=2, flip=True)(keys, batch)
     if name == "repeated":
         check_same(together, crop(crop_keys, make(name)(keys, batch)))
     else:
         check_same(together, make(name)(keys, crop(crop_keys, batch)))
+
+
+@pytest.mark.parametrize(
+    "make_augment", [partial(crop_flip, padding=0), partial(resized_crop, scale=(1.0, 1.0), ratio=(1.0, 1.0))]
+)
+def test_half_of_the_images_are_flipped_where_asked_for(make_augment: Callable[..., Augment]) -> None:
+    batch, keys = make_batch(200, (3, 6, 6)), make_keys(200)
+    mirrored = batch.images.flip(3)
+    for flip in (False, True):
+        images = make_augment(flip=flip)(keys, batch).images
+        is_flipped = (images == mirrored).flatten(1).all(dim=1)
+        assert (is_flipped | (images == batch.images).flatten(1).all(dim=1)).all()
+        assert is_flipped.sum() in range(70, 130) if flip else not is_flipped.any()
 
 
 def test_the_table_in_docs_has_them_all() -> None:

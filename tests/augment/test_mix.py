@@ -181,3 +181,20 @@ def test_a_training_on_mixed_targets(augment) -> None:
     losses = [metrics["loss"].item() for metrics in history]
     assert losses[0] == pytest.approx(wanted.item(), rel=1e-5)
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+def test_what_a_pair_gets_and_how_much_of_it_is_chosen(alpha: float) -> None:
+    """The weights of mixup are those of Beta(alpha, alpha); what is exchanged by CutMix follows its alpha."""
+    images = torch.tensor([0, 200], dtype=torch.uint8).repeat(1000)[:, None, None, None].expand(-1, 1, 16, 16)
+    batch, keys = make_batch(2000, (1, 16, 16))._replace(images=images), make_keys(2000)
+    mixed = mixup_cutmix(num_classes=10, cutmix_probability=0.0, mixup_alpha=alpha)(keys, batch).images / 200
+    assert (mixed == mixed[:, :, :1, :1]).all()
+    assert scipy.stats.kstest(mixed[::2, 0, 0, 0].numpy(), scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    cut = mixup_cutmix(num_classes=10, cutmix_probability=1.0, cutmix_alpha=alpha)(keys, batch).images / 200
+    assert ((cut == 0) | (cut == 1)).all()
+    alone = cutmix(num_classes=10, alpha=alpha)(make_keys(2000, 5), batch).images / 200
+    shares = [each[::2].mean(dim=(1, 2, 3)).numpy() for each in (cut, alone)]
+    assert scipy.stats.ks_2samp(*shares).pvalue > 1e-3
+    wide = cutmix(num_classes=10, alpha=50.0)(make_keys(2000, 5), batch).images / 200
+    assert scipy.stats.ks_2samp(shares[0], wide[::2].mean(dim=(1, 2, 3)).numpy()).pvalue < 1e-3

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy
-from backbones.metrics import calibration
+from backbones.metrics import calibration, in_top_k
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.model_evaluation import evaluate_model, load_predictor
 from backbones.run.run import run
@@ -150,6 +151,21 @@ def fewer(device: torch.device = CPU) -> Dataset:
     """Digits, odd or even."""
     splits = [(source.read(torch.arange(50), torch.arange(50)), source.labels[:50]) for source in digits(device)]
     return in_memory(*((images, labels % 2) for images, labels in splits), ("even", "odd"), device)
+
+
+def test_nan_is_wrong_as_in_training() -> None:
+    split = torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6) % 2
+    source = in_memory(split, split, ("a", "b"), CPU).test
+    logits = torch.tensor([[math.nan, math.nan], [0.0, 1.0], [math.nan, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    evaluation = evaluate_model(lambda images: logits, source, batch_size=6, device=CPU)
+    assert evaluation.top1 == in_top_k(logits, source.labels, 1).double().mean() == 3 / 6
+
+
+def test_a_model_whose_code_was_changed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.models.airbench.WIDTHS", (64, 128, 256))
+    message = r"is of another airbench than the code has now: of stages.1.conv1.weight, .* use the code that it was"
+    with pytest.raises(InputError, match=message):
+        evaluate(finished)
 
 
 def test_another_data_set_must_fit(finished: Path) -> None:

@@ -19,14 +19,17 @@ from backbones.commands.options import read_dataset
 from backbones.commands.probe import probe
 from backbones.component import use
 from backbones.data import Dataset, digits, image_folder, in_memory
+from backbones.data.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
+from backbones.run.explain import draw_map, make_maps
 from backbones.run.feature_table import read_table, write_table
+from backbones.run.pictures import Tile
 from backbones.run.probe import probe_table
 from backbones.run.run import run
 from backbones.run.run_dir import read_experiment
-from backbones.run.trained_model import load_model
+from backbones.run.trained_model import load_model, read_trained
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,36 @@ def test_pictures(finished: Path, written: Path, digit: Path, tmp_path: Path, ca
             assert picture.width > 200 and len(np.unique(np.array(picture.convert("L")))) > 50
 
 
+def test_each_file_has_its_own_maps_and_a_class_may_be_named(
+    finished: Path, digit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[list[Tile]]] = []
+    monkeypatch.setattr("backbones.commands.explain.save_tiles", lambda rows, out, **options: drawn.append(rows))
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    with pytest.raises(InputError, match="scale it with --resize"):
+        explain(finished, (tmp_path / "white.png",))
+    files = (digit, tmp_path / "white.png")
+    for images, options in (
+        (files, {}),
+        (files[:1], {}),
+        (files[1:], {}),
+        (files[:1], {"target": "3"}),
+        (files[:1], {"checkpoint": "2"}),
+    ):
+        explain(finished, images, layers=("stage1",), resize=True, **options)
+    both, first, second, third, earlier = (
+        [torch.stack([tile.image.float() for tile in row[1:]]) for row in rows] for rows in drawn
+    )
+    assert (both[0] - first[0]).abs().max() <= 4 and (both[1] - second[0]).abs().max() <= 4
+    trained = load_model(*read_trained(finished), CPU)
+    pixels = read_images([digit], trained.info, squeeze=True)
+    for found, classes in ((first, trained.logits(pixels).argmax(dim=1)), (third, torch.tensor([3]))):
+        maps = make_maps(trained, pixels, classes, ("stage1",))
+        wanted = torch.stack([draw_map(pixels[0], each[0]) for each in maps.values()])
+        assert (found[0] - wanted.float()).abs().max() <= 1
+    assert not torch.equal(first[0], third[0]) and not torch.equal(first[0], earlier[0])
+
+
 def test_a_vit_shows_its_attention(experiment, tmp_path: Path, digit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path / "run")
     drawn = []
@@ -155,6 +188,7 @@ def test_training_images_are_not_cropped_at_random(tmp_path: Path, monkeypatch: 
 def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:
     before, text = written.read_bytes(), tmp_path / "text.parquet"
     text.write_text("no table")
+    (empty := tmp_path / "empty.npz").touch()
     calls = {
         "features.parquet exists already": lambda: features(finished, out=written),
         "unknown layer 'stage9'; did you mean stage": lambda: features(
@@ -167,6 +201,8 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
         "there is no checkpoint in": lambda: features(tmp_path, out=tmp_path / "x.npz"),
         "--batch-size is 0": lambda: features(finished, out=tmp_path / "x.npz", batch_size=0),
         "--per-class is 0": lambda: probe(written, per_class=0),
+        "--seed is -1": lambda: probe(written, seed=-1),
+        "empty.npz is no table of features": lambda: probe(empty),
         "there is no file": lambda: probe(tmp_path / "x.parquet"),
         "cannot be read as parquet": lambda: probe(text),
         "no image files are named; give some after the run": lambda: explain(finished, ()),

@@ -4,6 +4,8 @@ import pytest
 
 from backbones.commands.profile import main, profile
 from backbones.errors import InputError
+from backbones.models import MODELS
+from backbones.run.overhead import measure_overhead
 
 
 @pytest.mark.slow
@@ -17,6 +19,17 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     profile(("resnet18",), image_size=64, num_classes=1000, stem="imagenet", batch_size=2, device="cpu", json=True)
     (row,) = json.loads(capsys.readouterr().out)
     assert row["num_params"] == 11_689_512 and row["milliseconds"] > 0
+
+    profile(("vit-tiny",), image_size=16, channels=1, patch_size=8, batch_size=1, device="cpu", json=True)
+    (row,) = json.loads(capsys.readouterr().out)
+    wanted = measure_overhead(MODELS["vit-tiny"]((1, 16, 16), 10, patch_size=8), (1, 16, 16))
+    assert {name: row[name] for name in wanted._fields} == wanted._asdict()
+
+
+def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    for depth, deepest in ((1, "stages"), (2, "stages.0")):
+        main(["airbench", "--depth", str(depth)])
+        assert deepest in capsys.readouterr().out.replace("|", " ").split()
 
 
 @pytest.mark.parametrize(

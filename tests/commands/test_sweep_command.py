@@ -75,6 +75,11 @@ def test_random_draws_have_the_type_of_their_option(calls: list[dict]) -> None:
     for member in sweep.members:
         assert 0 < member.values["optim.lr"] < 1 and member.experiment.optim.values["lr"] == member.values["optim.lr"]
         assert 16 <= member.values["batch_size"] <= 64 and isinstance(member.experiment.batch_size, int)
+    for seed in ("3", "4"):
+        main(f"{NAME} --over optim.lr 0..1 --over batch_size 16..64:log --random 5 --sweep-seed {seed}".split())
+    again, other = (call["sweep"] for call in calls[1:])
+    assert [each.values for each in again.members] == [each.values for each in sweep.members]
+    assert [each.values for each in other.members] != [each.values for each in sweep.members]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backbones.commands.train import Command, parse as parse_with
+from backbones.commands.train import Command, main, parse as parse_with
 from backbones.component import use
 from backbones.data import DataInfo, fashion_mnist
 from backbones.errors import InputError
@@ -183,6 +183,17 @@ def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Pa
     assert command == Command(experiment=experiment, run_dir=Path("new"), resume=str(tmp_path / "3"))
     with pytest.raises(InputError, match="there is no checkpoint in nowhere"):
         parse(["--resume", "nowhere"])
+
+
+def test_what_a_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(
+        "backbones.commands.train.run", lambda experiment, **options: called.append((experiment, options))
+    )
+    options = ["--run-dir", "a", "--resume", "3", "--profile", "5:8", "--log-to", "mlflow", "b:c"]
+    main(["--steps", "7", *options], EXPERIMENTS)
+    given = {"run_dir": Path("a"), "resume": 3, "profile": range(5, 8), "log_to": ("mlflow", "b:c")}
+    assert called == [(dataclasses.replace(DEFAULT, steps=7), given)]
 
 
 def test_resume_alone_is_the_latest() -> None:

@@ -147,6 +147,9 @@ def test_a_crop_depends_on_the_key_alone(tmp_path: Path) -> None:
     held_out = decode(in_order(folder / "test")[0].read_bytes(), channels=3, background=(0, 0, 0))
     assert torch.equal(dataset.test.read(index * 0, keys)[0], center_crop(held_out, 12, 12, 0.875))
     assert dataset.info.center == 0.875
+    closer = image_folder(root=str(folder), image_size=12, center=0.5)
+    assert closer.info.center == 0.5
+    assert torch.equal(closer.test.read(index * 0, keys)[0], center_crop(held_out, 12, 12, 0.5))
 
 
 def test_workers_and_cache_change_no_pixel(tmp_path: Path) -> None:
@@ -189,6 +192,15 @@ def test_images_are_decoded_once_into_the_cache(tmp_path: Path, monkeypatch: pyt
     os.utime(changed, (1e9, 1e9))
     new = everything(image_folder(root=str(folder), cache=str(cache)))
     assert len(written) == 3 and torch.equal(new[0][0], torch.from_numpy(random_image(99)).permute(2, 0, 1))
+    grey = image_folder(root=str(folder), cache=str(cache), channels=1)  # is decoded in another way
+    assert torch.equal(everything(grey)[0], everything(image_folder(root=str(folder), channels=1))[0])
+    assert grey.info.image_shape == (1, 16, 16) and len(written) == 5
+    alpha = np.dstack([random_image(99), np.zeros((16, 16), np.uint8)])
+    changed.write_bytes(encoded(alpha))
+    for color in ((0, 0, 0), (255, 9, 0)):
+        behind = image_folder(root=str(folder), cache=str(cache), background=color)
+        assert behind.info.background == color
+        assert (everything(behind)[0][0] == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all()
     assert not [path for path in cache.iterdir() if path.suffix not in ("", ".lock")]  # nothing unfinished
 
 

@@ -15,7 +15,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -23,9 +22,7 @@ from backbones.commands.exit import run_command
 from backbones.commands.options import FUNCTIONS
 from backbones.commands.train import main as train
 from backbones.component import Option, options_of
-from backbones.data import Dataset, digits
-from backbones.data.source import CPU
-from backbones.errors import Count, choices_of, range_of
+from backbones.errors import choices_of, range_of
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.checkpoint.arrays import to_tensor
@@ -36,17 +33,6 @@ SMALL = ("vit-tiny", "mixer-tiny", "airbench", "convnext-atto", "mobilenet", "sh
 
 FIXED = ("name", "steps", "epochs", "init_from", "device", "compile", *FUNCTIONS)
 """Fields of an experiment that are not drawn: they would train for hours, or are drawn as components."""
-
-
-def few_digits(device: torch.device = CPU, *, size: Count = 16) -> Dataset:
-    """The digits, with 50 images to evaluate.
-
-    Args:
-        device: where they are kept.
-        size: height and width.
-    """
-    train, test = digits(device, size=size)
-    return Dataset(train, test._replace(labels=test.labels[:50]))
 
 
 def draw_value(option: Option, generator: random.Random) -> list[str]:
@@ -76,7 +62,7 @@ def draw(generator: random.Random) -> list[str]:
     options = {f"--{name}": option for name, option in options_of(Experiment, given=FIXED).items()}
     for kind, functions in FUNCTIONS.items():
         name = generator.choice({"data": ["digits"], "model": SMALL}.get(kind, [*functions]))
-        args += [f"--{kind}", "helpers.fuzz:few_digits" if kind == "data" else name]
+        args += [f"--{kind}", "helpers.resumed:few_digits" if kind == "data" else name]
         options |= {f"--{kind}.{option}": value for option, value in options_of(functions[name]).items()}
     for name in generator.sample(sorted(options), generator.randint(1, 3)):
         flag = name.replace("_", "-")
@@ -110,8 +96,8 @@ def check(args: list[str]) -> str:
     return "diverged" if "not finite" in code else "refused"
 
 
-def main(*, draws: int = 500, seed: int = 0) -> None:
-    """Train with random options.
+def main(*, draws: int = 500, seed: int = 0) -> Counter[str]:
+    """Train with random options, and count how it ended.
 
     Args:
         draws: how many command lines.
@@ -130,6 +116,7 @@ def main(*, draws: int = 500, seed: int = 0) -> None:
             finally:
                 os.chdir(home)
     print(f"{draws} command lines: " + ", ".join(f"{count} {end}" for end, count in ends.most_common()))
+    return ends
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from helpers.poison import Linear
 from helpers.runs import without_times
 
 import backbones.distributed as distributed
+from backbones.augment import identity
 from backbones.component import use
 from backbones.data import Dataset, digits
 from backbones.data.source import CPU
+from backbones.errors import Count
 from backbones.experiment import Experiment
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run
@@ -24,9 +26,9 @@ few_steps_of_bn = mock.patch("backbones.evaluation.NUM_BN_BATCHES", 3)
 """For time."""
 
 
-def few_digits(device: torch.device = CPU) -> Dataset:
+def few_digits(device: torch.device = CPU, *, size: Count = 16) -> Dataset:
     """100 images to train on: epochs of 6.25 steps."""
-    train, test = digits(device)
+    train, test = digits(device, size=size)
     return Dataset(train._replace(labels=train.labels[:100]), test._replace(labels=test.labels[:50]))
 
 
@@ -47,7 +49,7 @@ VIT = dataclasses.replace(
     keep=100,
 )
 RESNET = dataclasses.replace(VIT, model=use(small_resnet), optim=digits_resnet18.optim, log_every=1)
-LINEAR = dataclasses.replace(VIT, model=use(Linear))  # with dropout, and compiled in a third of the time
+LINEAR = dataclasses.replace(VIT, model=use(Linear), augment=use(identity))  # with dropout, and compiled fast
 
 CASES: dict[str, tuple[Experiment, str]] = {
     f"{name}-{precision}-{backend}": (

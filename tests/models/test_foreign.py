@@ -15,6 +15,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import Model, from_module, with_pretrained
+from backbones.models.foreign import _has_channels_last
 from backbones.types import ModelState, Params, Role
 
 pytestmark = pytest.mark.slow
@@ -237,6 +238,12 @@ def test_maps_with_channels_last_are_turned() -> None:
     assert torch.allclose(features["norm"].mean((2, 3)), features["pooled"], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 13, 192), (2, 192, 8, 13), (2, 4, 7, 384), (2, 384, 4, 7)])
+def test_maps_of_images_whose_sides_do_not_divide(shape: tuple[int, ...]) -> None:
+    """As swin pads them: of images of 60x100."""
+    assert _has_channels_last(torch.zeros(shape), torch.Size((60, 100))) == (shape[3] > 100)
+
+
 def test_it_compiles_and_vmaps() -> None:
     model = from_module(MyNet)
     trees = [model.init(random.generator(seed)) for seed in range(2)]
@@ -261,7 +268,7 @@ def test_a_head_of_another_size_is_initialised_anew() -> None:
     weights = tree.map(torch.clone, make(10).init(random.generator(0)))
     model, notes = with_pretrained(make(7), {**weights[0], **weights[1]}, (3, 32, 32))
     fresh = ["classifier.3.weight", "classifier.3.bias"]
-    assert notes == [f"of another size here, and initialised: {', '.join(fresh)}"]
+    assert notes == [f"missing or of another size, and initialised: {', '.join(fresh)}"]
     params, model_state = model.init(random.generator(1))
     assert tree.sha256(model_state) == tree.sha256(weights[1])
     assert all(torch.equal(leaf, weights[0][name]) for name, leaf in params.items() if name not in fresh)

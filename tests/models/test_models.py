@@ -187,6 +187,22 @@ def test_dropping_follows_the_seed_and_is_off_in_evaluation(name: str, options: 
     assert torch.equal(logits(0, train=False), logits(1, train=False))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext-atto", "vit-tiny"])
+def test_later_blocks_are_dropped_more_often(name: str) -> None:
+    model = MODELS[name]((3, 32, 32), 10, drop_path=0.3)
+    found = [each.probability for each in model.skeleton.modules() if isinstance(each, DropPath)]
+    blocks = sorted({*found})
+    assert found == sorted(found) and blocks == pytest.approx(torch.linspace(0, 0.3, len(blocks)).tolist())
+    assert len(blocks) > 5
+
+
+@pytest.mark.parametrize("name", ["se-resnet18", "cbam-resnet18"])
+def test_attention_is_as_narrow_as_it_is_told(name: str) -> None:
+    params, _ = MODELS[name]((3, 32, 32), 10, reduction=4).init(random.generator(0))
+    (narrow,) = (leaf for key, leaf in params.items() if key.startswith("stages.0.0.") and key.endswith("fc1.weight"))
+    assert narrow.shape[0] == 64 // 4
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

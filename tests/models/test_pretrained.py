@@ -125,7 +125,7 @@ def test_other_images_and_other_classes_at_once() -> None:
         "the names are those of torchvision or timm",
         "pos_embed of (1, 197, 192) became (1, 10, 192)",
         "patch_embed.weight of (192, 3, 16, 16) became (192, 1, 16, 16)",
-        "of another size here, and initialised: head.weight, head.bias",
+        "missing or of another size, and initialised: head.weight, head.bias",
     ]
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=48).eval()
     fitted = source.state_dict()
@@ -144,11 +144,15 @@ def test_a_file_without_a_head_and_one_with_a_head_of_another_kind(images: Tenso
     params, _ = model.init(random.generator(0))
     headless = {name: leaf for name, leaf in params.items() if not name.startswith("head.")}
     started, notes = with_pretrained(model, headless, SHAPE)
-    assert notes == ["of another size here, and initialised: head.2.weight, head.2.bias"]
+    assert notes == ["missing or of another size, and initialised: head.2.weight, head.2.bias"]
     assert torch.equal(started.init(random.generator(1))[0]["features.0.weight"], params["features.0.weight"])
+    theirs = torchvision.models.mobilenet_v2().state_dict()
+    theirs = {key: leaf for key, leaf in theirs.items() if not key.startswith("classifier")}
+    mobilenet = MODELS["mobilenet-v2"](SHAPE, 10, stem="imagenet")
+    assert "missing or of another size" in with_pretrained(mobilenet, theirs, SHAPE)[1][-1]
     mlp = torchvision.models.vgg11().state_dict()  # three linear layers
     _, notes = with_pretrained(model, mlp, SHAPE)
-    assert notes[-1] == "of another size here, and initialised: head.2.weight, head.2.bias"
+    assert notes[-1] == "missing or of another size, and initialised: head.2.weight, head.2.bias"
 
 
 def test_weights_of_another_model_are_refused() -> None:

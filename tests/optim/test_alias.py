@@ -1,6 +1,7 @@
 """Every optimizer equals torch.optim or optax, SOAP and Muon their definitions, over 30 real gradients in float64."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -321,3 +322,50 @@ def test_the_first_update_of_soap_is_that_of_adam(descent: Descent) -> None:
     updates, wanted = (each.update(grads, each.init(params), params)[0] for each in (soap, adam))
     for name, leaf in updates.items():
         torch.testing.assert_close(leaf, wanted[name])
+
+
+OTHER_VALUES = {
+    "eps": 1e-2,
+    "min_rms": 1.0,
+    "clip": 0.01,
+    "min_dim_size_to_factor": 4,
+    "max_size": 4,
+    "refresh_every": 1,
+}
+"""Of options of which half the default would change nothing here."""
+
+
+def after_eight(optimizer: GradientTransformation, descent: Descent) -> Params:
+    params, state = descent.params, optimizer.init(descent.params)
+    for grads in descent.grads[:8]:
+        updates, state = optim.with_grad_fn(optimizer.update)(
+            grads, state, params, grad_fn=lambda params: tree.map(lambda p: 0.1 * p.cos(), params)
+        )
+        params = optim.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_option_changes_what_an_optimizer_does(name: str, descent: Descent) -> None:
+    """And so do the weights that decay, and the schedule."""
+    options = {
+        key: each.default
+        for key, each in inspect.signature(optim.OPTIMIZERS[name]).parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    }
+    options |= {"lr": 0.01, "weight_decay": 0.1} | ({"momentum": 0.9} if "momentum" in options else {})
+
+    def end(**changes: object) -> Params:
+        return after_eight(optim.OPTIMIZERS[name](**{**options, **changes}), descent)
+
+    def distance(one: Params, other: Params) -> float:
+        return (tree.global_norm(tree.map(torch.sub, one, other)) / tree.global_norm(one)).item()
+
+    as_it_is = end()
+    for option, value in options.items():
+        other = not value if isinstance(value, bool) else OTHER_VALUES.get(option, value / 2)
+        assert distance(end(**{option: other}), as_it_is) > 1e-9, option
+    assert distance(end(decays=lambda name, leaf: False), end(weight_decay=0.0)) < 1e-12
+    rates = {option: options[option] / 2 for option in ("lr", "adamw_lr") if option in options}
+    halved = end(schedule=lambda step: torch.full((), 0.5, dtype=torch.float64))
+    assert distance(halved, end(**rates)) < 1e-12

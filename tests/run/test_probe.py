@@ -81,6 +81,9 @@ def test_accuracies_of_a_table() -> None:
     few = probe_table(pixels(), knn=False, per_class=5, seed=1)
     assert few["train_images"] == 50 and "knn" not in few
     assert 0.3 < few["linear_probe"]["top1"] < found["linear_probe"]["top1"]
+    chosen, test = take_per_class(pixels().of_split("train"), 5, seed=1), pixels().of_split("test")
+    probe = fit_probe(chosen.features, chosen.label, seed=1)
+    assert few["linear_probe"] == {"top1": probe.classifier.score(test.features, test.label), "l2": probe.l2}
     assert probe_table(pixels(), linear=False, per_class=5).keys() == {"train_images", "test_images", "knn"}
 
 

@@ -78,6 +78,8 @@ def test_the_same_spikes_are_found_after_a_resume() -> None:
 
 def test_the_margin_is_a_share_of_the_loss_of_a_guess() -> None:
     for loss, guess in ((cross_entropy, math.log(10)), (binary_cross_entropy, math.log(2))):
+        none = watch_losses(dataclasses.replace(POISONED, loss=use(loss), spike=None), 10)
+        assert look(none, [*noisy(50), 1e6]) == []
         watch = watch_losses(dataclasses.replace(POISONED, loss=use(loss)), 10)
         assert look(watch, [*[0.0] * 50, 0.249 * guess, 0.0, 0.5 * guess]) == [53]
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -219,14 +218,20 @@ def test_processes_are_stopped_and_go_on_and_one_that_fails_does_not_stop_the_ot
     sweep = sweep_over(RESNET, [0.03], [2, 1])
     first, second = (tmp_path / member.name for member in sweep.members)
 
-    def stop() -> None:
-        while newest(first) < 0:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+    over = threading.Event()
 
-    threading.Thread(target=stop, daemon=True).start()
+    def stop() -> None:
+        while newest(first) < 0 and not over.wait(0.02):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
     with pytest.raises(Preempted, match="the same command continues it"):
         run_sweep(sweep, tmp_path, how="processes", workers=1)
+    over.set()
+    thread.join()
     assert not second.exists()
     (first / "config.json").unlink(missing_ok=True)  # its checkpoints have it too
     (second / "config.json").mkdir(parents=True)  # and this one cannot be written
