@@ -31,7 +31,7 @@ from backbones.data import Dataset, image_folder, image_tar, in_memory, make_bat
 from backbones.data.source import CPU
 from backbones.data.workers import Workers
 from backbones.types import Batch
-from benchmarks import interleaved
+from benchmarks import interleaved, status
 from benchmarks.contenders import Precision, Setting
 
 BATCH = 128
@@ -234,14 +234,13 @@ def list_and_read(root: str) -> None:
     """Print a row of the table of `listing`."""
     from backbones.data.image_folder import list_folder
 
-    start, before = time.perf_counter(), status("VmRSS")
+    start, before = time.perf_counter(), megabytes("VmRSS")
     list_folder(Path(root))
-    listed, peak = time.perf_counter() - start, status("VmHWM")
+    listed, peak = time.perf_counter() - start, megabytes("VmHWM")
     start = time.perf_counter()
     plain(image_folder(root=root))(0)
-    print(
-        f"| {listed:.1f} | {time.perf_counter() - start:.1f} | {peak - before:,.0f} | {status('VmHWM') - before:,.0f} |"
-    )
+    seconds, highest = time.perf_counter() - start, megabytes("VmHWM")
+    print(f"| {listed:.1f} | {seconds:.1f} | {peak - before:,.0f} | {highest - before:,.0f} |")
 
 
 def memory(tar: Positional[Path], *, steps: int = 30, images: tuple[int, ...] = (1_000, 50_000)) -> None:
@@ -270,13 +269,12 @@ def train_on(tar: str, number: int, steps: int) -> None:
     state = program.state
     for step in range(steps):
         state, _ = program.train_step(state, program.batches(step))
-    print(f"| {number:,} | {status('VmRSS'):,.0f} | {status('VmHWM'):,.0f} |")
+    print(f"| {number:,} | {megabytes('VmRSS'):,.0f} | {megabytes('VmHWM'):,.0f} |")
 
 
-def status(name: str) -> float:
+def megabytes(name: str) -> float:
     """An entry of this process's memory, in MB."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) / 1024
+    return status(name) / 2**20
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"read": read, "train": train, "listing": listing, "memory": memory}

@@ -23,7 +23,7 @@ from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
 from backbones.run.overhead import measure_overhead
-from benchmarks import interleaved
+from benchmarks import interleaved, status
 from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 
 TABLE = (
@@ -40,12 +40,6 @@ def matmul(precision: Precision, device: str) -> Callable[[], Tensor]:
     return lambda: a @ b
 
 
-def status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(fields[field].split()[0])
-
-
 def timed(calls: Sequence[Callable[[], Tensor]]) -> float:
     """Seconds a call, until the result of the last one is there: a GPU has a queue of them."""
     start = time.perf_counter()
@@ -53,6 +47,11 @@ def timed(calls: Sequence[Callable[[], Tensor]]) -> float:
         result = call()  # only the last is kept: memory is used again
     result.sum().item()
     return (time.perf_counter() - start) / len(calls)
+
+
+def fastest(call: Callable[[], Tensor]) -> float:
+    """The least seconds of five calls."""
+    return min(timed([call]) for _ in range(5))
 
 
 def serve(connection: Connection, contender: str, setting: Setting) -> None:
@@ -123,7 +122,8 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
     """A row for each contender that there is for the model."""
     contenders = [each for each in contenders if each != "timm" or setting.model in TIMM]
     plain = replace(setting, precision="float32", keep_memory=False)
-    multiply = matmul(setting.precision, setting.device)
+    precision_of = {each: "float32" if each == "plain" else setting.precision for each in contenders}
+    multiply = {precision: matmul(precision, setting.device) for precision in precision_of.values()}
     with ExitStack() as stack:
         ends, first = {}, {}
         for each in contenders:  # one after the other: the first step may compile
@@ -135,7 +135,8 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             return end.recv()
 
         turns: dict[str, Callable[[], float]] = {each: partial(turn, end) for each, end in ends.items()}
-        turns["matmul"] = lambda: min(timed([multiply]) for _ in range(5))  # a limit: the fastest
+        for precision, product in multiply.items():  # a limit: the fastest
+            turns[precision] = partial(fastest, product)
         found = interleaved(turns, rounds + 1)
         seconds = {name: median(each[1:]) for name, each in found.items()}  # the first warms up
         peaks = {}
@@ -145,7 +146,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
     experiment = setting.experiment()
     info = experiment.data.make(device=CPU).info
     macs = 3 * setting.batch_size * measure_overhead(experiment.make_model(info), info.image_shape).macs
-    peak_macs = multiply().shape[0] ** 3 / seconds["matmul"]
+    peak_macs = {precision: each().shape[0] ** 3 / seconds[precision] for precision, each in multiply.items()}
 
     def ratio(each: str, other: str) -> float | None:
         return seconds[other] / seconds[each] if other in seconds else None
@@ -153,14 +154,14 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
     return [
         Row(
             setting.model,
-            "float32" if each == "plain" else setting.precision,
+            precision_of[each],
             each,
             setting.batch_size / seconds[each],
             ratio(each, each.replace("ours", "by hand") if each.startswith("ours") else "by hand"),
             ratio(each, "plain"),
             peaks[each] / 1e6,
             first[each],
-            macs / seconds[each] / peak_macs,
+            macs / seconds[each] / peak_macs[precision_of[each]],
         )
         for each in contenders
     ]

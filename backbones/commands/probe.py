@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from backbones.errors import Count, check_values
+from backbones.errors import Count, Range, check_values
 from backbones.run.feature_table import read_table
 from backbones.run.probe import probe_table
 
@@ -21,7 +21,7 @@ def probe(
     /,
     *,
     per_class: Count | None = None,
-    seed: int = 0,
+    seed: Annotated[int, Range("[0, inf)")] = 0,
     knn: bool = True,
 ) -> None:
     """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.
@@ -35,7 +35,8 @@ def probe(
     Raises:
         InputError: the file cannot be read, or has one class only.
     """
-    check_values({"per_class": Count | None}, {"per_class": per_class}, prefix="--")
+    annotations = {"per_class": Count | None, "seed": Annotated[int, Range("[0, inf)")]}
+    check_values(annotations, {"per_class": per_class, "seed": seed}, prefix="--")
     print(describe(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
 
 

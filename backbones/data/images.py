@@ -164,6 +164,8 @@ def read_images(paths: Sequence[Path], info: DataInfo, *, squeeze: bool) -> Tens
         InputError: a file is absent, no image, or of another size.
     """
     channels, height, width = info.image_shape
+    if channels not in (1, 3):
+        raise InputError(f"the model takes images of {channels} channels, and image files are read with 1 or 3")
     images = []
     for path in paths:
         try:

@@ -30,15 +30,20 @@ def _vit_arguments(options: Options, image_shape: ImageShape) -> dict[str, Any]:
         "embed_dim": options["width"],
         "depth": options["depth"],
         "num_heads": options["heads"],
-        "mlp_ratio": options["mlp_width"] / options["width"],
+        "mlp_ratio": _ratio(options["mlp_width"], options["width"]),
     }
     pool = {"class_token": False, "global_pool": "avg", "fc_norm": False} if options["pool"] == "mean" else {}
     return shape | pool
 
 
 def _mixer_arguments(options: Options, image_shape: ImageShape) -> dict[str, Any]:
-    ratios = options["token_mlp_width"] / options["width"], options["channel_mlp_width"] / options["width"]
+    ratios = tuple(_ratio(options[f"{kind}_mlp_width"], options["width"]) for kind in ("token", "channel"))
     return {"img_size": image_shape[1:], "mlp_ratio": ratios}
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio of which timm makes the hidden dimension again: int(width * ratio)."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
 IMAGENET = {"stem": "imagenet"}
@@ -46,14 +51,15 @@ PLAIN_MIXER = {"patch_size": 16, "width": 512, "depth": 8}
 PLAIN_VIT = {"patch_embed": "linear", "registers": 0}
 RESNETS = {
     **{f"resnet{depth}": Counterpart(f"resnet{depth}", IMAGENET) for depth in (18, 34, 50, 101, 152)},
-    **{f"resnext{kind}": Counterpart(f"resnext{kind.replace('-', '_')}", IMAGENET)
+    **{f"resnext{kind}": Counterpart(f"resnext{kind.replace('-', '_')}", {**IMAGENET, "downsample": "3x3"})
        for kind in ("50-32x4d", "101-32x8d", "101-64x4d")},
 }  # fmt: skip
 
 COUNTERPARTS: dict[Library, dict[str, Counterpart]] = {
     "timm": {
         **RESNETS,
-        **{f"se-resnet{depth}": Counterpart(f"seresnet{depth}", IMAGENET) for depth in (50, 101, 152)},
+        **{f"se-resnet{depth}": Counterpart(f"seresnet{depth}", {**IMAGENET, "reduction": 16})
+           for depth in (50, 101, 152)},
         **{f"convnext-{size}": Counterpart(f"convnext_{size}", IMAGENET) for size in ("atto", "tiny")},
         **{f"vit-{size}": Counterpart(f"vit_{size}_patch16_224", PLAIN_VIT, _vit_arguments)
            for size in ("tiny", "small", "base", "large")},
@@ -98,6 +104,11 @@ def find_counterpart(
             )
     if library == "torchvision":
         _check_channels(found.architecture, image_shape)
+    if name.startswith("vgg") and any(side % 32 for side in image_shape[1:]):
+        raise InputError(
+            f"ours and {library}'s {found.architecture} pool images of {image_shape[1]}x{image_shape[2]} in different "
+            "ways; they are the same for multiples of 32 pixels"
+        )
     channels = {"in_chans": image_shape[0]} if library == "timm" else {}
     return found.architecture, {"num_classes": num_classes, **channels, **found.arguments(options, image_shape)}
 

@@ -89,9 +89,12 @@ def _fold_batch_norm(program: ExportedProgram) -> nn.Module:
 
     for norm in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
         conv, scale, shift, mean, variance, train, _, eps, _ = norm.args
-        if conv.target is not torch.ops.aten.conv2d.default or len(conv.users) > 1 or train:
+        convs = torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding
+        if conv.target not in convs or len(conv.users) > 1 or train:
             continue
         x, weight, bias, *options = conv.args if len(conv.args) > 2 else (*conv.args, None)
+        if any(node is not None and node.op != "get_attr" for node in (weight, bias, mean, variance, scale, shift)):
+            continue  # it is computed
         names = f"{conv.name}_weight", f"{conv.name}_bias"
         kernel, offset, mean, variance, scale, shift = map(value, (weight, bias, mean, variance, scale, shift))
         folded = fuse_conv_bn_weights(kernel, offset, mean, variance, eps, scale, shift)

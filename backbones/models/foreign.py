@@ -1,6 +1,7 @@
 """Any `nn.Module` as a model, such as those of torchvision, of timm and of one's own files."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -111,8 +112,9 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 def _has_channels_last(x: Tensor, image_size: torch.Size) -> bool:
-    """Whether a map is [B, H, W, C]: height and width are those in the proportion of the images."""
+    """Whether a map is [B, H, W, C]: its height and width are nearer to the proportion of the images as such."""
     if x.ndim != 4:
         return False
-    height, width = image_size
-    return x.shape[1] * width == x.shape[2] * height and x.shape[2] * width != x.shape[3] * height
+    proportion = image_size[0] / image_size[1]
+    last, first = (abs(math.log(rows / columns / proportion)) for rows, columns in (x.shape[1:3], x.shape[2:4]))
+    return last < first

@@ -105,10 +105,11 @@ class DepthwiseConv(Conv):
         super().__init__(channels, channels, size, stride=stride, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H/stride, W/stride]
-        if not (x.is_cpu and x.dtype == torch.bfloat16):
+        in_bfloat16 = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if not (x.is_cpu and in_bfloat16):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+            return super().forward(x.float()).to(torch.bfloat16)
 
 
 def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bool = True) -> nn.Sequential:

@@ -70,7 +70,7 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
             problems.append(f"{name} is {found}, expected {tuple(wanted.shape)}")
     left_over = [name for name in weights if not name.endswith("num_batches_tracked")]
     if fresh:  # what was a part of another kind of head
-        notes.append(f"of another size here, and initialised: {', '.join(fresh)}")
+        notes.append(f"missing or of another size, and initialised: {', '.join(fresh)}")
         left_over = [name for name in left_over if name.partition(".")[0] != fresh[0].partition(".")[0]]
     problems += [f"{name} is {tuple(weights[name].shape)}, expected none" for name in left_over]
     if problems:
@@ -81,7 +81,7 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
 def _renamed(weights: StateDict, leaves: StateDict) -> tuple[StateDict, list[str]]:
     """The weights under the names of `leaves`, as far as these are known, and what was done for it."""
     notes, weights = [], dict(weights)
-    while weights and not weights.keys() & leaves.keys():
+    while weights and not to_our_names(weights, leaves).keys() & leaves.keys():
         wrapper = next(iter(weights)).partition(".")[0] + "."
         if not all(name.startswith(wrapper) for name in weights):
             break

@@ -92,7 +92,7 @@ def read_table(path: Path) -> FeatureTable:
                 columns = dict(arrays)
             about = str(columns.pop("about"))
         return FeatureTable(json.loads(about), **columns)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no table of features: {error}; `backbones features` writes them") from error

@@ -135,7 +135,7 @@ def evaluate_model(
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
     # of equal logits the lower class comes first, as in training
     guesses = logits.sort(dim=1, descending=True, stable=True).indices  # [N, K]
-    hits = guesses == labels[:, None]
+    hits = (guesses == labels[:, None]) & ~logits.isnan().any(dim=1, keepdim=True)
     num_classes = source.info.num_classes
     confusion = torch.bincount(labels * num_classes + guesses[:, 0], minlength=num_classes**2)
     return Evaluation(

@@ -67,20 +67,32 @@ def _analyze(model: Model, image_shape: tuple[int, int, int]) -> tuple[FlopCount
     macs, activations = FlopCountAnalysis(module, images), ActivationCountAnalysis(module, images)
     macs.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     activations.set_op_handle("aten::scaled_dot_product_attention", _attention_activations)
+    macs.set_op_handle("aten::_convolution_mode", _conv_macs)
+    activations.set_op_handle("aten::_convolution_mode", lambda inputs, outputs: math.prod(outputs[0].type().sizes()))
     for analysis in (macs, activations):
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     return macs, activations
 
 
 def _attention_macs(inputs: list, outputs: list) -> int:
-    """Queries times keys and weights times values: twice B heads N^2 D/heads."""
+    """Queries times keys and weights times values, of N queries and M keys: B heads N M times both widths."""
     del outputs
-    *batch_and_heads, tokens, width = inputs[0].type().sizes()
-    return 2 * math.prod(batch_and_heads) * tokens**2 * width
+    (*batch_and_heads, queries, width), keys, value_width = _attention_sizes(inputs)
+    return math.prod(batch_and_heads) * queries * keys * (width + value_width)
 
 
 def _attention_activations(inputs: list, outputs: list) -> int:
-    """The outputs of the same two products: B heads N^2 and B heads N D/heads."""
+    """The outputs of the same two products: B heads N M, and B heads N times the width of the values."""
     del outputs
-    *batch_and_heads, tokens, width = inputs[0].type().sizes()
-    return math.prod(batch_and_heads) * tokens * (tokens + width)
+    (*batch_and_heads, queries, _), keys, value_width = _attention_sizes(inputs)
+    return math.prod(batch_and_heads) * queries * (keys + value_width)
+
+
+def _attention_sizes(inputs: list) -> tuple[list[int], int, int]:
+    query, key, value = (each.type().sizes() for each in inputs[:3])
+    return query, key[-2], value[-1]
+
+
+def _conv_macs(inputs: list, outputs: list) -> int:
+    """Of a convolution whose padding is given in words: each output sees a whole filter."""
+    return math.prod(outputs[0].type().sizes()) * math.prod(inputs[1].type().sizes()[1:])

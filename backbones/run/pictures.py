@@ -75,11 +75,11 @@ def in_rows(tiles: Sequence[Tile], columns: int = 8) -> list[Sequence[Tile]]:
 
 
 def to_rgb(image: Tensor) -> Tensor:
-    """[C, H, W], uint8 or floating in [0, 255] -> [H, W, 3] uint8; of more than three channels the first three.
+    """[C, H, W], uint8 or floating in [0, 255] -> [H, W, 3] uint8: the first three channels, or the first in grey.
 
     What is outside of [0, 255] is drawn as the nearer of the two, and NaN as 0.
     """
-    image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    image = image[:1].expand(3, -1, -1) if len(image) < 3 else image[:3]
     if image.is_floating_point():
         image = image.nan_to_num(0.0).round().clamp(0, 255)
     return image.to(torch.uint8).permute(1, 2, 0).cpu()

@@ -56,7 +56,7 @@ def run(
 ) -> dict[str, Any]:
     """Run an experiment, or the rest of it, and return what is written into its `result.json`.
 
-    A finished run that is resumed stays as it is, unless it gets more steps or other settings.
+    A finished run that is resumed stays as it is, unless it gets more steps, or is to be evaluated in another way.
 
     Args:
         experiment: what to run.

@@ -163,6 +163,8 @@ def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> st
 def phase_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:
     """Time of each phase, and the memory that is still allocated when it is over, as means over the steps."""
     marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES)}
+    for name in ("forward", "backward"):  # those of a second gradient, as SAM takes it, are a part of the update
+        marked[name] = [each for each in marked[name] if not _is_within(each, marked["update"])]
     total = 1e6 * seconds / num_steps
     times = {name: _mean(found, time_of, num_steps) for name, found in marked.items()}
     in_step = times.pop("train_step")
@@ -173,6 +175,12 @@ def phase_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float
         kept = f"{_mean(marked[name], _memory, num_steps) / 1e6:.0f}" if name in marked else ""
         lines.append(f"| {name} | {microseconds / 1e3:.1f} | {microseconds / total:.0%} | {kept} |")
     return "\n".join(lines) + "\n"
+
+
+def _is_within(event: FunctionEvent, others: list[FunctionEvent]) -> bool:
+    spans = ((other.thread, other.time_range) for other in others)
+    start, end = event.time_range.start, event.time_range.end
+    return any(event.thread == thread and span.start <= start and end <= span.end for thread, span in spans)
 
 
 def module_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:

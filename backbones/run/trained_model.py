@@ -13,6 +13,7 @@ import backbones.machine as machine
 import backbones.tree as tree
 from backbones.augment import Normalize, make_normalize
 from backbones.data import DataInfo
+from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.models import Model, with_autocast
 from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, weights_of
@@ -55,9 +56,22 @@ def read_trained(run: Path, which: Which = "latest") -> tuple[Checkpoint, Experi
 
 
 def load_model(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> TrainedModel:
-    """The model of a checkpoint, with averaged weights if the run keeps them, in the precision of the experiment."""
+    """The model of a checkpoint, with averaged weights if the run keeps them, in the precision of the experiment.
+
+    Raises:
+        InputError: the model has other leaves than the checkpoint: its code has changed.
+    """
     info = checkpoint.manifest.info
     precision = machine.choose_precision(experiment.precision, device)
     model = with_autocast(experiment.make_model(info), getattr(torch, precision))
     params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
+    saved = {name: tuple(leaf.shape) for name, leaf in {**params, **model_state}.items()}
+    leaves = [*model.skeleton.named_parameters(), *model.skeleton.named_buffers()]
+    wanted = {name: tuple(leaf.shape) for name, leaf in leaves}
+    if saved != wanted:
+        others = sorted(name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name))
+        raise InputError(
+            f"{checkpoint.path} is of another {experiment.model.name} than the code has now: of {shorten(others)} the "
+            "shapes differ, or there is one only; use the code that it was trained with"
+        )
     return TrainedModel(model, params, model_state, make_normalize(info.mean, info.std, device), info, device)

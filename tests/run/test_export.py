@@ -149,6 +149,23 @@ def test_norms_without_a_scale_are_folded_too() -> None:
     assert relative_error(program.module()(IMAGES), trained.logits(IMAGES)) < 1e-4
 
 
+class Computed(nn.Sequential):
+    """A norm behind a convolution whose weight is computed, and one behind a convolution that pads in words."""
+
+    def __init__(self) -> None:
+        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        same = nn.Conv2d(4, 4, 3, padding="same"), nn.BatchNorm2d(4)
+        super().__init__(conv, nn.BatchNorm2d(4), *same, nn.Flatten(), nn.Linear(4 * 14 * 14, 10))
+
+
+def test_a_norm_is_folded_only_into_a_weight_that_is_not_computed() -> None:
+    trained = new(use(Computed)).trained
+    program = make_program(trained.model, (trained.params, trained.model_state), fold=True, **ABOUT)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("aten.batch_norm.default") == 1
+    assert relative_error(program.module()(IMAGES), trained.logits(IMAGES)) < 1e-4
+
+
 def test_tied_parameters_stay_tied_and_the_length_of_a_batch_may_be_asked_for() -> None:
     tied = new(use(Tied)).trained
     weights = tied.params, tied.model_state
@@ -244,6 +261,15 @@ def test_what_is_no_counterpart_is_one_line(net: Trainee, tmp_path: Path) -> Non
     cifar = use(MODELS["resnet18"]).values
     with pytest.raises(InputError, match=r"timm's resnet18 is our resnet18 with stem='imagenet'; this .* stem='cifar'"):
         find_counterpart("timm", "resnet18", cifar, (3, 32, 32), 10)
+    for name, option in (("resnext50-32x4d", {"downsample": "1x1"}), ("se-resnet50", {"reduction": 8})):
+        options = {**use(MODELS[name], stem="imagenet").values, **option}
+        with pytest.raises(InputError, match=f"this model has {next(iter(option))}={next(iter(option.values()))!r}"):
+            find_counterpart("timm", name, options, (3, 32, 32), 10)
+    with pytest.raises(InputError, match="vgg11 pool images of 100x96 in different ways"):
+        find_counterpart("torchvision", "vgg11", use(MODELS["vgg11"], head="mlp").values, (3, 100, 96), 10)
+    wide = use(MODELS["vit-tiny"], width=196, mlp_width=1024).values
+    _, arguments = find_counterpart("timm", "vit-tiny", wide, (3, 32, 32), 10)
+    assert int(196 * arguments["mlp_ratio"]) == 1024
     with pytest.raises(InputError, match="torchvision's resnet18 takes images of 3 channels, and these have 1"):
         find_counterpart("torchvision", "resnet18", {"stem": "imagenet"}, (1, 32, 32), 10)
     with pytest.raises(InputError, match="torchvision is not known to have vit-tiny; of our models it has resnet18, "):

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from backbones.models import MODELS
+from backbones.models import MODELS, from_module
 from backbones.run.overhead import layer_table, measure_latency, measure_overhead
 
 
@@ -62,3 +63,22 @@ def test_latency_is_measured_after_a_real_pass() -> None:
     spy = model._replace(apply=lambda *args, **kwargs: shapes.append(args[2].shape) or model.apply(*args, **kwargs))
     assert measure_latency(spy, (3, 32, 32), batch_size=5, device=torch.device("cpu"), seconds=0.1) > 0
     assert set(shapes) == {(5, 3, 32, 32)}
+
+
+class Odd(nn.Module):
+    """A convolution whose padding is given in words, and attention with fewer keys than queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 5, padding="same", bias=False), nn.Linear(8, 10, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv(images).flatten(2).mT  # [B, 64, 8]
+        return self.head(nn.functional.scaled_dot_product_attention(x, x[:, :6], x[:, 6:12]).mean(1))
+
+
+def test_what_library_models_are_made_of_is_counted_too() -> None:
+    overhead = measure_overhead(from_module(Odd), (3, 8, 8))
+    conv, attention, head = 64 * 8 * 3 * 25, 64 * 6 * (8 + 8), 8 * 10
+    assert overhead.macs == conv + attention + head
+    assert overhead.activations == 64 * 8 + 64 * (6 + 8) + 10

@@ -432,7 +432,10 @@ def test_a_loss_that_spans_decades_is_on_a_logarithmic_axis() -> None:
 
 def test_a_metric_that_never_changes() -> None:
     for value in (0.0, 2.5):
-        (curve,) = make_panel("loss", [Group((made_up(0, {1: value, 2: value}),))], "train", "loss").curves
+        panel = make_panel("loss", [Group((made_up(0, {1: value, 2: value}),))], "train", "loss")
+        (curve,) = panel.curves
+        labels = [tick.text for tick in panel.y_ticks]
+        assert len({*labels}) == len(labels) > 1 and all(len(label) < 6 for label in labels)
         assert len({y for _, y in curve.points}) == 1 and 0 < curve.points[0][1] < HEIGHT
 
 

@@ -8,8 +8,10 @@ import torch.nn.modules.module as module_hooks
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
+from backbones.component import use
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.optim import sam_sgd
 from backbones.run.run import run
 from backbones.run.step_profile import PHASES, parse_steps, profiled, tables
 from backbones.train_step import TrainState
@@ -51,6 +53,13 @@ def test_where_the_time_went(experiment: Experiment, tmp_path: Path, capsys: pyt
     assert len(parts) >= 2
     for i in (0, 1):
         assert sum(values[i] for values in parts) <= rows["model"][i] + 0.1 * len(parts)
+
+
+def test_a_second_gradient_is_a_part_of_the_update(experiment: Experiment, tmp_path: Path, capsys) -> None:
+    run(replace(experiment, optim=use(sam_sgd), steps=4), run_dir=tmp_path, profile=range(2, 5))
+    lines = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    times = {cells[0].strip(): float(cells[1]) for cells in lines if re.match(r" *-?\d", cells[1])}
+    assert times["update"] > 0.5 * (times["forward"] + times["backward"]) and times["rest of the step"] >= 0
 
 
 def test_steps_are_counted_as_the_run_counts_them(experiment: Experiment, tmp_path: Path, capsys) -> None:

@@ -101,8 +101,8 @@ def _examine(groups: Sequence[Group], device: torch.device) -> dict[int, Examine
     for i, group in enumerate(groups):
         try:
             found[i] = examine(group.counted[0], read, device)
-        except (InputError, OSError, RuntimeError) as error:  # RuntimeError: as of a model whose code was changed
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # also of a module of the user's own
+            reason = str(error).partition("\n")[0] or type(error).__name__
             found[i] = f"The predictions of {group.label} are left out: {reason}"
     return found
 

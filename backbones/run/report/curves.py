@@ -123,6 +123,8 @@ class Axis:
                 low, high
             )
         else:
+            if low == high:
+                low, high = low - max(abs(low) / 20, 0.5), high + max(abs(high) / 20, 0.5)
             ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
             self._low, self._high = (low, high) if is_tight else (min(low, ticks[0]), max(high, ticks[-1]))
         self.ticks = [Tick(self(value), f"{value:,.10g}") for value in ticks if self._low <= value <= self._high]
