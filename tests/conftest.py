@@ -12,6 +12,7 @@ import torch
 from helpers.descent import Descent, record
 
 import backbones.distributed as distributed
+import backbones.machine as machine
 from backbones.component import use
 from backbones.experiment import Experiment
 from backbones.models.airbench import airbench
@@ -68,6 +69,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """`pytest -m gpu` alone sees a GPU: all other tests give the same results on every machine."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests also wait, for processes and disks."""
+    return machine.num_cores() + 1
 
 
 def pytest_collection_finish() -> None:
