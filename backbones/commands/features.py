@@ -79,11 +79,13 @@ def features(
     table = extract(trained, dataset, layer, batch_size=batch_size, about=about)
     write_table(out, table)
     print(f"{len(table.label)} vectors of {table.features.shape[1]} numbers, {layer} of {path} on {name}: {out}")
-    try:
-        found = probe_table(table, knn=knn, linear=probe)
-    except InputError as error:  # the table is written
-        print(f"note: {error}")
-        found, probe = probe_table(table, knn=knn, linear=False), False
+    found = probe_table(table, knn=knn, linear=False)
+    if probe:
+        try:
+            found |= probe_table(table, knn=False)
+        except InputError as error:  # the table is written
+            print(f"note: {error}")
+            probe = False
     atomic_write(out.with_suffix(".json"), to_json({**about, **found}, indent=2) + "\n")
     if knn or probe:
         print(describe(found))

@@ -10,6 +10,8 @@ from backbones.errors import Count, Range, check_values
 from backbones.run.feature_table import read_table
 from backbones.run.probe import probe_table
 
+Seed = Annotated[int, Range("[0, inf)")]
+
 
 def main(args: list[str]) -> None:
     """Run a command line."""
@@ -21,7 +23,7 @@ def probe(
     /,
     *,
     per_class: Count | None = None,
-    seed: Annotated[int, Range("[0, inf)")] = 0,
+    seed: Seed = 0,
     knn: bool = True,
 ) -> None:
     """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.
@@ -35,8 +37,7 @@ def probe(
     Raises:
         InputError: the file cannot be read, or has one class only.
     """
-    annotations = {"per_class": Count | None, "seed": Annotated[int, Range("[0, inf)")]}
-    check_values(annotations, {"per_class": per_class, "seed": seed}, prefix="--")
+    check_values({"per_class": Count | None, "seed": Seed}, {"per_class": per_class, "seed": seed}, prefix="--")
     print(describe(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
 
 

@@ -15,6 +15,7 @@ curves.png         loss and accuracy over the steps
 
 import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -46,7 +47,7 @@ def new_run_dir(name: str, parent: Path = RUNS) -> Path:
     taken = [number for number, path in _numbered(name, parent).items() if not _is_empty(path)]
     number = max(taken, default=0) + 1
     while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
+        path = _run_dir(name, number, parent)
         try:
             path.mkdir()  # only one process can
             return path
@@ -64,7 +65,11 @@ def latest_run_dir(name: str) -> Path:
     names = {number: _name_in(path) for number, path in _numbered(name, RUNS).items()}
     own = [number for number, found in names.items() if found in (name, None)]
     number = max(own) if own else next(number for number in count(1) if not names.get(number))
-    return RUNS / (name if number == 1 else f"{name}-{number}")
+    return _run_dir(name, number, RUNS)
+
+
+def _run_dir(name: str, number: int, parent: Path) -> Path:
+    return parent / (name if number == 1 else f"{name}-{number}")
 
 
 def _numbered(name: str, parent: Path) -> dict[int, Path]:
@@ -202,8 +207,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
 
 def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
     """Raise InputError if changes of a run that has no steps left would have no effect."""
-    vain = [f"{name}: {change}" for name, change in changes.items() if name.partition(".")[0] in IN_THE_STEPS]
-    if vain:
+    if vain := _lines_of(changes, IN_THE_STEPS):
         raise InputError(
             "\n  ".join([f"the run in {run_dir} has no steps left, so that these would change nothing:", *vain])
             + "\ngive it more --steps, or leave them out"
@@ -211,7 +215,11 @@ def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
 
 
 def _refuse_changes_of_the_state(changes: dict[str, str], run_dir: Path) -> None:
-    refused = [f"{name}: {change}" for name, change in changes.items() if name.partition(".")[0] in IN_THE_STATE]
-    if refused:
+    if refused := _lines_of(changes, IN_THE_STATE):
         message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint holds"
         raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))
+
+
+def _lines_of(changes: dict[str, str], fields: Collection[str]) -> list[str]:
+    """A line for each change of one of these fields, or of an option of one."""
+    return [f"{name}: {change}" for name, change in changes.items() if name.partition(".")[0] in fields]
