@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, make_constructor
-from backbones.models.layers import check_image_size, conv3x3
+from backbones.models.layers import check_image_size, conv3x3, global_max
 from backbones.types import ModelState, Params
 
 WIDTHS = (64, 256, 256)
@@ -88,7 +88,7 @@ class Airbench(Backbone):
         return F.gelu(self.whiten(images))
 
     def pool(self, x: Tensor) -> Tensor:
-        return x.amax(dim=(2, 3))
+        return global_max(x)
 
 
 def init_airbench(module: nn.Module, generator: torch.Generator) -> None:

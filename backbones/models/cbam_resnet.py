@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.errors import checked
 from backbones.models.base import ImageShape, Model, NumClasses, StageDepths, Stem
-from backbones.models.layers import Block, Reduction
+from backbones.models.layers import Block, Reduction, global_max
 from backbones.models.resnet import BasicBlock, Bottleneck, resnet
 
 
@@ -27,7 +27,7 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, 1, 1]
-        mean, maximum = (self.fc2(torch.relu_(self.fc1(pooled))) for pooled in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3))))
+        mean, maximum = (self.fc2(torch.relu_(self.fc1(pooled))) for pooled in (x.mean(dim=(2, 3)), global_max(x)))
         return torch.sigmoid(mean + maximum)[:, :, None, None]
 
 
@@ -39,7 +39,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 1, H, W]
-        pooled = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        pooled = torch.cat([x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values], dim=1)
         return torch.sigmoid(self.conv(pooled))
 
 

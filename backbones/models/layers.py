@@ -112,6 +112,15 @@ class DepthwiseConv(Conv):
             return super().forward(x.float()).to(torch.bfloat16)
 
 
+def global_max(x: Tensor) -> Tensor:
+    """The maximum of each channel, [B, C, H, W] -> [B, C]; like `amax`, with a gradient that compiles in bfloat16.
+
+    That of `amax` looks for the maximum among the values, which a compiled program computes once more, in float32: it
+    is none of them, and its share of the gradient is 0 / 0.
+    """
+    return F.max_pool2d(x, x.shape[2:]).flatten(1)
+
+
 def make_stem(stem: Stem, in_channels: int, out_channels: int, *, activation: bool = True) -> nn.Sequential:
     """The first layers of a residual network.
 

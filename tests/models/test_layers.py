@@ -1,8 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers.runs import relative_error
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import backbones.random as random
+from backbones.jit import jit
+from backbones.models.cbam_resnet import CBAM
 from backbones.models.layers import Conv
 
 SIZES = [(1, 1), (2, 1), (2, 2), (3, 4), (4, 4), (5, 3)]
@@ -54,3 +59,16 @@ def test_small_images_are_what_it_is_for(
     with torch.device("meta"):  # as on a GPU
         Conv(channels, channels, size)(torch.zeros(2, channels, length, length))
     assert called
+
+
+@pytest.mark.slow
+def test_gradients_of_maxima_compile_in_bfloat16() -> None:
+    """Where a gradient looked for the maximum among values that inductor computes once more, it was NaN."""
+    attention = CBAM(64, 16).bfloat16()
+    x = torch.randn(4, 64, 6, 6, generator=random.generator(0)).bfloat16()
+
+    def loss(x: Tensor) -> Tensor:
+        return (functional_call(attention, dict(attention.named_parameters()), (F.gelu(x) * 1.1,)) ** 2).sum()
+
+    grad = torch.func.grad(loss)
+    assert relative_error(jit(grad, mode="compile")(x), grad(x)) < 0.1
