@@ -129,6 +129,7 @@ class _Carrier(nn.Module):
         self.loss_fn = loss_fn
         self.names = list(params)
         self.leaves = nn.ParameterList(params.values())
+        self.unused = nn.Parameter(torch.zeros_like(self.leaves[0].flatten()[:1]))  # else DDP warns that there is none
 
     def forward(self, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
         return self.loss_fn(dict(zip(self.names, self.leaves, strict=True)), model_state, batch)
@@ -138,7 +139,10 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     # a 1x1 kernel has two equally good memory layouts, and its gradient may come in the other one
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     carrier = _Carrier(loss_fn, params)
-    ddp = DistributedDataParallel(carrier)  # not `gradient_as_bucket_view`: the next call would overwrite the gradients
+    # By `find_unused_parameters` a parameter may be unused, as in one process; and the buckets stay those of the first
+    # step, so that a resumed run adds in the same order. Not `gradient_as_bucket_view`: the next call would overwrite
+    # the gradients.
+    ddp = DistributedDataParallel(carrier, find_unused_parameters=True)
     norms: dict[Tensor, Tensor] = {}
     ddp.register_comm_hook(norms, _mean_with_norms)
 
@@ -155,7 +159,8 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
                 with phase("backward"):
                     (loss / len(micro_batches)).backward()
             values.append((loss.detach(), metrics))
-        grads = {name: leaf.grad for name, leaf in zip(carrier.names, carrier.leaves, strict=True)}
+        leaves = zip(carrier.names, carrier.leaves, strict=True)
+        grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves}
         loss, metrics = _mean(values)
         square = torch.stack([norms[leaf] for leaf in carrier.leaves]).square().sum()
         written = {name: leaf for name, leaf in model_state.items() if leaf is not old_model_state[name]}
@@ -169,10 +174,7 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
 
 
 def _mean_with_norms(norms: dict[Tensor, Tensor], bucket: GradBucket) -> Future[Tensor]:
-    """What DDP does without a hook, to the last bit; before it, the norms of the rank's own gradients are kept.
-
-    Those of each leaf: the buckets are others after the first step of a process, and their sums would round otherwise.
-    """
+    """What DDP does without a hook, to the last bit; before it, the norms of the rank's own gradients are kept."""
     norms.update(zip(bucket.parameters(), map(torch.linalg.vector_norm, bucket.gradients()), strict=True))
     work = all_reduce(bucket.buffer().mul_(1 / distributed.world_size()), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

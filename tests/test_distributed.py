@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import kill_agents
-from helpers.poison import Linear
+from helpers.poison import Linear, WithUnused
 from helpers.processes import run_ranks
 from helpers.resumed import small_resnet
 from helpers.runs import SMALL
@@ -39,6 +39,7 @@ OPTIONS = [
     {"compile": "on", "model": use(Linear, dropout=0.0), "optim": use(sgd, lr=0.01), "steps": 5},
     {"optim": use(sam_sgd, lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
     {"model": use(small_resnet), "sync_batch_norm": True, "optim": use(sam_sgd, lr=0.01)},
+    {"model": use(WithUnused, dropout=0.0), "optim": use(sgd, lr=0.01, weight_decay=0.1), "steps": 3},
 ]
 
 

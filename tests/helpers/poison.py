@@ -23,6 +23,14 @@ class Linear(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * height * width, num_classes))
 
 
+class WithUnused(Linear):
+    """With a parameter that the model does not use."""
+
+    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], dropout: float = 0.1) -> None:
+        super().__init__(num_classes, image_shape, dropout)
+        self.register_parameter("unused", nn.Parameter(torch.ones(3)))
+
+
 def poison(*, sample: int | None = SAMPLE, epoch: int = 0, pixel: float = 1e5) -> Augment:
     """`crop_flip`, after which one image, or each, has pixels of this value when it is seen in that epoch."""
     crop = crop_flip(padding=1, flip=False)

@@ -87,7 +87,8 @@ def noise() -> None:
     model, rank = resnet(BasicBlock, (1, 1), (3, 8, 8), 10), distributed.rank()
     params, model_state = model.init(random.generator(0))
     loss_fn = make_loss_fn(model, label_smoothing=0.0)
-    over_ranks, plain = grad_and_value(loss_fn, params), DistributedDataParallel(_Carrier(loss_fn, params))
+    over_ranks = grad_and_value(loss_fn, params)
+    plain = DistributedDataParallel(_Carrier(loss_fn, params), find_unused_parameters=True)
     with mock.patch("backbones.distributed.world_size", return_value=1):
         by_micro_batches = grad_and_value(loss_fn, params)
     shares = [random_batch(4, random.generator(2, other)) for other in range(3)]
@@ -157,6 +158,7 @@ def run(folder: str, resume: str, *configs: str) -> None:
 
 def resume(folder: str, steps: str, *names: str) -> None:
     """See `resumed.py`."""
+    distributed.join()
     for name in names or CASES:
         check_resumed(CASES[name], Path(folder) / name, [int(step) for step in steps.split(",")])
     print("all equal")

@@ -28,7 +28,8 @@ def test_inductor(tmp_path: Path) -> None:
     check_resumed(CASES["linear-bfloat16-inductor"], tmp_path, [4])
 
 
-def test_two_processes(tmp_path: Path) -> None:
-    done = run_ranks(2, RANKS, "resume", tmp_path, "4", "vit-float32-eager", "resnet-float32-eager", cwd=tmp_path)
+def test_three_processes(tmp_path: Path) -> None:
+    """Of three numbers the order decides how their sum is rounded."""
+    done = run_ranks(3, RANKS, "resume", tmp_path, "4", "vit-float32-eager", "resnet-float32-eager", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all equal") == 2
+    assert done.stdout.count("all equal") == 3
