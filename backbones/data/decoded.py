@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.kept import UNREADABLE, stamp
+from backbones.data.kept import UNREADABLE, named_after, stamp
 from backbones.data.workers import check_main
 from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 
-DECODING = 2
+DECODING = 3
 """Version of how images are decoded: another one decodes them anew."""
 
 
@@ -92,7 +92,7 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
     shapes, checks = [], []
     bad: dict[int, str] = {}
     with (
-        _named_after(folder),
+        named_after(folder),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-", ignore_cleanup_errors=True) as name,
     ):
         unfinished = Path(name) / "unfinished"
@@ -114,16 +114,6 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
             bad=np.frombuffer(json.dumps(bad).encode(), dtype=np.uint8),
         )
         os.replace(unfinished, folder)
-
-
-@contextmanager
-def _named_after(folder: Path) -> Iterator[None]:
-    """Let errors of writing say where: a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(folder)
-        raise
 
 
 @contextmanager

@@ -32,8 +32,8 @@ from backbones.data.source import (
 from backbones.data.workers import Workers
 from backbones.errors import Count, InputError, Range, checked
 
-PART = 64
-"""Files that a worker process decodes at a time, where all of them are gone through."""
+PART, MANY = 8, 3200
+"""Where all files are gone through: how many are decoded at a time, and how many are worth worker processes."""
 
 NUM_SAMPLED = 512
 """Training images, at equal distances, from which mean and standard deviation of the channels are estimated."""
@@ -71,8 +71,8 @@ def image_files(
         center: share of the shorter side that the center takes.
         smallest: least share of the area that a random crop takes.
         background: red, green and blue behind what is transparent.
-        on_error: what to do about files that are no images, or damaged: stop the run; or skip, which looks for them
-            before it begins, lists them in bad_files.txt, and trains without them.
+        on_error: what to do about files that are not images, or are damaged: stop the run; or skip, which looks for
+            them before it begins, lists them in bad_files.txt, and trains without them.
         workers: processes that read images ahead of the step; None for a share of the cores, at most 8, where a GPU
             computes, and for none on a CPU, where the step needs the cores itself.
         cache: folder to keep decoded images in, for the next epochs and runs; it takes a byte per pixel and channel.
@@ -190,7 +190,7 @@ def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Itera
     """The results of a method of the reader for all its files, part by part, in processes where there are many."""
     size = reader.files.size
     parts = [list(range(start, min(start + PART, size))) for start in range(0, size, PART)]
-    workers = Workers({"": reader}, num_workers if len(parts) > 50 else 0)
+    workers = Workers({"": reader}, num_workers if size > MANY else 0)
     with tqdm(desc=what, total=size, unit=" files", disable=None if distributed.is_main() else True) as bar:
         for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
             yield result

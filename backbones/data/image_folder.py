@@ -17,10 +17,10 @@ def list_folder(root: Path) -> Listing:
     """All image files below `root`.
 
     Raises:
-        InputError: it is no folder, cannot be read, or holds no images.
+        InputError: it is not a folder, cannot be read, or holds no images.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
+        raise InputError(f"{root} is not a folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
     return kept_listing(root, "folder", lambda: _scan(root))
 
 
@@ -37,13 +37,20 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    # a suffix tells a file without asking the disk, a million times
-                    if not is_image(entry.name) and entry.is_dir():
-                        folders.append(f"{folder}/{entry.name}".removeprefix("/"))
+                    # the disk is not asked about a link that its suffix tells to be an image
+                    if entry.is_dir(follow_symlinks=False) or (not is_image(entry.name) and entry.is_dir()):
+                        if not (entry.is_symlink() and os.path.realpath(entry) in _above(root, folder)):
+                            folders.append(f"{folder}/{entry.name}".removeprefix("/"))
                     else:
                         files[folder].append(entry.name)
             bar.update(len(files[folder]))
     return list_tree(root, files), stamps
+
+
+def _above(root: Path, folder: str) -> set[str]:
+    """Where a folder below `root` and all above it really are: a link to one of them would never end."""
+    path = root / folder
+    return {os.path.realpath(each) for each in (path, *path.parents) if each.is_relative_to(root)}
 
 
 image_folder = partial(image_files, list_folder)

@@ -79,7 +79,7 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
             "and test.csv"
         ) from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{table} is no CSV file in UTF-8: {error}") from error
+        raise InputError(f"{table} is not a CSV file in UTF-8: {error}") from error
 
 
 image_list = partial(image_files, list_table)

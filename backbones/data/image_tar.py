@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -28,42 +29,44 @@ def list_tar(root: Path) -> Listing:
     """All image files in the tar `root`, which is gone through once; then each is read from where it lies.
 
     Raises:
-        InputError: it is no uncompressed tar, is cut short, or holds no images.
+        InputError: it is not an uncompressed tar, is cut short, or holds no images.
     """
     if not root.is_file():
-        raise InputError(f"{root} is no file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
+        raise InputError(f"{root} is not a file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
     return kept_listing(root, "tar", lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:
-    stamps = {str(root.resolve()): stamp(root)}
+    stamps = {str(root): stamp(root)}
     with root.open("rb") as file:
         start = file.read(6)
     for magic, compression in COMPRESSED.items():
         if start.startswith(magic):
             raise InputError(f"{root} is compressed by {compression}, where no file can be read alone; unpack it first")
     extents: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
+    hidden: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
     try:
         with tarfile.open(root, "r:") as tar:
             for member in tqdm(tar, f"listing {root}", unit=" files", disable=None if distributed.is_main() else True):
                 name = str(PurePosixPath(member.name))
-                if name == "." or any(part.startswith(".") for part in name.split("/")):
-                    continue
+                is_hidden = any(part.startswith(".") for part in name.split("/"))
                 if member.isdir():
-                    folders.add(name)
-                elif is_image(name) and (member.issym() or member.issparse()):
+                    folders |= set() if is_hidden else {name}
+                elif not is_hidden and (member.issym() or (is_image(name) and member.issparse())):
                     raise InputError(
                         f"{name} in {root} is a symbolic link or a sparse file, which cannot be read from where it "
                         "lies; make the tar anew: tar --dereference -cf, without --sparse"
                     )
                 elif member.isfile() or member.islnk():
                     original = str(PurePosixPath(member.linkname))
-                    extents[name] = extents[original] if member.islnk() else (member.offset_data, member.size)
-                    folders.add(name.rpartition("/")[0])
+                    place = (member.offset_data, member.size)
+                    if member.islnk():
+                        place = (extents if original in extents else hidden)[original]
+                    (hidden if is_hidden else extents)[name] = place
             end = tar.offset  # where no further member was found
     except (tarfile.TarError, KeyError) as error:  # KeyError: a link to a file that is not before it
-        raise InputError(f"{root} is no tar, or is damaged ({error})") from error
+        raise InputError(f"{root} is not a tar, or is damaged ({error})") from error
     with root.open("rb") as file:
         file.seek(end)
         if file.read(512) != bytes(512):  # which ends a tar
@@ -78,8 +81,14 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
 
 def _top(images: Iterable[str]) -> str:
     """The folder that holds the tree, where a tar has one: `photos/` of `photos/train/CLASS/1.jpg`."""
-    above_class = {str(PurePosixPath(name).parent.parent) for name in images} or {"."}
-    shared = PurePosixPath(os.path.commonpath(above_class))
+    folders = {PurePosixPath(name).parent for name in images}
+    inside: dict[PurePosixPath, set[str]] = {}
+    for folder in folders:
+        for child, parent in pairwise([folder, *folder.parents]):
+            inside.setdefault(parent, set()).add(child.name)
+    # several folders of images beside an image: it is not one of a class
+    classes = {each for each in folders if len(within := inside.get(each, set())) < 2 and "train" not in within}
+    shared = PurePosixPath(os.path.commonpath({str(each.parent) for each in classes} or {"."}))
     shared = shared.parent if shared.name == "train" else shared
     return "" if shared == PurePosixPath(".") else f"{shared}/"
 

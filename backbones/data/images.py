@@ -1,7 +1,8 @@
 """Image files as tensors. The only importer of torchcodec and Pillow."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 
 
 class BadImage(ValueError):
-    """A file is no image, or a damaged one; the message is the reason."""
+    """A file is not an image, or is damaged; the message is the reason."""
 
 
 def reason_of(error: Exception) -> str:
@@ -42,7 +43,7 @@ def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
         background: red, green and blue in [0, 255].
 
     Raises:
-        BadImage: these are no bytes of an image, or not all of them.
+        BadImage: these are not bytes of an image, or not all of them.
     """
     image = _decode_fast(content)
     if image is None:
@@ -61,9 +62,14 @@ def _decode_fast(content: bytes) -> Tensor | None:
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     try:
         if is_jpeg:
-            _check_pixels(_jpeg_pixels(content))
+            segments = list(_jpeg_segments(content))
+            _check_pixels(_jpeg_pixels(segments))
+            if _is_turned_by_others(segments):
+                return None
             return codec.decode_jpeg(data, mode="RGB")  # its own grey differs by up to 3 levels from that of Pillow
         _check_pixels(int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big"))
+        if any(each in content for each in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")):  # maybe turned
+            return None
         has_alpha = content[25:26] in (b"\x04", b"\x06") or b"tRNS" in content
         return codec.decode_png(data, mode="RGB_ALPHA" if has_alpha else "RGB")
     except RuntimeError:
@@ -81,15 +87,28 @@ def _torchcodec() -> Any:
         return None
 
 
-def _jpeg_pixels(content: bytes) -> int:
-    """Height times width in the frame header of a JPEG (ITU-T T.81, B.2.2); 0 if there is none."""
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of each segment of a JPEG, up to the scan (ITU-T T.81, B.1.1)."""
     at = 2
-    while content[at : at + 1] == b"\xff":
-        marker = content[at + 1] if at + 1 < len(content) else 0
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # which are no frame headers
-            return int.from_bytes(content[at + 5 : at + 7], "big") * int.from_bytes(content[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    while content[at : at + 1] == b"\xff" and at + 4 <= len(content) and content[at + 1] != 0xDA:
+        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        yield content[at + 1], content[at + 4 : at + 2 + length]
+        at += 2 + length
+
+
+def _jpeg_pixels(segments: Sequence[tuple[int, bytes]]) -> int:
+    """Height times width in the frame header of a JPEG (ITU-T T.81, B.2.2); 0 if there is none."""
+    for marker, frame in segments:
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # which are not frame headers
+            return int.from_bytes(frame[1:3], "big") * int.from_bytes(frame[3:5], "big")
     return 0
+
+
+def _is_turned_by_others(segments: Sequence[tuple[int, bytes]]) -> bool:
+    """Whether a JPEG may have an orientation that torchcodec does not find: it reads the first APP1 as EXIF."""
+    about = [content for marker, content in segments if marker == 0xE1]
+    is_exif = [content.startswith(b"Exif\0\0") for content in about]
+    return (any(is_exif) and not is_exif[0]) or any(re.search(rb"tiff:Orientation(=.|>)[2-8]", each) for each in about)
 
 
 def _check_pixels(pixels: int) -> None:
@@ -111,10 +130,10 @@ def _decode_any(content: bytes) -> Tensor:
             elif image.mode == "F":
                 raise BadImage("its pixels are floating-point numbers")
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # of some thirty decoders, each with exceptions of its own
-        raise BadImage("it is no image, or damaged" if content else "it is empty") from error
+        raise BadImage("it is not an image, or is damaged" if content else "it is empty") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from backbones.data.listing import Files, Listing, Names
 
-VERSION = 2
+VERSION = 3
 """Of how files are listed: another one lists them anew."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -57,7 +57,7 @@ def kept_listing(
     began = time.time_ns()
     listing, stamps = make()
     newest = max(time_ns for time_ns, *_ in stamps.values())
-    if newest < began - 2 * 10**9:  # else it may change once more without another time
+    if newest < began - 2 * 10**9:  # else a later change could leave the same time
         with suppress(OSError), replacing(file) as temporary:
             np.savez(temporary, allow_pickle=False, stamps=_bytes(stamps), **_to_arrays(listing))
     return listing
@@ -90,6 +90,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(temporary.name)
             raise
+
+
+@contextmanager
+def named_after(path: Path) -> Iterator[None]:
+    """Let errors of writing say where: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _is_complete(listing: Listing) -> bool:

@@ -139,20 +139,25 @@ def list_tree(
         InputError: a class of the test split is none of the training split.
     """
     tops = {folder.partition("/")[0] for folder in files}
-    splits = choose_splits(path, tops) if "train" in tops else {"": "all"}
+    # else `train` is a class like the others
+    is_split = "train" in tops and (not tops.isdisjoint(TEST_NAMES) or any(map(_is_below_train, files)))
+    splits = choose_splits(path, tops) if is_split else {"": "all"}
     places = {}  # folder -> split and class
     for folder in sorted(files, key=lambda folder: folder.split("/")):
-        top, *rest = folder.split("/") if "train" in tops else ["", *folder.split("/")]
+        top, *rest = folder.split("/") if is_split else ["", *folder.split("/")]
         if rest and rest != [""] and top in splits:
             places[folder] = splits[top], _class_name(rest[0])
     trained = {name for split, name in places.values() if split != "test"}
-    check_test_classes(path, trained, {name for split, name in places.values() if split == "test"})
+    tested = {name for folder, (split, name) in places.items() if split == "test" and any(map(is_image, files[folder]))}
+    check_test_classes(path, trained, tested)
     number = {name: k for k, name in enumerate(sorted(trained))}
     listing = Listing(tuple(number), {})
     for split in splits.values():
         names, labels, found = Names(), array("q"), array("q")
         for folder in (folder for folder, place in places.items() if place[0] == split):
             images = sorted(filter(is_image, files[folder]))
+            if not images:
+                continue
             names.extend(f"{folder}/{name}" for name in images)
             labels.extend([number[places[folder][1]]] * len(images))
             if extents is not None:
@@ -161,10 +166,14 @@ def list_tree(
         if extents is not None:
             table = np.array(found, dtype=np.int64).reshape(-1, 2)
             listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
-    others = () if "train" not in tops else {*TEST_NAMES} - splits.keys()  # which `choose_splits` has named
+    others = () if not is_split else {*TEST_NAMES} - splits.keys()  # which `choose_splits` has named
     looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
     _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))
     return listing
+
+
+def _is_below_train(folder: str) -> bool:
+    return folder.startswith("train/")
 
 
 def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:
@@ -201,9 +210,10 @@ def _note_ignored(path: Path, files: Mapping[str, Sequence[str]], used: int) -> 
     number = sum(map(len, files.values()))
     if used < number:
         others = (name for names in files.values() for name in names if not is_image(name))
-        kinds = sorted({os.path.splitext(name)[1] or "no suffix" for name in others})
-        such = f", such as {shorten(kinds, 4)}" if kinds else ""
-        distributed.print0(f"note: {number - used} files of {path} are no images of a class{such}: not used")
+        kinds = sorted({shown(os.path.splitext(name)[1]) or "no suffix" for name in others})
+        listed = f" ({shorten(kinds, 4)})" if kinds else ""
+        where = shown(str(path))
+        distributed.print0(f"note: {number - used} files in {where} are not images of a class{listed}: ignored")
 
 
 def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Files, Files]:

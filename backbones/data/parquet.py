@@ -5,6 +5,7 @@ Only here is pyarrow imported.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data.files import image_files
-from backbones.data.kept import Stamps, kept_listing, kept_path, replacing, stamp
+from backbones.data.kept import Stamps, kept_listing, kept_path, named_after, replacing, stamp
 from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits
 from backbones.errors import InputError, shorten
 
@@ -46,8 +47,8 @@ def list_parquet(root: Path) -> Listing:
     Raises:
         InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
     """
-    paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    if not paths or not paths[0].is_file():
+    paths = sorted(filter(Path.is_file, root.rglob("*.parquet") if root.is_dir() else [root]))
+    if not paths:
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
     return kept_listing(root, "parquet", lambda: _extract(root, paths), paths)
 
@@ -63,6 +64,7 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
     try:
         total = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
         with (
+            named_after(store),
             replacing(store) as output,
             tqdm(desc=f"copying {root}", total=total, unit=" images",
                  disable=None if distributed.is_main() else True) as bar,
@@ -81,7 +83,9 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
                         called = file_name or f"{os.path.relpath(path, root)}, row {row}"
                         split_rows.append((called, label, start, length))
                         bar.update()
-    except pyarrow.ArrowException as error:
+    except (OSError, pyarrow.ArrowException) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk
+            raise
         raise InputError(f"{root} cannot be read as parquet: {error}") from error
     labels = {split: [row[1] for row in each] for split, each in rows.items()}
     class_names, numbers = _number(root, labels, _one_of(named))
@@ -103,9 +107,9 @@ def _split_of(path: Path) -> str:
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
     """The names of the columns of images and labels."""
     images = [field.name for field in schema if _is_image(field.type)]
-    labels = [field.name for field in schema if str(field.type) in ("int64", "int32", "int16", "int8", "string")]
-    label = next((name for name in LABEL_COLUMNS if name in labels), labels[0] if len(labels) == 1 else None)
-    if len(images) != 1 or label is None:
+    labels = [field.name for field in schema if _is_label(field.type)]
+    label = next((name for name in LABEL_COLUMNS if name in schema.names), labels[0] if len(labels) == 1 else None)
+    if len(images) != 1 or label is None or label not in labels:
         got = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise InputError(
             f"{path} has the columns {got}; wanted one of encoded images (binary, or a struct with `bytes`) and one "
@@ -117,6 +121,10 @@ def _columns(path: Path, schema: Any) -> tuple[str, str]:
 def _is_image(kind: Any) -> bool:
     is_struct = str(kind).startswith("struct")
     return str(kind) in ("binary", "large_binary") or (is_struct and kind.get_field_index("bytes") >= 0)
+
+
+def _is_label(kind: Any) -> bool:
+    return re.match(r"u?int|(large_)?string$|dictionary<values=(large_)?string,", str(kind)) is not None
 
 
 def _class_names(schema: Any, label_column: str) -> list[str] | None:
@@ -159,7 +167,7 @@ def _number(
         raise InputError(f"{root} has rows without a label, or labels of several types")
     if all(isinstance(label, int) for label in found):
         if known is None and max(found) > 10 * sum(map(len, labels.values())):
-            raise InputError(f"{root} has labels up to {max(found)}, which are no class numbers; make them strings")
+            raise InputError(f"{root} has labels up to {max(found)}, which are not class numbers; make them strings")
         class_names = tuple(known or map(str, range(max(found) + 1)))
         return class_names, {split: np.array(each, dtype=np.int64) for split, each in labels.items()}
     class_names = tuple(sorted(found))

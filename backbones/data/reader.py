@@ -3,6 +3,7 @@
 N files, B images of a batch, C channels, H and W height and width for the model, h and w those of a file.
 """
 
+import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from backbones.errors import InputError
 
 LARGE = 2**20
 """Bytes from which it is faster to share memory with another process than to send a copy."""
+
+ABSENT = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""Errors of a file that cannot be read, as opposed to those of a disk, a network or a process that fails."""
 
 RATIO = (3 / 4, 4 / 3)
 """Least and largest width over height of a random crop (arXiv 1409.4842, section 6)."""
@@ -93,7 +97,11 @@ class Reader(NamedTuple):
         for i in index:
             try:
                 use(i, self._decode(i))
-            except (OSError, BadImage) as error:
+            except OSError as error:
+                if error.errno not in ABSENT:  # another time it may be read
+                    raise InputError(f"cannot read {self.name(i)}: {reason_of(error)}; run it again") from error
+                bad[i] = reason_of(error)
+            except BadImage as error:
                 bad[i] = reason_of(error)
         return bad
 

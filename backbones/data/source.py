@@ -131,7 +131,7 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
     """Check the labels [N] int64 of both splits.
 
     Raises:
-        InputError: they are no such tensors, a split is empty, or has a label that is no class.
+        InputError: they are no such tensors, a split is empty, or has a label that is not a class.
     """
     for split, labels in (("training", train), ("test", test)):
         if labels.dim() != 1 or labels.dtype != torch.int64:

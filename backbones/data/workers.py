@@ -72,7 +72,7 @@ class Workers:
         started: deque[Callable[[], Any]] = deque()
         for part in parts:
             started.append(self.start(name, method, part))
-            if len(started) > 4 * self.number:
+            if len(started) > 2 * self.number:  # results may be large
                 yield started.popleft()()
         while started:
             yield started.popleft()()
@@ -98,9 +98,9 @@ class Workers:
             if self._lifeline is not None:
                 self._lifeline.close()  # the other processes ignore the signal that the pool sends them
             raise InputError(
-                "a process that reads images has died: it was killed for want of memory (of /dev/shm too), or could "
-                'not begin, where the script that trains has no `if __name__ == "__main__":`; --data.workers sets '
-                "their number, and --resume continues the run"
+                "a process that reads images has died: it ran out of memory (or /dev/shm), or could not start because "
+                'the training script has no `if __name__ == "__main__":`; --data.workers sets their number, and '
+                "--resume continues the run"
             ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
@@ -26,6 +27,7 @@ from backbones.data import (
 )
 from backbones.data.images import center_crop, decode, resize
 from backbones.data.kept import stamp
+from backbones.data.listing import Files
 from backbones.data.reader import LARGE
 from backbones.data.source import CPU
 from backbones.errors import InputError
@@ -201,7 +203,7 @@ def test_images_are_decoded_once_into_the_cache(tmp_path: Path, monkeypatch: pyt
         behind = image_folder(root=str(folder), cache=str(cache), background=color)
         assert behind.info.background == color
         assert (everything(behind)[0][0] == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all()
-    assert not [path for path in cache.iterdir() if path.suffix not in ("", ".lock")]  # nothing unfinished
+    assert not list(cache.glob("decoded-*-*"))  # nothing unfinished
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "index"])
@@ -227,7 +229,7 @@ def spoil(folder: Path) -> list[str]:
     test[1].symlink_to("nowhere")
     return [
         f"{train[2]}: it is empty",
-        f"{train[9]}: it is no image, or damaged",
+        f"{train[9]}: it is not an image, or is damaged",
         f"{test[1]}: No such file or directory",
     ]
 
@@ -271,7 +273,7 @@ def change(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
-        ("no such folder", {}, r"photos is no folder; set --data.root to one that holds train/CLASS"),
+        ("no such folder", {}, r"photos is not a folder; set --data.root to one that holds train/CLASS"),
         ("empty", {}, r"there are no images in .*photos; wanted train/CLASS/\* and test/CLASS/\*, or CLASS"),
         ("no test", {}, r"photos has no test split; wanted a folder test or val beside train, or --data.holdout"),
         ("unknown class", {}, r"photos: there are test images of cow, and no training images of that class; the trai"),
@@ -300,7 +302,7 @@ def test_what_is_odd_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     dataset = image_folder(root=str(folder))
     out = capsys.readouterr().out
     assert "has the splits test, val: test is held out, the rest not used" in out
-    assert f"note: 2 files of {folder} are no images of a class, such as .txt: not used\n" in out
+    assert f"note: 2 files in {folder} are not images of a class (.txt): ignored\n" in out
     assert "note: no training images in 1 of 4 classes: cow\n" in out
     assert "note: all pixels of the training images are equal in channel 0, 1, 2\n" in out
     assert dataset.info.std == (1.0, 1.0, 1.0) and dataset.info.num_classes == 4
@@ -337,14 +339,14 @@ def rowless(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("image-tar", lambda p, t: t / "absent.tar", "absent.tar is no file; set --data.root to a tar"),
-        ("image-tar", lambda p, t: write(t / "a.tar", b"hello" * 999), "a.tar is no tar, or is damaged"),
-        ("image-tar", lambda p, t: cut(write_tar(p, t / "a.tar"), 9000), "a.tar is (cut short|no tar)"),
+        ("image-tar", lambda p, t: t / "absent.tar", "absent.tar is not a file; set --data.root to a tar"),
+        ("image-tar", lambda p, t: write(t / "a.tar", b"hello" * 999), "a.tar is not a tar, or is damaged"),
+        ("image-tar", lambda p, t: cut(write_tar(p, t / "a.tar"), 9000), "a.tar is (cut short|not a tar)"),
         ("image-tar", lambda p, t: gzipped(t / "a.tar"), "a.tar is compressed by gzip, where no file can be re"),
         ("image-list", lambda p, t: t / "absent.csv", "absent.csv cannot be read: No such file"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,class\nx,1\n"), r"a.csv has no column label in its"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\nx,\n"), r"a.csv, line 2: wanted path, label and"),
-        ("image-list", lambda p, t: write(t / "a.csv", b"path,label\n\xff,1\n"), r"a.csv is no CSV file in UTF-8"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,label\n\xff,1\n"), r"a.csv is not a CSV file in UTF-8"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\na,b.jpg,cat\n"), r"a.csv, line 2: wanted path"),
         ("image-list", lambda p, t: two_tables(t, "cat"), r"train.csv has a line of the split val, x.png; leave that"),
         ("parquet", lambda p, t: write_parquet(p, t / "hub", test_classes=["a", "b", "c"]),
@@ -395,6 +397,108 @@ def test_a_tar_with_other_files_reads_as_its_folder(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(everything(ours), everything(theirs), strict=True))
 
 
+def test_odd_folders_in_a_tree(tmp_path: Path) -> None:
+    """An image above the classes, folders that are called like images, a class without test images, links upwards."""
+    folder = write_folder(tmp_path / "photos")
+    wanted = image_folder(root=str(folder)).train.digest()
+    write(folder / "preview.png", encoded(random_image(0)))
+    for name in ("@eaDir/1.jpg", "clip.gif"):
+        (folder / "train" / "cat" / name).mkdir(parents=True)
+    (folder / "test" / "cow").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "photos")
+    for i in range(2):
+        (folder / "train" / "cat" / f"link {i}").symlink_to("..")
+    for dataset in (image_folder(root=str(folder)), DATASETS["image-tar"](root=str(tmp_path / "a.tar"))):
+        assert dataset.train.digest() == wanted
+
+
+def test_a_class_may_be_called_train_or_like_an_image(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", num_train=20) / "train"
+    (folder / "cat").rename(folder / "train")
+    (folder / "dog.b").rename(folder / "dog.gif")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "photos")
+    for name, root in (("image-folder", folder), ("image-tar", tmp_path / "a.tar")):
+        dataset = DATASETS[name](root=str(root), holdout=0.25)
+        assert dataset.info.class_names == ("dog.gif", "train", CLASSES[2])
+        assert dataset.train.size + dataset.test.size == 60
+    (tmp_path / "flat" / "train").mkdir(parents=True)
+    (tmp_path / "flat" / "test").mkdir()
+    with pytest.raises(InputError, match="there are no images in"):  # these are no classes
+        image_folder(root=str(tmp_path / "flat"), holdout=0.5)
+
+
+def test_a_hidden_original_in_a_tar(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    (folder / ".store").mkdir()
+    first = in_order(folder / "train")[0]
+    first.rename(folder / ".store" / "1")
+    os.link(folder / ".store" / "1", first)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "photos")
+        assert tar.getmember(f"photos/{first.relative_to(folder)}").islnk()
+    ours, theirs = DATASETS["image-tar"](root=str(tmp_path / "a.tar")), image_folder(root=str(folder))
+    assert all(torch.equal(a, b) for a, b in zip(everything(ours), everything(theirs), strict=True))
+
+
+def test_a_link_to_a_tar_may_be_set_to_another(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / name) for name in "ab"]
+    for path in in_order(folders[1]):
+        path.write_bytes(encoded(random_image(len(path.name) + 500)))
+    tars = [write_tar(folder, tmp_path / f"{folder.name}.tar") for folder in folders]
+    for tar in tars:
+        os.utime(tar, (1e9, 1e9))
+    link = tmp_path / "current.tar"
+    for tar in (*tars, *tars):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tar)
+        for root in (link, *tars):
+            wanted = image_folder(root=str(folders[tars.index(tar if root == link else root)]))
+            ours = DATASETS["image-tar"](root=str(root))
+            assert all(torch.equal(a, b) for a, b in zip(everything(ours), everything(wanted), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "string", "large_string", "dictionary"])
+def test_labels_in_parquet(kind: str, tmp_path: Path) -> None:
+    """Of any kind; a column of other strings is not taken for them."""
+    texts = pyarrow.array(["cat", "dog"] * 20)
+    labels = {"dictionary": texts.dictionary_encode(), "string": texts, "large_string": texts.cast("large_string")}
+    chosen = labels[kind] if kind in labels else pyarrow.array([0, 1] * 20, kind)
+    images = [encoded(random_image(i)) for i in range(40)]
+    columns = {"image": images, "label": chosen, "filename": [f"{i}.png" for i in range(40)]}
+    (tmp_path / "train.parquet").mkdir()  # as dask writes them
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet" / "part.0.parquet")
+    dataset = DATASETS["parquet"](root=str(tmp_path), holdout=0.3)
+    assert dataset.info.class_names == (("0", "1") if "int" in kind else ("cat", "dog"))
+    assert dataset.train.size + dataset.test.size == 40
+
+
+def test_what_cannot_be_a_label_is_not_replaced_by_another_column(tmp_path: Path) -> None:
+    columns = {"image": [b""] * 9, "label": [0.5] * 9, "filename": ["1.png"] * 9}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"has the columns image \(binary\), label \(double\), filename \(string\)"):
+        DATASETS["parquet"](root=str(tmp_path), holdout=0.5)
+
+
+def test_damaged_pages_of_parquet_are_one_message(tmp_path: Path) -> None:
+    root = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub")
+    for path in root.rglob("*.parquet"):
+        content = path.read_bytes()
+        path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    with pytest.raises(InputError, match="hub cannot be read as parquet"):
+        DATASETS["parquet"](root=str(root))
+
+
+def test_a_disk_that_fails_for_a_moment_makes_no_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, options = write_folder(tmp_path / "photos"), {"cache": str(tmp_path / "kept"), "on_error": "skip"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "content", lambda files, i: os.read(-1, i))  # EBADF
+        with pytest.raises(InputError, match=r"cannot read .*photo.*: Bad file descriptor; run it again"):
+            image_folder(root=str(folder), **options)
+    assert image_folder(root=str(folder), **options).train.size == 24
+
+
 def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
     content = write_tar(write_folder(tmp_path / "photos"), tmp_path / "a.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -404,7 +508,7 @@ def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
     damaged.append(content[: members[9].offset] + b"x" * 100 + content[members[9].offset + 100 :])
     for i, each in enumerate(damaged):
         root = write(tmp_path / f"{i}.tar", each)
-        with pytest.raises(InputError, match=rf"{i}\.tar is (cut short, or is damaged at byte|no tar, or is damaged)"):
+        with pytest.raises(InputError, match=rf"{i}\.tar is (cut short, or is damaged at|not a tar, or is damaged)"):
             DATASETS["image-tar"](root=str(root))
 
 
@@ -412,6 +516,10 @@ def test_a_symbolic_link_in_a_tar_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos")
     (folder / "train" / "cat" / "link.png").symlink_to(in_order(folder / "train")[0])
     with pytest.raises(InputError, match=r"train/cat/link.png in .*a.tar is a symbolic link or a sparse file"):
+        DATASETS["image-tar"](root=str(write_tar(folder, tmp_path / "a.tar")))
+    (folder / "train" / "cat" / "link.png").unlink()
+    (folder / "train" / "cow").symlink_to(folder / "train" / "cat")
+    with pytest.raises(InputError, match=r"train/cow in .*a.tar is a symbolic link or a sparse file"):
         DATASETS["image-tar"](root=str(write_tar(folder, tmp_path / "a.tar")))
 
 

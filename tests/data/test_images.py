@@ -31,6 +31,25 @@ RGB = Image.fromarray(random_image(0, 6, 8))
 GREY = RGB.convert("L")
 ORIENTATION = Image.Exif()
 ORIENTATION[0x0112] = 6  # turned by 90 degrees to the right, to be seen
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_xmp(jpeg: bytes, orientation: int) -> bytes:
+    """With a segment before all others."""
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + XMP % orientation
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + jpeg[2:]
+
+
+def with_late_exif(png: bytes) -> bytes:
+    """With the orientation after the pixels."""
+    end = png.index(b"IEND") - 4
+    return png[:end] + png_chunk(b"eXIf", ORIENTATION.tobytes().removeprefix(b"Exif\0\0")) + png[end:]
+
+
 FILES = {
     "jpeg": saved(RGB, "JPEG"),
     "progressive jpeg": saved(RGB, "JPEG", progressive=True),
@@ -38,6 +57,9 @@ FILES = {
     "cmyk jpeg": saved(RGB.convert("CMYK"), "JPEG"),
     "turned jpeg": saved(RGB, "JPEG", exif=ORIENTATION),
     "turned png": saved(RGB, "PNG", exif=ORIENTATION),
+    "jpeg turned by its second APP1": with_xmp(saved(RGB, "JPEG", exif=ORIENTATION), 1),
+    "jpeg turned by XMP": with_xmp(saved(RGB, "JPEG"), 8),
+    "png turned at its end": with_late_exif(saved(RGB, "PNG")),
     "png": saved(RGB, "PNG"),
     "grey png": saved(GREY, "PNG"),
     "palette png": saved(RGB.quantize(16), "PNG"),
@@ -106,10 +128,6 @@ def test_transparent_palettes_and_greys() -> None:
         assert torch.equal(image, to_tensor(np.array(GREY)).expand(channels, -1, -1))
 
 
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def huge_png() -> bytes:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
@@ -125,14 +143,14 @@ def huge_jpeg() -> bytes:
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"hello", "it is no image, or damaged"),
-        (b"\xff\xd8\xff", "it is no image, or damaged"),
-        (FILES["jpeg"][: len(FILES["jpeg"]) // 2], "it is no image, or damaged"),
-        (FILES["png"][:-30], "it is no image, or damaged"),
-        (FILES["png"].replace(b"IDAT", b"\0\0\0\0"), "it is no image, or damaged"),
-        (FILES["png"].replace(b"IHDR", b"IHDX"), "it is no image, or damaged"),
-        (FILES["webp"][:40], "it is no image, or damaged"),
-        (FILES["tiff"][:40], "it is no image, or damaged"),
+        (b"hello", "it is not an image, or is damaged"),
+        (b"\xff\xd8\xff", "it is not an image, or is damaged"),
+        (FILES["jpeg"][: len(FILES["jpeg"]) // 2], "it is not an image, or is damaged"),
+        (FILES["png"][:-30], "it is not an image, or is damaged"),
+        (FILES["png"].replace(b"IDAT", b"\0\0\0\0"), "it is not an image, or is damaged"),
+        (FILES["png"].replace(b"IHDR", b"IHDX"), "it is not an image, or is damaged"),
+        (FILES["webp"][:40], "it is not an image, or is damaged"),
+        (FILES["tiff"][:40], "it is not an image, or is damaged"),
         (huge_png(), "it has 3,600,000,000 pixels"),
         (huge_jpeg(), "it has 2,500,000,000 pixels"),
         (saved(GREY.convert("F"), "TIFF"), "its pixels are floating-point numbers"),

@@ -191,5 +191,5 @@ def test_a_bad_file_is_named_by_a_worker(tmp_path: Path, monkeypatch: pytest.Mon
     dataset = image_folder(root=str(folder), workers=1)
     in_order(folder / "train")[5].write_bytes(b"nothing")
     index = torch.tensor([5])
-    with pytest.raises(InputError, match=r"cannot read .*photo 5.*JPG: it is no image, or damaged; remove it, or"):
+    with pytest.raises(InputError, match=r"cannot read .*photo 5.*JPG: it is not an image, or is damaged; remove"):
         dataset.train.start(index, index)()
