@@ -42,13 +42,13 @@ class Use:
     The function is a function, a class, or a `functools.partial` of one, that a module holds under a name.
 
     Raises:
-        InputError: it is no function, or has no such option; or a value is out of its range, or cannot be stored as
+        InputError: it is not a function, or has no such option; or a value is out of its range, or cannot be stored as
             JSON.
     """
 
     def __init__(self, function: Callable[..., Any], /, **options: Any) -> None:
         if not callable(function):
-            raise InputError(f"{function!r} is no function; wanted one that makes a part of an experiment")
+            raise InputError(f"{function!r} is not a function; wanted one that makes a part of an experiment")
         self.function, self.options = function, options
         known = options_of(function)
         for name in options:
@@ -155,7 +155,7 @@ def options_of(function: Callable[..., Any], given: tuple[str, ...] = GIVEN) -> 
     Args:
         function: documents its options under `Args:` (a dataclass: each below its field), or by a `Doc` in their
             annotations.
-        given: names of parameters that are no options.
+        given: names of parameters that are not options.
     """
     documented = function.func if isinstance(function, partial) else function
     parsed = docstring_parser.parse_from_object(documented) if documented.__doc__ else None
@@ -216,7 +216,7 @@ def import_object(path: str) -> Any:
     """
     module_name, _, name = path.partition(":")
     if not all(module_name.split(".")) or "/" in module_name or module_name.endswith(".py"):
-        raise InputError(f"{module_name!r} in {path} is no name of a module; of the file my/file.py it is my.file")
+        raise InputError(f"{module_name!r} in {path} is not a module name; for my/file.py write my.file")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

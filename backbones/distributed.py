@@ -124,7 +124,7 @@ def set_timeout(seconds: float) -> None:
 
 
 @contextmanager
-def patience() -> Iterator[None]:
+def long_timeout() -> Iterator[None]:
     """Within the block processes wait a day for each other: one of them may download, or decode a million files."""
     before = _timeout
     set_timeout(24 * 3600.0)
@@ -222,6 +222,11 @@ def once_a_node(function: Callable[[], None]) -> None:
     on_main(function)
     if os.environ.get("LOCAL_RANK", "0") == "0" and not is_main():
         function()
+    barrier()
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
     any_rank(False)
 
 

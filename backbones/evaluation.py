@@ -61,7 +61,7 @@ def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_ent
 
         logits = average_views(apply, normalize(batch.images), tta)
         rows = EvalSums(
-            loss=loss(logits, batch.labels),
+            loss=loss(logits, batch.labels, None, label_smoothing=0.0),
             top1=in_top_k(logits, batch.labels, 1),
             top5=in_top_k(logits, batch.labels, 5),
             weight=torch.ones_like(batch.weight),
@@ -112,7 +112,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         new = seeded_forward(params, model_state, 0)
         changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
         if not changed:
-            return params, model_state  # these are no statistics, but a table of positions, say
+            return params, model_state  # these are not statistics, but a table of positions, say
         # What a norm makes of zeros is its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
         totals = zeros

@@ -19,7 +19,7 @@ from torch import nn
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-from backbones.augment import identity, make_normalize
+from backbones.augment import Normalize, identity, make_normalize
 from backbones.component import GIVEN_TO_LOSSES, Use, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_labels, read_some
@@ -286,16 +286,7 @@ class Experiment:
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
-        images = None
-        if model.init_from_images is not None:
-            source = dataset.train
-            images = normalize(read_some(source.read, source.size, NUM_INIT_IMAGES, source.labels.device).to(device))
-        state = init_train_state(model, optimizer, seed=self.seed, device=device, images=images)
-        if self.ema is not None and len(averages(state.opt_state)) > 1:
-            raise InputError(
-                f"--ema {self.ema}: {self.optim.name} evaluates an average of its own already; leave --ema out"
-            )
-
+        state = self._init_state(model, optimizer, dataset, normalize, device)
         make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
         batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
         mode = self.mode(device)
@@ -306,13 +297,15 @@ class Experiment:
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
-        # before it is then a graph of its own.
+        # before it is then a graph of its own, and no CUDA graph: its replay would overwrite what the step holds.
         one_process = distributed.world_size() == 1
 
         def differentiate(loss_fn: LossFn) -> GradAndValue:
             transform: Literal["autograd", "func"] = "autograd" if mode == "eager" else "func"
             return grad_and_value(
-                loss_fn if one_process else jit(loss_fn, mode=mode), state.params, transform=transform
+                loss_fn if one_process else jit(loss_fn, mode="eager" if mode == "eager" else "compile"),
+                state.params,
+                transform=transform,
             )
 
         train_step = self._make_train_step(model, optimizer, dataset, device, differentiate)
@@ -355,6 +348,26 @@ class Experiment:
         if self.sync_batch_norm:
             model = with_sync_batch_norm(model)
         return with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
+
+    def _init_state(
+        self,
+        model: Model,
+        optimizer: GradientTransformation,
+        dataset: Dataset,
+        normalize: Normalize,
+        device: torch.device,
+    ) -> TrainState:
+        """The state before the first step, on the device."""
+        images = None
+        if model.init_from_images is not None:
+            source = dataset.train
+            images = normalize(read_some(source.read, source.size, NUM_INIT_IMAGES, source.labels.device).to(device))
+        state = init_train_state(model, optimizer, seed=self.seed, device=device, images=images)
+        if self.ema is not None and len(averages(state.opt_state)) > 1:
+            raise InputError(
+                f"--ema {self.ema}: {self.optim.name} evaluates an average of its own already; leave --ema out"
+            )
+        return state
 
     def _make_train_step(
         self,

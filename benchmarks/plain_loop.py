@@ -19,7 +19,7 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from backbones.commands.exit import run_command
-from backbones.run.run_dir import read_config
+from backbones.run.files import read_json
 
 Name = Literal["resnet18", "mobilenet", "vit-tiny"]
 
@@ -112,11 +112,11 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
         top1: dict[str, list[float]] = {"ours": [], "plain loop": []}
         for seed in seeds:
             folder = ours / f"{name}-{seed}"
-            top1["ours"].append(read_config(folder / "result.json")["top1"])
+            top1["ours"].append(read_json(folder / "result.json")["top1"])
             lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
             label = "ours" if seed == seeds[0] else None
             axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="tab:blue", label=label)
-            other = read_config(runs / f"{name}-{seed}" / "result.json")
+            other = read_json(runs / f"{name}-{seed}" / "result.json")
             top1["plain loop"].append(other["top1"])
             means = torch.tensor(other["losses"]).split(10)
             label = "plain loop" if seed == seeds[0] else None

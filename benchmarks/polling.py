@@ -113,7 +113,7 @@ def _measure(rounds: int, steps: int) -> None:
 
     def after() -> None:
         compute()
-        distributed.any_rank(False)
+        distributed.barrier()
 
     ways = {"not asked": alone, "asked while it computes": meanwhile, "asked after it": after}
     timed = {name: partial(_milliseconds, step, steps) for name, step in ways.items()}
@@ -126,7 +126,7 @@ def _measure(rounds: int, steps: int) -> None:
 
 
 def _milliseconds(step: Callable[[], None], steps: int) -> float:
-    distributed.any_rank(False)  # begin together
+    distributed.barrier()  # begin together
     start = time.perf_counter()
     for _ in range(steps):
         step()

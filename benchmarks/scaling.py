@@ -96,7 +96,7 @@ def measure(setting: Setting, steps: int) -> None:
 
 def seconds_of_a_step(states: list, program: Program, steps: int) -> float:
     """Mean over some steps, which all processes begin together."""
-    distributed.any_rank(False)
+    distributed.barrier()
     start = time.perf_counter()
     for step in range(steps):
         states[0], metrics = program.train_step(states[0], program.batches(step))

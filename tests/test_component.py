@@ -62,7 +62,7 @@ def test_mistakes_are_found_at_once() -> None:
         with pytest.raises(InputError, match=r"triple\.c is .*; it must be a number, a text, true, false, None, or a"):
             use(triple, c=value)
     for value in ({"a": 1}, EXPERIMENTS["digits-vit-tiny"]):
-        with pytest.raises(InputError, match="is no function; wanted one that makes a part of an experiment"):
+        with pytest.raises(InputError, match="is not a function; wanted one that makes a part of an experiment"):
             Use(value)
 
 
@@ -90,7 +90,7 @@ def test_a_missing_module_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         import_object("somewhere:f")
     assert import_object("somewhere:g").__name__ == "g"
     for path in ("./somewhere.py:g", ":g", "some/where:g", "somewhere.:g"):
-        with pytest.raises(InputError, match=r"is no name of a module; of the file my/file\.py it is my\.file"):
+        with pytest.raises(InputError, match=r"is not a module name; for my/file\.py write my\.file"):
             import_object(path)
     Path("broken.py").write_text("import does_not_exist\n")
     with pytest.raises(ModuleNotFoundError):  # a bug in that file: its traceback is wanted

@@ -1,5 +1,6 @@
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
+from torch import Tensor
 
+from backbones.commands.evaluate import evaluate
 from backbones.component import options_of, use
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import LOSSES, balanced_class_weights, binary_cross_entropy, check_loss, cross_entropy
+from backbones.run.run import run
 
 
 def test_is_minus_log_probability_of_the_smoothed_target() -> None:
@@ -80,6 +84,20 @@ def weighted(logits, labels, targets=None, *, label_smoothing=0.0, weight=None):
 
 def misspelt(logits, labels, target=None, *, label_smoothing=0.0):
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def without_defaults(logits: Tensor, labels: Tensor, targets: Tensor | None, *, label_smoothing: float) -> Tensor:
+    """As the message about a loss asks for it."""
+    return cross_entropy(logits, labels, targets, label_smoothing=label_smoothing)
+
+
+def test_a_loss_needs_no_defaults(experiment: Experiment, tmp_path: Path) -> None:
+    results = []
+    for loss in (cross_entropy, without_defaults):
+        run_dir = tmp_path / loss.__name__
+        results.append(run(dataclasses.replace(experiment, loss=use(loss), steps=2), run_dir=run_dir))
+        evaluate(run_dir)
+    assert results[0]["params_sha256"] == results[1]["params_sha256"] and results[0]["loss"] == results[1]["loss"]
 
 
 def test_a_loss_has_the_parameters_of_ours(experiment: Experiment) -> None:

@@ -14,10 +14,10 @@ from backbones.commands.checkpoint import describe_difference
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
-from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe, load_arrays, to_arrays
+from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, load_arrays, to_arrays
 from backbones.run.checkpoint.find import join_steps
 from backbones.run.provenance import describe_circumstances, list_other_circumstances, read_starts
-from backbones.run.run_dir import read_experiment
+from backbones.run.run_dir import parse_experiment
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -47,14 +47,14 @@ def audit(
     before, after = distributed.on_main(lambda: [read_checkpoint(path) for path in find_two(run, steps)])
     first, last = before.manifest.step, after.manifest.step
     starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
-    experiment = read_experiment(after.path, after.manifest.experiment)
+    experiment = parse_experiment(after.path, after.manifest.experiment)
     num_threads = starts[-1].get("num_threads") if starts else None  # which decides how sums are rounded
     with torch_settings_kept():
         torch.set_num_threads(num_threads or torch.get_num_threads())
         now, circumstances = train_again(experiment, before, after)
     if not distributed.is_main():
         return True
-    different = [name for name, leaf in after.manifest.leaves.items() if describe(now[name]) != leaf]
+    different = [name for name, leaf in after.manifest.leaves.items() if describe_leaf(now[name]) != leaf]
     verdict = f"{len(different)} of {len(now)} leaves differ" if different else f"OK: all {len(now)} leaves are equal"
     print(f"{verdict}: steps {first + 1} to {last}, done again from {before.path}, compared with {after.path}")
     width = max(map(len, different), default=0)
@@ -91,7 +91,7 @@ def find_two(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
 def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -> tuple[Arrays, dict]:
     """The leaves of the state to which an experiment comes from an earlier checkpoint, and the circumstances."""
     device = experiment.init_device()
-    with distributed.patience():
+    with distributed.long_timeout():
         dataset = experiment.data.make(device=device)
     circumstances = describe_circumstances(experiment, dataset, device)  # now: what compiles imports more packages
     program = experiment.make(dataset, experiment.make_model(dataset.info))

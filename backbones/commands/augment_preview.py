@@ -11,7 +11,7 @@ from backbones.errors import Count, InputError, Range, check_values
 from backbones.experiment import Experiment
 from backbones.run.augment_sheet import make_sheet
 from backbones.run.pictures import save_tiles
-from backbones.run.run_dir import CONFIG, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, read_experiment
 
 Step = Annotated[int, Range("[0, inf)")]
 
@@ -60,12 +60,12 @@ def main(args: list[str]) -> None:
         variants=command.variants,
         step=command.step,
     ).rows
-    title = f"{experiment.name} from step {command.step}: {describe(command.augment)}"
+    title = f"{experiment.name} from step {command.step}: {describe_augment(command.augment)}"
     save_tiles(rows, command.out, title=title)
     print(f"drew {len(rows)} images of {experiment.data.name} under {command.augment.name} into {command.out}")
 
 
-def describe(augment: Use) -> str:
+def describe_augment(augment: Use) -> str:
     """Name and fields, in short."""
     numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in augment.values.items()}
     fields = [
@@ -83,10 +83,11 @@ def read_run(name: str) -> Experiment:
     """
     config = Path(name) / CONFIG
     if config.exists():
-        return read_experiment(config, read_config(config))
+        return read_experiment(config)
     found = find_object("experiment", name, {}) if ":" in name else None
     if not isinstance(found, Experiment):
         raise InputError(
-            f"{name} is no run folder and no experiment; give one, as runs/mine or experiments.digits:digits_resnet18"
+            f"{name} is neither a run folder nor an experiment; give one, as runs/mine or "
+            "experiments.digits:digits_resnet18"
         )
     return found

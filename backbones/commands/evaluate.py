@@ -13,12 +13,14 @@ import backbones.distributed as distributed
 from backbones.commands.options import read_dataset
 from backbones.data import DataInfo
 from backbones.data.images import read_images
+from backbones.data.listing import shown
 from backbones.errors import Count, check_values
 from backbones.run.checkpoint import parse_saved
 from backbones.run.model_evaluation import (
     Evaluation,
     Predict,
     check_fits,
+    class_rows,
     evaluate_model,
     load_predictor,
     write_evaluation,
@@ -86,7 +88,7 @@ def evaluate(
     )
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
     _print_evaluation(evaluation, info.class_names, about)
-    folder = out or path.parent.parent
+    folder = out or path.resolve().parent.parent
     write_evaluation(folder, evaluation, info.class_names, about)
     print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
 
@@ -94,10 +96,11 @@ def evaluate(
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
     logits = predict(read_images(paths, info, squeeze=resize)).to(torch.float32)
     top = logits.softmax(dim=1).topk(min(5, info.num_classes), dim=1)
-    width = max(len(str(path)) for path in paths)
-    for path, values, classes in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):
+    names = [shown(str(path)) for path in paths]
+    width = max(map(len, names))
+    for name, values, classes in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [f"{info.class_names[k]} {value:.1%}" for value, k in zip(values, classes, strict=True)]
-        print(f"{path!s:{width}s}  {'  '.join(guesses)}")
+        print(f"{name:{width}s}  {'  '.join(guesses)}")
 
 
 def _print_evaluation(evaluation: Evaluation, class_names: Sequence[str], about: dict[str, str]) -> None:
@@ -110,8 +113,7 @@ def _print_evaluation(evaluation: Evaluation, class_names: Sequence[str], about:
     print(text.format(**evaluation.summary), end="\n\n")
     width = max(len("class"), *(len(name) for name in class_names))
     print(f"{'class':{width}s}  images  accuracy  precision       F1  most often confused with")
-    confusion = evaluation.confusion
-    for k, (name, other) in enumerate(zip(class_names, evaluation.confused_with, strict=True)):
-        confused = f"{class_names[other[0]]} ({other[1]})" if other else ""
-        recall, precision, f1 = ("-" if each[k].isnan() else f"{each[k]:.2%}" for each in evaluation.scores)
-        print(f"{name:{width}s}  {confusion[k].sum():6d}  {recall:>8s}  {precision:>9s}  {f1:>7s}  {confused}".rstrip())
+    for row in class_rows(evaluation, class_names):
+        recall, precision, f1 = ("-" if each is None else f"{each:.2%}" for each in (row.recall, row.precision, row.f1))
+        text = f"{row.name:{width}s}  {row.images:6d}  {recall:>8s}  {precision:>9s}  {f1:>7s}  {row.confused}"
+        print(text.rstrip())

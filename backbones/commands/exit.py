@@ -60,6 +60,8 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
         reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
         if is_out_of_memory(error):
             return f"error: {distributed.this_process()}: {reason} Lower --batch-size, or raise --accumulate"
+        if "does not have a deterministic implementation" in reason:
+            return f"error: {reason.partition(',')[0]}; allow others with --no-deterministic, or use another operation"
         if distributed.is_lost_connection(error):
             return f"error: {distributed.this_process()} has lost another process: {reason}"
         raise

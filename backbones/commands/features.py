@@ -9,12 +9,12 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.options import read_dataset
-from backbones.commands.probe import describe
+from backbones.commands.probe import format_accuracies
 from backbones.errors import Count, InputError, check_values
 from backbones.run.checkpoint import parse_saved
 from backbones.run.feature_table import check_new, write_table
 from backbones.run.features import check_image_shape, check_layer, extract
-from backbones.run.files import atomic_write, to_json
+from backbones.run.files import write_json
 from backbones.run.probe import probe_table
 from backbones.run.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
@@ -86,6 +86,6 @@ def features(
         except InputError as error:  # the table is written
             print(f"note: {error}")
             probe = False
-    atomic_write(out.with_suffix(".json"), to_json({**about, **found}, indent=2) + "\n")
+    write_json(out.with_suffix(".json"), {**about, **found})
     if knn or probe:
-        print(describe(found))
+        print(format_accuracies(found))

@@ -14,6 +14,7 @@ import backbones.distributed as distributed
 from backbones.augment import AUGMENTS
 from backbones.component import Option, Use, import_object, options_of, use
 from backbones.data import DATASETS, Dataset
+from backbones.data.source import check_labels
 from backbones.errors import check_known
 from backbones.experiment import Experiment
 from backbones.losses import LOSSES
@@ -43,6 +44,9 @@ def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bo
 
     The other one gets those options of `own`, such as its root, that both have. With `center`, the center is taken of
     training images that would be cropped at random.
+
+    Raises:
+        InputError: there is no such data set, it cannot be read, or a label is not a class.
     """
     if name is not None:
         function = find_object("data", name, DATASETS)
@@ -50,7 +54,9 @@ def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bo
         own = use(function, **{option: own.values[option] for option in shared})
     if center and own.values.get("crop") == "random":
         own = own.replace(crop="center")
-    return own.name, own.make(device=device)
+    dataset = own.make(device=device)
+    check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)
+    return own.name, dataset
 
 
 def find_components(args: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, Callable[..., Any]], list[str]]:

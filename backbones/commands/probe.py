@@ -38,10 +38,10 @@ def probe(
         InputError: the file cannot be read, or has one class only.
     """
     check_values({"per_class": Count | None, "seed": Seed}, {"per_class": per_class, "seed": seed}, prefix="--")
-    print(describe(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
+    print(format_accuracies(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
 
 
-def describe(found: dict[str, Any]) -> str:
+def format_accuracies(found: dict[str, Any]) -> str:
     """The accuracies of `probe_table`, a line each."""
     lines = [f"trained on {found['train_images']} images, accuracy on {found['test_images']} test images:"]
     if "knn" in found:

@@ -68,7 +68,7 @@ def profile(
     torch_device = distributed.init(device)
     rows = []
     for name in tqdm(names, unit="model", disable=None):
-        model = use(MODELS[name]).make(**given)  # ignores what is no parameter of it
+        model = use(MODELS[name]).make(**given)  # ignores what is not a parameter of it
         row = {"model": name, **measure_overhead(model, image_shape)._asdict()}
         row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
         rows.append({**row, "batch_size": batch_size, "device": torch_device.type})

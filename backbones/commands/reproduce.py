@@ -11,10 +11,11 @@ from backbones.commands.train import parse, train
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
+from backbones.run.files import read_json
 from backbones.run.metric_writer import METRICS, TIMES, read_metrics
 from backbones.run.provenance import list_other_circumstances, read_starts
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, list_changes, read_experiment
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -49,7 +50,7 @@ def check_finished(run_dir: Path) -> None:
     if not (run_dir / RESULT).exists():
         hint = f"--run-dir {shlex.quote(str(run_dir))} --resume auto continues it"
         raise InputError(f"the run in {run_dir} is not finished, as {run_dir / RESULT} is not there; {hint}")
-    result = read_config(run_dir / RESULT)
+    result = read_json(run_dir / RESULT)
     path = run_dir / "checkpoints" / str(result.get("steps"))
     known = tree.sha256(subtree(read_checkpoint(path).arrays, "params")) if path.exists() else None
     if "params_sha256" not in result or known not in (None, result["params_sha256"]):
@@ -59,14 +60,14 @@ def check_finished(run_dir: Path) -> None:
 def compare_runs(before: Path, now: Path) -> bool:
     """Print whether two finished runs ended in equal parameters, and what may explain a difference; True if equal."""
     runs = (before, now)
-    results = [read_config(run_dir / RESULT) for run_dir in runs]
+    results = [read_json(run_dir / RESULT) for run_dir in runs]
     equal = results[0]["params_sha256"] == results[1]["params_sha256"]
     print(f"the parameters are {'equal to the last bit' if equal else 'not equal'}")
     for result in results:
         print(f"params_sha256 {result['params_sha256']}")
     if not equal:
         print(_first_difference(before, now))
-    settings = list_changes(*(read_experiment(path / CONFIG, read_config(path / CONFIG)) for path in runs))
+    settings = list_changes(*(read_experiment(path / CONFIG) for path in runs))
     for name, change in settings.items():
         print(f"other settings: {name}: {change}")
     starts = [read_starts(run_dir) for run_dir in runs]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from backbones.component import Use, options_of
 from backbones.experiment import Experiment
-from backbones.run.files import to_json
+from backbones.run.files import json_text
 
 
 def list_experiments(experiments: Mapping[str, Experiment], claims: Mapping[str, str]) -> str:
@@ -60,4 +60,4 @@ def _to_python(component: Use, name: str) -> str:
 
 def show(experiment: Experiment) -> str:
     """The experiment as Python to paste, and as the JSON of `config.json`."""
-    return f"{to_python(experiment)}\n{to_json(experiment.to_json(), indent=2)}"
+    return f"{to_python(experiment)}\n{json_text(experiment.to_json(), indent=2)}"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from backbones.commands.options import read_options
-from backbones.commands.train import choose_components, describe, find_base, parse as parse_train, with_duration
+from backbones.commands.train import choose_components, describe_choices, find_base, parse as parse_train, with_duration
 from backbones.component import options_of
 from backbones.errors import Count, InputError, Range, check_known, check_values
 from backbones.experiment import COMPONENTS, Experiment
@@ -110,7 +110,7 @@ def parse(args: Sequence[str]) -> Command:
         base, options = find_base(args, {})
         experiment, options = choose_components(base, options)
         experiment = with_duration(experiment, options)
-    description = f"{DESCRIPTION}\n\n{describe(experiment, {})}"
+    description = f"{DESCRIPTION}\n\n{describe_choices(experiment, {})}"
     return read_options(Command(experiment=experiment), options, prog=PROG, description=description)
 
 

@@ -17,8 +17,9 @@ from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES, LIBRARIES
 from backbones.run.checkpoint import parse_which
+from backbones.run.files import read_json
 from backbones.run.run import run
-from backbones.run.run_dir import latest_run_dir, read_config, read_experiment, stored_config
+from backbones.run.run_dir import config_to_resume, latest_run_dir, parse_experiment
 from backbones.run.step_profile import parse_steps
 
 RESUME_HELP = (
@@ -94,11 +95,11 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     if known.resume is not None:
         which = parse_which(known.resume)
         name = known.name or experiment.name
-        stored = distributed.on_main(lambda: stored_config(known.run_dir or latest_run_dir(name), which))
+        stored = distributed.on_main(lambda: config_to_resume(known.run_dir or latest_run_dir(name), which))
         if stored is not None:
-            experiment, options = choose_components(read_experiment(*stored), args)
+            experiment, options = choose_components(parse_experiment(*stored), args)
     command = Command(experiment=with_duration(experiment, options))
-    return read_options(command, options, prog=prog, description=describe(experiment, experiments))
+    return read_options(command, options, prog=prog, description=describe_choices(experiment, experiments))
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -115,15 +116,15 @@ def find_base(args: Sequence[str], experiments: Mapping[str, Experiment]) -> tup
     name, options = (args[0], [*args[1:]]) if named else (next(iter(experiments), ""), [*args])
     known, _ = _EARLY.parse_known_args(options)
     if known.config is not None:
-        return read_experiment(known.config, distributed.on_main(lambda: read_config(known.config))), options
+        return parse_experiment(known.config, distributed.on_main(lambda: read_json(known.config))), options
     if not name and {"-h", "--help"} & {*options}:
         distributed.print0("usage: backbones train MODULE:NAME [OPTIONS], and MODULE:NAME --help for its options")
         raise SystemExit(0)
     if not name:
-        stored = None if known.run_dir is None else distributed.on_main(lambda: stored_config(known.run_dir, "auto"))
+        stored = None if known.run_dir is None else distributed.on_main(lambda: config_to_resume(known.run_dir, "auto"))
         if stored is None:
             raise InputError("name an experiment, as module:name")
-        return read_experiment(*stored), options
+        return parse_experiment(*stored), options
     found = find_object("experiment", name, experiments)
     if not isinstance(found, Experiment):
         raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
@@ -168,7 +169,7 @@ def with_duration(experiment: Experiment, args: Sequence[str]) -> Experiment:
     return experiment
 
 
-def describe(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
+def describe_choices(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
     """What can be chosen, for `--help`."""
     lines = [
         "Train an image backbone. The current choice is in brackets; module:name imports your own.",

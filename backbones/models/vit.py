@@ -91,7 +91,7 @@ def make_conv_stem(in_channels: int, width: int, patch_size: int) -> nn.Sequenti
     Source: Xiao et al., "Early convolutions help transformers see better", arXiv 2106.14881, section 4.
 
     Raises:
-        InputError: the patch size is no power of two, or too large for D.
+        InputError: the patch size is not a power of two, or too large for D.
     """
     halvings = patch_size.bit_length() - 1
     if patch_size != 2**halvings or patch_size < 2 or width % 2 ** (halvings - 1):

@@ -95,4 +95,4 @@ def read_table(path: Path) -> FeatureTable:
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is no table of features: {error}; `backbones features` writes them") from error
+        raise InputError(f"{path} is not a table of features: {error}; `backbones features` writes them") from error

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import InputError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -27,7 +29,29 @@ def atomic_write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; restore it from a copy, or delete it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: it holds no object; restore it from a copy, or delete it")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file completely, or raise OSError and leave the previous one unchanged."""
+    atomic_write(path, json_text(values, indent=2) + "\n")
+
+
+def json_text(values: Mapping[str, Any], *, indent: int | None = None) -> str:
     """Strict JSON, which every program can read: nan and inf become null."""
     strict = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()

@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,10 +17,10 @@ import torch
 import backbones.distributed as distributed
 from backbones.experiment import Experiment, Program
 from backbones.gradient import with_noise_scale
-from backbones.run.checkpoint import Checkpoints, SaveError
+from backbones.run.checkpoint import Checkpoints, Manifest, SaveError
 from backbones.run.metric_writer import MetricWriter
 from backbones.run.preemption import Preempted
-from backbones.run.spikes import BadStep, LookInto, LossWatch
+from backbones.run.spikes import BadStep, SpikeDetector
 from backbones.train_step import TrainState, TrainStep
 from backbones.types import Batch, Metrics, Weights
 
@@ -66,21 +67,15 @@ def train(
     state: TrainState,
     experiment: Experiment,
     program: Program,
+    log: "RunLog",
     *,
     num_steps: int,
-    means: "RunningMeans",
-    losses: LossWatch,
-    look_into: LookInto,
     preempted: Callable[[], bool],
-    writer: MetricWriter,
-    checkpoints: Checkpoints,
 ) -> Training[tuple[TrainState, dict[str, float]]]:
     """Train from the step of `state` to `num_steps`; evaluate and save after the last step as well.
 
     `state` is used up, and `program.state` is not used. Where `preempted()` is true on any rank, all ranks finish the
-    step, save and stop. `means` are those of the training metrics since the last line of the log, `losses` finds the
-    steps that go wrong, and `look_into` tells about them. Steps that the experiment passes over leave the state as it
-    is, but for the step count.
+    step, save and stop. Steps that the experiment passes over leave the state as it is, but for the step count.
 
     Returns:
         The last state and its held-out metrics, with `images_per_second` of training.
@@ -92,6 +87,8 @@ def train(
         Preempted: `preempted()` was true, and the state is saved.
     """
 
+    checkpoints, writer = log.checkpoints, log.writer
+
     def finish_save() -> None:
         try:
             checkpoints.wait()
@@ -102,7 +99,8 @@ def train(
 
     def save(metrics: dict[str, float], weights: Weights | None) -> None:
         finish_save()
-        checkpoints.save(state, metrics, weights=weights, since_log=means.to_json(), recent_losses=losses.recent)
+        since_log, recent_losses = log.means.to_json(), log.spikes.recent
+        checkpoints.save(state, metrics, weights=weights, since_log=since_log, recent_losses=recent_losses)
 
     if not checkpoints.steps():  # a run that was started can be resumed, however early it dies
         save({}, program.weights_of(state) if int(state.step) else None)
@@ -115,8 +113,8 @@ def train(
             state.step.add_(1)  # in place: a CUDA graph reads this memory
         else:
             state, metrics = yield StepCall(program.train_step, state, program.batches(step - 1))
-            means.add(metrics)
-            losses.add(step, metrics)
+            log.means.add(metrics)
+            log.spikes.add(step, metrics)
             images += experiment.batch_size
         writer.step_done()
         is_last = step == num_steps
@@ -130,7 +128,7 @@ def train(
         if not (log_due or eval_due or save_due):
             continue
 
-        bad_steps = losses.look()
+        bad_steps = log.spikes.bad_steps()
         timer.stop(images)
         images = 0
         for bad in bad_steps:
@@ -138,15 +136,15 @@ def train(
             writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
             if not (bad.finite or skipped or experiment.rewind):
                 hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
-                error = diverged(bad, checkpoints, hint)  # which waits until the last good checkpoint is saved
-                look_into(bad)
+                error = make_diverged(bad, checkpoints, hint)  # which waits until the last good checkpoint is saved
+                log.report_bad_step(bad)
                 raise error
             finish_save()
             if experiment.rewind and not skipped:
                 raise GoBack(bad, state)
-            look_into(bad)
+            log.report_bad_step(bad)
         if log_due:
-            writer.write("train", step, {**with_noise_scale(means.take()), "images_per_second": timer.rate()})
+            writer.write("train", step, {**with_noise_scale(log.means.take()), "images_per_second": timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
         if eval_due:
             test_metrics = program.evaluate(state, weights)
@@ -164,7 +162,7 @@ def train(
     return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
 
 
-def diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:
+def make_diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:
     """The error of a run that cannot go on after a step."""
     with suppress(SaveError):  # the divergence is what to report
         checkpoints.wait()
@@ -199,6 +197,22 @@ class RunningMeans:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a checkpoint, so that a resumed run writes the same lines."""
         return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
+
+
+@dataclass
+class RunLog:
+    """What a run records while it trains: metrics, checkpoints, and steps that went wrong."""
+
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    spikes: SpikeDetector
+    report_bad_step: Callable[[BadStep], None]
+    means: RunningMeans = field(default_factory=lambda: RunningMeans({}))
+
+    def restart(self, saved: Manifest) -> None:
+        """Continue as it was when a checkpoint was saved."""
+        self.means = RunningMeans(saved.since_log)
+        self.spikes.restart(saved.recent_losses)
 
 
 class Timer:

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.run.files import Appender, atomic_write, to_json
+from backbones.run.files import Appender, atomic_write, json_text
 from backbones.run.trackers import Trackers
 
 METRICS = "metrics.jsonl"
@@ -65,8 +65,7 @@ class MetricWriter:
         self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
         if last + log_every <= start_step:
             distributed.warn0(f"{self._path} has no lines of steps {last + 1} to {start_step}; go on without them")
-        for line in kept:
-            trackers.log(line["step"], _tagged(line))
+        send_lines(trackers, kept)
         self._warned = False
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=None)
         self._num_steps = num_steps
@@ -76,7 +75,7 @@ class MetricWriter:
     def _drop_lines_after(self, step: int) -> list[dict[str, Any]]:
         """Begin the files of metrics, or continue them after a step; the lines up to it are returned."""
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-        atomic_write(self._path, "".join(to_json(line) + "\n" for line in kept))
+        atomic_write(self._path, "".join(json_text(line) + "\n" for line in kept))
         self._lines = Appender(self._path)
         # TensorBoard then hides the events of the steps that are done again
         self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -106,7 +105,7 @@ class MetricWriter:
         if not self._is_main:
             return
         line = {"step": step, "split": split, **metrics, "seconds": self.seconds}
-        self._lines.write(to_json(line).encode() + b"\n")
+        self._lines.write(json_text(line).encode() + b"\n")
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _tagged(line).items()]
         self._write_event(step=step, summary=Summary(value=values))
         self._trackers.log(step, _tagged(line))
@@ -150,6 +149,12 @@ class MetricWriter:
             self._lines.close()
             self._events.close()
             self._warn()
+
+
+def send_lines(trackers: Trackers, lines: Iterable[dict[str, Any]]) -> None:
+    """Send lines of `metrics.jsonl` to the trackers, which leave out what they have already."""
+    for line in lines:
+        trackers.log(line["step"], _tagged(line))
 
 
 def _tagged(line: Mapping[str, Any]) -> dict[str, float]:

@@ -17,9 +17,9 @@ from backbones.data import DataInfo, Dataset, Source, eval_batches
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
-from backbones.metrics import Calibration, ClassScores, calibration, class_scores
+from backbones.metrics import Calibration, ClassScores, calibration, class_scores, in_top_k
 from backbones.run.checkpoint import Checkpoint
-from backbones.run.files import atomic_write, to_json
+from backbones.run.files import atomic_write, json_text
 from backbones.run.trained_model import load_model
 from backbones.tta import average_views
 
@@ -28,7 +28,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 MOST_COUNTED = 30
-"""Up to so many classes a confusion matrix is drawn with its counts."""
+"""The most classes for which a confusion matrix shows counts."""
 
 
 class Mistake(NamedTuple):
@@ -91,6 +91,26 @@ class Evaluation(NamedTuple):
         return [Mistake(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
+class ClassRow(NamedTuple):
+    """Scores of a class; None where they are not defined."""
+
+    name: str
+    images: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+    confused: str
+    """The other class that its images are most often predicted as, and how many."""
+
+
+def class_rows(evaluation: Evaluation, class_names: Sequence[str]) -> list[ClassRow]:
+    """The scores of each class."""
+    images = evaluation.confusion.sum(dim=1).tolist()
+    scores = [null_for_nan(each) for each in evaluation.scores]
+    confused = [f"{class_names[other[0]]} ({other[1]})" if other else "" for other in evaluation.confused_with]
+    return [ClassRow(*values) for values in zip(class_names, images, *scores, confused, strict=True)]
+
+
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
     """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
     trained = load_model(checkpoint, experiment, device)
@@ -133,19 +153,18 @@ def evaluate_model(
         for batch in tqdm(batches, total=num_batches, desc=title, disable=None)
     ]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
-    # of equal logits the lower class comes first, as in training
-    guesses = logits.sort(dim=1, descending=True, stable=True).indices  # [N, K]
-    hits = (guesses == labels[:, None]) & ~logits.isnan().any(dim=1, keepdim=True)
-    num_classes = source.info.num_classes
-    confusion = torch.bincount(labels * num_classes + guesses[:, 0], minlength=num_classes**2)
+    predicted, num_classes = logits.argmax(dim=1), source.info.num_classes
+    is_lucky = logits.isnan().any(dim=1) & (predicted == labels)  # NaN is wrong, as in training
+    predicted = torch.where(is_lucky, (labels + 1) % num_classes, predicted)
+    confusion = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return Evaluation(
-        loss=loss(logits, labels).to(torch.float64).mean().item(),
-        top1=hits[:, 0].to(torch.float64).mean().item(),
-        top5=hits[:, :5].any(dim=1).to(torch.float64).mean().item(),
+        loss=loss(logits, labels, None, label_smoothing=0.0).to(torch.float64).mean().item(),
+        top1=in_top_k(logits, labels, 1).to(torch.float64).mean().item(),
+        top5=in_top_k(logits, labels, 5).to(torch.float64).mean().item(),
         confusion=confusion.reshape(num_classes, num_classes),
         calibration=calibration(logits, labels),
         labels=labels,
-        predicted=guesses[:, 0],
+        predicted=predicted,
         confidence=logits.to(torch.float32).softmax(dim=1).amax(dim=1),
     )
 
@@ -205,7 +224,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, class_names: Sequence
         "class_f1": null_for_nan(evaluation.scores.f1),
         "calibration": {name: null_for_nan(value) for name, value in evaluation.calibration._asdict().items()},
     }
-    atomic_write(folder / "evaluation.json", to_json(values) + "\n")
+    atomic_write(folder / "evaluation.json", json_text(values) + "\n")
     plot_confusion(evaluation, class_names, folder / "confusion.png")
     plot_calibration(evaluation, folder / "calibration.png")
 

@@ -40,7 +40,7 @@ def draw_tiles(
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: its suffix is no format.
+        ValueError: its suffix is not a format.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -98,7 +98,7 @@ def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: 
     """`draw_tiles` for a command: the first tile of each line stands apart, and captions are cut to the tiles' width.
 
     Raises:
-        InputError: the file cannot be written, or its suffix is no format.
+        InputError: the file cannot be written, or its suffix is not a format.
     """
     width = _zoom(rows, side) * rows[0][0].image.shape[2] + GAP
     rows = [[tile._replace(caption=[_fit(line, width) for line in tile.caption]) for tile in row] for row in rows]

@@ -34,7 +34,7 @@ def record_start(
     entry = {"time": time, "command": command, "step": step, "changes": changes, **circumstances}
     starts = read_starts(run_dir)
     if starts and starts[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
-        distributed.warn0("the images or labels are others than when this run was started last; it goes on with these")
+        distributed.warn0("the images or labels have changed since the last start; continuing with the new ones")
     atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
 
 

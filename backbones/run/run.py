@@ -19,24 +19,17 @@ from backbones.experiment import Experiment
 from backbones.jit import Mode
 from backbones.models import Model, with_pretrained
 from backbones.models.state_dict import read_state_dict
-from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, weights_of
-from backbones.run.files import atomic_write, to_json
+from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, saved_weights
+from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
-from backbones.run.loop import RunningMeans, Training, complete
-from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read_metrics
+from backbones.run.loop import RunLog, Training, complete
+from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read_metrics, send_lines
 from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.rewind import train_and_rewind
-from backbones.run.run_dir import (
-    check_run_dir,
-    check_steps_left,
-    latest_run_dir,
-    new_run_dir,
-    read_config,
-    write_config,
-)
-from backbones.run.spikes import make_look_into, watch_losses
+from backbones.run.run_dir import check_run_dir, check_steps_left, latest_run_dir, new_run_dir, write_config
+from backbones.run.spikes import make_bad_step_report, make_spike_detector
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
 from backbones.torch_settings import torch_settings_kept
@@ -114,18 +107,26 @@ def train_in(
     `dataset` is that of the experiment, if it is read already. `preempted` says whether to save and stop; None handles
     signals.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
     changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
-    with distributed.patience():
+    with distributed.long_timeout():
         dataset = dataset or experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
     overhead = measure_overhead(model, dataset.info.image_shape)
-    distributed.print0(describe(experiment, dataset, overhead, device))
+    distributed.print0(describe_run(experiment, dataset, overhead, device))
     num_steps = experiment.num_steps(dataset)
     last_step = num_steps if until is None else min(until, num_steps)
     steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
     if resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes:
         result = distributed.on_main(lambda: _read_result(folder))
+        if result is not None and profile is not None:
+            raise InputError(f"the run in {folder} is finished: there are no steps to profile; --steps N continues it")
         if result is not None:
+            trackers.start(folder, experiment)
+            if distributed.is_main():
+                send_lines(trackers, read_metrics(folder / METRICS))
+                _send_result(trackers, result)
             distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
             return result
     is_new = resume is None or (resume == "auto" and not steps)
@@ -140,12 +141,11 @@ def train_in(
     with ExitStack() as stack:
         checkpoints = Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)
         stack.enter_context(closing(checkpoints))
-        means, losses, log_every = RunningMeans({}), watch_losses(experiment, dataset.info.num_classes), math.inf
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
+        spikes = make_spike_detector(experiment, dataset.info.num_classes)
+        saved, log_every = None, math.inf
         if resume is not None and not is_new:
             states[0], saved = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
-            means = RunningMeans(saved.since_log)
-            losses.restart(saved.recent_losses)
             if not isinstance(resume, Path):  # else the lines of the steps before are elsewhere
                 log_every = saved.experiment.get("log_every", math.inf)
             distributed.print0(f"resumed from step {int(states[0].step)}")
@@ -156,33 +156,28 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
-            record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
-            write_config(folder, experiment)  # and now the disk has shown that it takes files
+            _record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
         checkpoints.supersede_after(start_step)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
-            if bad_files := dataset.train.bad_files + dataset.test.bad_files:
-                print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
-                atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")
         trackers.start(folder, experiment)
-        with (
-            closing(
-                MetricWriter(folder, start_step=start_step, num_steps=last_step, log_every=log_every, trackers=trackers)
-            ) as writer,
-            handle_signals() if preempted is None else nullcontext(preempted) as stop,
-        ):
-            state, metrics = yield from train_and_rewind(
-                states.pop(),  # no reference is left here, which would keep the first state in memory to the end
-                experiment,
-                program,
-                num_steps=last_step,
-                means=means,
-                losses=losses,
-                look_into=make_look_into(folder, experiment, dataset.train, device, writer.print),
-                preempted=stop,
-                writer=writer,
-                checkpoints=checkpoints,
-            )
+        writer = MetricWriter(
+            folder, start_step=start_step, num_steps=last_step, log_every=log_every, trackers=trackers
+        )
+        stack.enter_context(closing(writer))
+        report = make_bad_step_report(folder, experiment, dataset.train, device, writer.print)
+        log = RunLog(writer, checkpoints, spikes, report)
+        if saved is not None:
+            log.restart(saved)
+        stop = stack.enter_context(handle_signals() if preempted is None else nullcontext(preempted))
+        state, metrics = yield from train_and_rewind(
+            states.pop(),  # no reference is left here, which would keep the first state in memory to the end
+            experiment,
+            program,
+            log,
+            num_steps=last_step,
+            preempted=stop,
+        )
 
     result = {
         "experiment": experiment.name,
@@ -199,21 +194,40 @@ def train_in(
         "num_processes": distributed.world_size(),
     }
     if distributed.is_main() and result["steps"] == num_steps:
-        plot_curves(folder)
-        if math.isnan(result["images_per_second"]):  # no step was left: it is that of the last line
-            rates = [line.get("images_per_second") for line in read_metrics(folder / METRICS)]
-            result["images_per_second"] = next(filter(None, reversed(rates)), math.nan)
-        atomic_write(folder / RESULT, to_json(result, indent=2) + "\n")  # the last file: now the run is finished
-        trackers.log(
-            result["steps"], {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
-        )
-        print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder / RESULT} and curves.png")
+        _finish(folder, result, trackers)
     return result
+
+
+def _record_start(
+    folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
+) -> None:
+    """Write what is trained, and with what. If the disk takes no files, nothing that is there has been changed."""
+    record_start(folder, experiment, dataset, device, step=step, changes=changes)
+    write_config(folder, experiment)
+    if bad_files := dataset.train.bad_files + dataset.test.bad_files:
+        print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
+        atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")
+
+
+def _finish(folder: Path, result: dict[str, Any], trackers: Trackers) -> None:
+    """Draw the curves, and write and print the result."""
+    plot_curves(folder)
+    if math.isnan(result["images_per_second"]):  # no step was left: it is that of the last line
+        rates = [line.get("images_per_second") for line in read_metrics(folder / METRICS)]
+        result["images_per_second"] = next(filter(None, reversed(rates)), math.nan)
+    write_json(folder / RESULT, result)  # the last file: now the run is finished
+    _send_result(trackers, result)
+    print(f"top-1 {result['top1']:.2%} after {result['steps']} steps; see {folder / RESULT} and curves.png")
+
+
+def _send_result(trackers: Trackers, result: dict[str, Any]) -> None:
+    numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
+    trackers.log(result["steps"], numbers)
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
     with suppress(InputError):  # where it is missing or damaged it is written again
-        return read_config(folder / RESULT)
+        return read_json(folder / RESULT)
     return None
 
 
@@ -238,7 +252,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"there is no {path} to start from; name a run, one of its checkpoints, or a file of weights")
     if path.is_file():
         return read_state_dict(path)
-    params, model_state = weights_of(read_checkpoint(find_checkpoint(path)).arrays)
+    params, model_state = saved_weights(read_checkpoint(find_checkpoint(path)).arrays)
     return {**params, **model_state}
 
 
@@ -246,7 +260,7 @@ HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "c
 """How a step runs, in words."""
 
 
-def describe(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
+def describe_run(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
     """One line on what is about to run."""
     channels, height, width = dataset.info.image_shape
     return (

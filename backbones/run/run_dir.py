@@ -24,7 +24,7 @@ from typing import Any
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import CorruptCheckpoint, Which, find_checkpoint, list_steps, read_manifest
-from backbones.run.files import atomic_write, to_json
+from backbones.run.files import read_json, write_json
 from backbones.run.provenance import read_starts
 
 RUNS = Path("runs")
@@ -86,29 +86,21 @@ def _is_empty(path: Path) -> bool:
 def _name_in(run_dir: Path) -> str | None:
     """The name of the experiment in a folder: None if its configuration is damaged, and empty if there is none."""
     try:
-        return read_config(run_dir / CONFIG).get("name") if (run_dir / CONFIG).exists() else ""
+        return read_json(run_dir / CONFIG).get("name") if (run_dir / CONFIG).exists() else ""
     except InputError:
         return None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The values in a `config.json` or `result.json`.
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a `config.json`.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or this version of the program has no such experiment.
     """
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; restore it from a copy, or delete it") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged: it holds no object; restore it from a copy, or delete it")
-    return values
+    return parse_experiment(path, read_json(path))
 
 
-def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
+def parse_experiment(source: Path, values: dict[str, Any]) -> Experiment:
     """The experiment of `values` that were read from `source`.
 
     Raises:
@@ -124,10 +116,10 @@ def read_experiment(source: Path, values: dict[str, Any]) -> Experiment:
 
 def write_config(run_dir: Path, experiment: Experiment) -> None:
     """Write the `config.json` of a run."""
-    atomic_write(run_dir / CONFIG, to_json(experiment.to_json(), indent=2) + "\n")
+    write_json(run_dir / CONFIG, experiment.to_json())
 
 
-def stored_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
+def config_to_resume(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
     """Path and values of the configuration to resume: that of the run, or of the checkpoint if `resume` is a path.
 
     None if the folder holds no run.
@@ -137,11 +129,11 @@ def stored_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] |
     """
     path = run_dir / CONFIG
     if isinstance(resume, Path) or not path.exists():
-        return _saved_config(run_dir, resume)
-    return path, read_config(path)
+        return _checkpoint_config(run_dir, resume)
+    return path, read_json(path)
 
 
-def _saved_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
+def _checkpoint_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
     """Path and values of the configuration in the checkpoint to resume; None if there is none that can be read."""
     if isinstance(resume, Path):
         paths = [find_checkpoint(resume)]
@@ -193,9 +185,9 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     if resume is not None:
         read_starts(run_dir)  # which the run will add to
         # of the checkpoint, whose hashes are checked: a `config.json` may have been edited or damaged
-        stored = _saved_config(run_dir, resume) or stored_config(run_dir, resume)
+        stored = _checkpoint_config(run_dir, resume) or config_to_resume(run_dir, resume)
         if stored is not None:
-            changes = list_changes(read_experiment(*stored), experiment)
+            changes = list_changes(parse_experiment(*stored), experiment)
             _refuse_changes_of_the_state(changes, run_dir)
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
@@ -209,7 +201,7 @@ def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
     """Raise InputError if changes of a run that has no steps left would have no effect."""
     if vain := _lines_of(changes, IN_THE_STEPS):
         raise InputError(
-            "\n  ".join([f"the run in {run_dir} has no steps left, so that these would change nothing:", *vain])
+            "\n  ".join([f"the run in {run_dir} has no steps left, so these changes would have no effect:", *vain])
             + "\ngive it more --steps, or leave them out"
         )
 

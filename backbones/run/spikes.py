@@ -20,7 +20,7 @@ from backbones.data import Source, make_batches
 from backbones.errors import shorten
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
-from backbones.run.files import atomic_path, atomic_write, to_json
+from backbones.run.files import atomic_path, write_json
 from backbones.run.model_evaluation import Predict, load_predictor
 from backbones.run.pictures import Tile, caption, draw_tiles, in_rows
 from backbones.types import Batch, Metrics
@@ -35,7 +35,7 @@ MARGIN = 0.25
 """How far a spike must be above each of these losses, as a share of the loss of equal probabilities for all classes."""
 
 MOST_STEPS, MOST_IMAGES = 10, 64
-"""Steps of a run that are looked into, and images of each that are drawn."""
+"""Steps of a run that are reported, and images of each that are drawn."""
 
 
 class BadStep(NamedTuple):
@@ -47,13 +47,13 @@ class BadStep(NamedTuple):
     reason: str
 
 
-class LossWatch:
+class SpikeDetector:
     """Finds the steps that are not finite, and spikes of the loss.
 
     Args:
-        threshold: a loss is a spike if it is so many median absolute deviations above the median of the last `WINDOW`
-            finite losses before it, of which there must be `LEAST`; None for no spikes.
-        margin: and if it is above each of them by so much.
+        threshold: a loss is a spike if it is this many median absolute deviations above the median of the last
+            `WINDOW` finite losses before it, of which there must be `LEAST`; None for no spikes.
+        margin: and if it is above each of them by this much.
         recent: the last of the losses before the first step, which a checkpoint has kept.
     """
 
@@ -70,8 +70,8 @@ class LossWatch:
         """Take note of a step, whose metrics may not be computed yet."""
         self._waiting.append((step, metrics["loss"], metrics["nonfinite"]))
 
-    def look(self) -> list[BadStep]:
-        """The bad ones of the steps since the last look, in their order; waits for the device."""
+    def bad_steps(self) -> list[BadStep]:
+        """The bad ones of the steps added since the last call, in their order; waits for the device."""
         if not self._waiting:
             return []
         steps, *values = zip(*self._waiting, strict=True)
@@ -100,29 +100,26 @@ class LossWatch:
         )
 
 
-def watch_losses(experiment: Experiment, num_classes: int) -> LossWatch:
+def make_spike_detector(experiment: Experiment, num_classes: int) -> SpikeDetector:
     """What finds the bad steps of an experiment."""
-    of_a_guess = experiment.make_loss()(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)).item()
-    return LossWatch(experiment.spike, margin=MARGIN * of_a_guess)
+    logits, labels = torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)
+    of_a_guess = experiment.make_loss()(logits, labels, None, label_smoothing=0.0).item()
+    return SpikeDetector(experiment.spike, margin=MARGIN * of_a_guess)
 
 
-LookInto = Callable[[BadStep], None]
-"""`look_into(bad_step)` tells which samples a step has seen."""
-
-
-def make_look_into(
+def make_bad_step_report(
     run_dir: Path, experiment: Experiment, source: Source, device: torch.device, print_line: Callable[[str], None]
-) -> LookInto:
-    """Look into the bad steps of a run: `spikes/STEP.json` lists the samples, and `spikes/STEP.png` shows them.
+) -> Callable[[BadStep], None]:
+    """What reports a bad step of a run: `spikes/STEP.json` lists its samples, and `spikes/STEP.png` shows them.
 
     They are made again from the seed and the step: nothing is kept for them. The samples with the largest losses come
-    first, under the parameters of the newest checkpoint, which is of an earlier step: those of that very step are gone,
-    and those of now have learned from these samples, or are not finite. Rank 0 alone looks, into `MOST_STEPS` steps of
-    a run at most. What goes wrong with it is printed, and the training goes on.
+    first. These are losses under the parameters of the newest checkpoint, which is of an earlier step: those of the
+    step itself are not stored, and the current ones were trained on these samples, or are not finite. Only rank 0
+    reports, at most `MOST_STEPS` steps of a run. If that fails, the reason is printed, and the training goes on.
     """
     folder = run_dir / SPIKES
 
-    def look_into(bad: BadStep) -> None:
+    def report(bad: BadStep) -> None:
         if not distributed.is_main():
             return
         if len({path.stem for path in folder.glob("*.json")} - {str(bad.step)}) >= MOST_STEPS:
@@ -130,7 +127,7 @@ def make_look_into(
         try:
             checkpoint = read_checkpoint(find_checkpoint(run_dir))
             predict, step = load_predictor(checkpoint, experiment, device), checkpoint.manifest.step
-            batch, losses = see_batch(bad.step, experiment, source, predict, device)
+            batch, losses = recompute_batch(bad.step, experiment, source, predict, device)
             samples, tiles = describe_samples(batch, losses, source)
             shown = [
                 f"{sample.get('file', sample['index'])} ({sample['class']}, {tile.caption[-1]})"
@@ -143,14 +140,14 @@ def make_look_into(
                 title = f"{experiment.name}, step {bad.step}: {bad.reason}. Losses under the parameters of step {step}"
                 draw_tiles(in_rows(tiles[:MOST_IMAGES]), path, title=title)
             content = {"step": bad.step, "reason": bad.reason, "parameters_of_step": step, "samples": samples}
-            atomic_write(folder / f"{bad.step}.json", to_json(content, indent=2) + "\n")
+            write_json(folder / f"{bad.step}.json", content)
         except Exception as error:  # whatever it is
-            print_line(f"warning: cannot look into step {bad.step}: {error}")
+            print_line(f"warning: cannot report step {bad.step}: {error}")
 
-    return look_into
+    return report
 
 
-def see_batch(
+def recompute_batch(
     step: int, experiment: Experiment, source: Source, predict: Predict, device: torch.device
 ) -> tuple[Batch, Tensor]:
     """The whole batch of a step of training, counted from 1, as the model saw it.

@@ -192,8 +192,9 @@ def module_table(events: list[FunctionEvent], time_of: Measure, *, seconds: floa
     total = 1e6 * seconds / num_steps
     backward = _backward_times(events, time_of)
     rows: dict[str, list[FunctionEvent]] = {}
+    steps = [event for event in events if event.name == "train_step"]
     for event in filter(_is_module, events):
-        if event.name.count(".") <= DEPTH:
+        if event.name.count(".") <= DEPTH and _is_within(event, steps):  # not in an evaluation between two steps
             rows.setdefault(event.name, []).append(event)
     lines = ["| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
     for name, found in rows.items():

@@ -20,9 +20,9 @@ import backbones.distributed as distributed
 from backbones.component import import_object
 from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment
-from backbones.run.files import atomic_write, to_json
+from backbones.run.files import read_json, write_json
 from backbones.run.preemption import Preempted
-from backbones.run.run_dir import flatten, read_config
+from backbones.run.run_dir import flatten
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ class _Sender:
     def _keep_id(self, run_id: str) -> None:
         with _ids_lock:
             ids = {**_read_ids(self._run_dir), self._name: run_id}
-            atomic_write(self._run_dir / IDS, to_json(ids, indent=2) + "\n")
+            write_json(self._run_dir / IDS, ids)
 
     def _print(self, message: str) -> None:
         tqdm.write(f"warning: --log-to {self._name}: {message}", file=sys.stderr)  # above the progress bar
@@ -254,4 +254,4 @@ _ids_lock = threading.Lock()
 
 def _read_ids(run_dir: Path) -> dict[str, str]:
     """Name of a tracker -> id of the run in it."""
-    return read_config(run_dir / IDS) if (run_dir / IDS).exists() else {}
+    return read_json(run_dir / IDS) if (run_dir / IDS).exists() else {}

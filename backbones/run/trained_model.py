@@ -16,8 +16,8 @@ from backbones.data import DataInfo
 from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.models import Model, with_autocast
-from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, weights_of
-from backbones.run.run_dir import read_experiment
+from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, saved_weights
+from backbones.run.run_dir import parse_experiment
 from backbones.types import ModelState, Params
 
 
@@ -52,7 +52,7 @@ def read_trained(run: Path, which: Which = "latest") -> tuple[Checkpoint, Experi
         InputError: there is no such checkpoint, it is corrupt, or this version has no such experiment.
     """
     checkpoint = read_checkpoint(find_checkpoint(run, which))
-    return checkpoint, read_experiment(checkpoint.path, checkpoint.manifest.experiment)
+    return checkpoint, parse_experiment(checkpoint.path, checkpoint.manifest.experiment)
 
 
 def load_model(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> TrainedModel:
@@ -64,7 +64,7 @@ def load_model(checkpoint: Checkpoint, experiment: Experiment, device: torch.dev
     info = checkpoint.manifest.info
     precision = machine.choose_precision(experiment.precision, device)
     model = with_autocast(experiment.make_model(info), getattr(torch, precision))
-    params, model_state = tree.map(lambda leaf: leaf.to(device), weights_of(checkpoint.arrays))
+    params, model_state = tree.map(lambda leaf: leaf.to(device), saved_weights(checkpoint.arrays))
     saved = {name: tuple(leaf.shape) for name, leaf in {**params, **model_state}.items()}
     leaves = [*model.skeleton.named_parameters(), *model.skeleton.named_buffers()]
     wanted = {name: tuple(leaf.shape) for name, leaf in leaves}

@@ -131,7 +131,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
         ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of none, flip, flip+shift"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
-        ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is no image, or damaged"),
+        ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is not an image, or is damaged"),
     ],
     ids=str,
 )
@@ -159,6 +159,28 @@ def test_nan_is_wrong_as_in_training() -> None:
     logits = torch.tensor([[math.nan, math.nan], [0.0, 1.0], [math.nan, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     evaluation = evaluate_model(lambda images: logits, source, batch_size=6, device=CPU)
     assert evaluation.top1 == in_top_k(logits, source.labels, 1).double().mean() == 3 / 6
+    assert evaluation.confusion.trace() == 3 and evaluation.confusion.sum() == 6
+
+
+def unlabelled(device: torch.device = CPU) -> Dataset:
+    """Digits, of which some have no label, as a source may say."""
+    dataset = digits(device)
+    return dataset._replace(test=dataset.test._replace(labels=dataset.test.labels - 1))
+
+
+def test_labels_that_are_no_classes(finished: Path) -> None:
+    with pytest.raises(InputError, match=r"\d+ of the 364 test labels are outside 0 to 9: -1"):
+        evaluate(finished, data=f"{__name__}:unlabelled")
+
+
+def test_files_are_written_into_the_run_folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a checkpoint is named from within it."""
+    shutil.copytree(finished, tmp_path / "run")
+    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    for folder, name in (("checkpoints", str(step)), (f"checkpoints/{step}", ".")):
+        monkeypatch.chdir(tmp_path / "run" / folder)
+        evaluate(Path(name))
+        (tmp_path / "run" / "evaluation.json").unlink()
 
 
 def test_a_model_whose_code_was_changed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

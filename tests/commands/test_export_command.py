@@ -22,7 +22,7 @@ from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.models.state_dict import read_state_dict
 from backbones.optim import evaluation_params
-from backbones.run.checkpoint import load_arrays, read_checkpoint, weights_of
+from backbones.run.checkpoint import load_arrays, read_checkpoint, saved_weights
 from backbones.run.export import FORMATS
 from backbones.run.model_evaluation import load_predictor
 
@@ -57,7 +57,7 @@ def test_weights(format: str, finished: Path, tmp_path: Path, capsys: pytest.Cap
     state = load_arrays(AVERAGED_AIRBENCH.make().state, checkpoint.arrays)
     averaged = evaluation_params(state.opt_state, state.params)
     assert not torch.equal(weights["head.weight"], state.params["head.weight"])
-    wanted = tree.sha256({**averaged, **weights_of(checkpoint.arrays)[1]})
+    wanted = tree.sha256({**averaged, **saved_weights(checkpoint.arrays)[1]})
     assert tree.sha256(weights) == tree.sha256(read_state_dict(out)) == wanted
 
 

@@ -28,7 +28,7 @@ from backbones.run.feature_table import read_table, write_table
 from backbones.run.pictures import Tile
 from backbones.run.probe import probe_table
 from backbones.run.run import run
-from backbones.run.run_dir import read_experiment
+from backbones.run.run_dir import parse_experiment
 from backbones.run.trained_model import load_model, read_trained
 
 
@@ -67,7 +67,7 @@ def test_the_table_of_a_run(finished: Path, written: Path) -> None:
     """Of its averaged weights; other programs read it."""
     path = find_checkpoint(finished)
     content = read_checkpoint(path)
-    trained = load_model(content, read_experiment(path, content.manifest.experiment), CPU)
+    trained = load_model(content, parse_experiment(path, content.manifest.experiment), CPU)
     table, rows = read_table(written), torch.tensor([0, 5, 363])
     wanted = trained.features(digits().test.read(rows, rows))["pooled"]
     torch.testing.assert_close(torch.from_numpy(table.of_split("test").features)[rows], wanted, rtol=1e-4, atol=1e-5)
@@ -202,7 +202,7 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
         "--batch-size is 0": lambda: features(finished, out=tmp_path / "x.npz", batch_size=0),
         "--per-class is 0": lambda: probe(written, per_class=0),
         "--seed is -1": lambda: probe(written, seed=-1),
-        "empty.npz is no table of features": lambda: probe(empty),
+        "empty.npz is not a table of features": lambda: probe(empty),
         "there is no file": lambda: probe(tmp_path / "x.parquet"),
         "cannot be read as parquet": lambda: probe(text),
         "no image files are named; give some after the run": lambda: explain(finished, ()),

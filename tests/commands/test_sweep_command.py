@@ -140,7 +140,7 @@ def test_a_sweep_is_continued_by_its_folder_alone(calls: list[dict], capsys: pyt
     with pytest.raises(InputError, match="unknown member '2'"):
         main(["--resume", "here", "--only", "2"])
     (Path("here") / SWEEP).write_text('{"members": []}')
-    with pytest.raises(InputError, match="is no sweep of this program"):
+    with pytest.raises(InputError, match="is not a sweep of this program"):
         main(["--resume", "here"])
 
 

@@ -187,7 +187,7 @@ def test_roles() -> None:
     assert roles["classifier.1.weight"][:2] == ("head", "matrix")
     assert [name for name, role in roles.items() if role.part == "stem"] == ["features.0.weight", "features.0.bias"]
     roles = from_module(lambda: nn.Sequential(nn.Embedding(5, 2), nn.PReLU(), nn.Conv2d(2, 3, 3))).roles
-    assert {role.part for role in roles.values()} == {"stem", "trunk"}  # a 3x3 convolution is no head
+    assert {role.part for role in roles.values()} == {"stem", "trunk"}  # a 3x3 convolution is not a head
     assert roles["0.weight"].kind == "embedding" and roles["1.weight"].kind == "scale"
 
 

@@ -18,7 +18,7 @@ from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.optim import GradientTransformation
-from backbones.run.checkpoint import read_checkpoint, weights_of
+from backbones.run.checkpoint import read_checkpoint, saved_weights
 from backbones.run.run import run
 from backbones.train_step import init_train_state
 from backbones.types import OptState, Params, Updates
@@ -135,7 +135,7 @@ def test_states_that_keep_what_they_were_given(stop: int, compile: str, wanted: 
     run(dataclasses.replace(experiment, steps=stop), run_dir=tmp_path / "run")
     if stop < 8:
         run(experiment, run_dir=tmp_path / "run", resume="latest")
-    got, _ = weights_of(read_checkpoint(tmp_path / "run" / "checkpoints" / "8").arrays)
+    got, _ = saved_weights(read_checkpoint(tmp_path / "run" / "checkpoints" / "8").arrays)
     moved = tree.map(torch.sub, wanted, OURS.make().state.params)
     for name, leaf in got.items():
         assert relative_error(leaf, wanted[name]) < 1e-3 * moved[name].norm() / wanted[name].norm()

@@ -136,7 +136,7 @@ def test_a_table_is_read_as_it_was_written(suffix: str, tmp_path: Path) -> None:
 
 def test_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(InputError, match=r"other.npz is no table of features: .*about"):
+    with pytest.raises(InputError, match=r"other.npz is not a table of features: .*about"):
         read_table(tmp_path / "other.npz")
     with pytest.raises(InputError, match=r"there is no file .*none\.npz; `backbones features RUN"):
         read_table(tmp_path / "none.npz")

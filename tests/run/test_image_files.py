@@ -70,7 +70,7 @@ def test_a_run_that_goes_on_with_other_images_says_so(tmp_path: Path, capsys: py
     assert "the images or labels" not in capsys.readouterr().err
     in_order(folder / "train")[4].unlink()
     run(dataclasses.replace(experiment, steps=9), run_dir=tmp_path / "run", resume="latest")
-    assert "warning: the images or labels are others than when this run was" in capsys.readouterr().err
+    assert "warning: the images or labels have changed since the last start" in capsys.readouterr().err
 
 
 @pytest.mark.slow

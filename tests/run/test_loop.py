@@ -8,9 +8,9 @@ import torch
 
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import SaveError
-from backbones.run.loop import Diverged, GoBack, RunningMeans, complete, train
+from backbones.run.loop import Diverged, GoBack, RunLog, RunningMeans, complete, train
 from backbones.run.preemption import Preempted
-from backbones.run.spikes import LossWatch
+from backbones.run.spikes import SpikeDetector
 from backbones.train_step import TrainState
 from experiments.digits import digits_resnet18
 
@@ -25,7 +25,7 @@ class Recorder:
         self.saved: list[tuple[int, dict[str, float]]] = []
         self.values: list[dict[str, float]] = []
         self.printed: list[str] = []
-        self.looked: list[int] = []
+        self.reported: list[int] = []
         self.folder = Path("a run/checkpoints")
         self.failed = False
         self.on_disk: list[int] = []
@@ -88,13 +88,14 @@ def run(
             weights_of=lambda state: (state.params, state.model_state),
             predict=lambda params, model_state, images: images,
         ),
+        RunLog(
+            writer=recorder,
+            checkpoints=recorder,
+            spikes=SpikeDetector(None, margin=1.0),
+            report_bad_step=lambda bad: recorder.reported.append(bad.step),
+        ),
         num_steps=num_steps,
-        means=RunningMeans({}),
-        losses=LossWatch(None, margin=1.0),
-        look_into=lambda bad: recorder.looked.append(bad.step),
         preempted=preempted,
-        writer=recorder,
-        checkpoints=recorder,
     )
     return complete(training)
 
@@ -138,7 +139,7 @@ def test_a_nonfinite_step_stops_before_anything_of_it_is_saved() -> None:
         Diverged, match=r"not finite at step 5; the last good checkpoint is step 3 in a run/checkpoints"
     ):
         run(recorder, bad_step=5)
-    assert recorder.saved == [(0, {}), (3, {})] and recorder.looked == [5]
+    assert recorder.saved == [(0, {}), (3, {})] and recorder.reported == [5]
     with pytest.raises(Diverged, match=r"at step 1; the last good checkpoint is step 0"):
         run(Recorder(), bad_step=1)
     state, _ = run(recorder, bad_step=5, experiment=dataclasses.replace(EXPERIMENT, nonfinite="skip"))
@@ -159,9 +160,9 @@ def test_a_run_that_shall_go_back_asks_for_it() -> None:
     recorder, rewind = Recorder(), dataclasses.replace(EXPERIMENT, rewind=1)
     with pytest.raises(GoBack, match="is not finite") as error:
         run(recorder, bad_step=5, experiment=rewind)
-    assert error.value.bad.step == 5 and error.value.state.step == 6 and recorder.looked == []
+    assert error.value.bad.step == 5 and error.value.state.step == 6 and recorder.reported == []
     run(recorder, bad_step=5, experiment=dataclasses.replace(rewind, nonfinite="skip"))
-    assert recorder.looked == [5]
+    assert recorder.reported == [5]
 
 
 def test_a_preempted_run_finishes_its_step_and_saves_it() -> None:

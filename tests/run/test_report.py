@@ -246,7 +246,7 @@ def test_the_same_as_png(out: Path) -> None:
 
 
 def hostile(device: torch.device = CPU) -> Dataset:
-    """Names that are no good HTML, and more classes than a table holds."""
+    """Names that are not good HTML, and more classes than a table holds."""
     names = tuple(f'<b class="{i}">&amp;' for i in range(40))
     images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 3, 16, 16).contiguous()
     split = images, torch.arange(40)
@@ -339,7 +339,7 @@ def test_a_run_that_has_just_begun(folder: Path, tmp_path: Path) -> None:
     [
         ([], "no run was given; name one run folder or several"),
         (["absent"], "there is no folder .*absent; name a run folder"),
-        ([""], r"there is no run in .*; it holds runs: a, b, c, d; give .*/\*"),
+        ([""], r"there is no run in .*; it holds runs: a, b, c, d; give .*/\*/"),
         (["a/checkpoints"], "there is no run in .*checkpoints: no .*config.json; name a run folder"),
     ],
 )

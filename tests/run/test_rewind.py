@@ -19,14 +19,15 @@ import backbones.experiment
 from backbones.commands.reproduce import main as reproduce
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import read_manifest
+from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.rewind import MOST
 from backbones.run.run import run
-from backbones.run.run_dir import read_config, read_experiment
+from backbones.run.run_dir import read_experiment
 
 
 def stored(run_dir: Path) -> Experiment:
-    return read_experiment(run_dir / "config.json", read_config(run_dir / "config.json"))
+    return read_experiment(run_dir / "config.json")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(run_dir: Path, straight: Path) -> None:
     """Raise AssertionError unless a run is in all that is kept of it the one that was straight."""
-    ended = [read_config(path / "result.json")["params_sha256"] for path in (run_dir, straight)]
+    ended = [read_json(path / "result.json")["params_sha256"] for path in (run_dir, straight)]
     assert ended[0] == ended[1]
     assert without_times(run_dir) == without_times(straight)
     assert stored(run_dir) == PASS_OVER
@@ -132,7 +133,7 @@ def test_a_compiled_step_that_is_written_over_in_place(tmp_path: Path) -> None:
     with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         for name, experiment in (("back", REWIND), ("straight", PASS_OVER)):
             run(dataclasses.replace(experiment, compile="on", ema=None, accumulate=1), run_dir=tmp_path / name)
-    results = [read_config(tmp_path / name / "result.json") for name in ("back", "straight")]
+    results = [read_json(tmp_path / name / "result.json") for name in ("back", "straight")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
     assert without_times(tmp_path / "back") == without_times(tmp_path / "straight")
 

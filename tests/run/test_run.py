@@ -28,11 +28,12 @@ from backbones.experiment import Experiment
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
-from backbones.run.checkpoint import read_checkpoint, weights_of
+from backbones.run.checkpoint import read_checkpoint, saved_weights
+from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import read_weights, run
-from backbones.run.run_dir import read_config, read_experiment
+from backbones.run.run_dir import read_experiment
 from experiments import EXPERIMENTS
 
 
@@ -45,7 +46,7 @@ def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
     assert 0 < result["seconds"] < 600 and 50e6 < result["peak_memory"] < 50e9
     assert len(result["params_sha256"]) == 64
     config = tmp_path / "run" / "config.json"
-    assert read_experiment(config, read_config(config)) == experiment
+    assert read_experiment(config) == experiment
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {
         "config.json",
@@ -213,7 +214,9 @@ def test_a_checkpoint_elsewhere_goes_on_in_a_new_folder(experiment: Experiment, 
     run(averaged, run_dir=tmp_path / "averaged")
     run(averaged, run_dir=tmp_path / "copy", resume=tmp_path / "averaged")
     found = [read_checkpoint(tmp_path / name / "checkpoints" / "6").arrays for name in ("averaged", "copy")]
-    assert found[0].keys() == found[1].keys() and tree.sha256(weights_of(found[0])) == tree.sha256(weights_of(found[1]))
+    assert found[0].keys() == found[1].keys() and tree.sha256(saved_weights(found[0])) == tree.sha256(
+        saved_weights(found[1])
+    )
     lines = [line["step"] for line in without_times(tmp_path / "six")]
     assert lines == [line["step"] for line in without_times(tmp_path / "whole") if line["step"] > 6]
     with pytest.raises(InputError, match="holds a run already"):
@@ -438,7 +441,7 @@ def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path
     run(experiment)  # the newest has the highest number
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-vit-tiny-2", "digits-vit-tiny-3"]
     run(dataclasses.replace(experiment, name="digits-vit-tiny-3"), resume="auto")  # not that of the other experiment
-    assert read_config(Path("runs/digits-vit-tiny-3-2/config.json"))["name"] == "digits-vit-tiny-3"
+    assert read_json(Path("runs/digits-vit-tiny-3-2/config.json"))["name"] == "digits-vit-tiny-3"
 
 
 def test_epochs_are_steps(experiment: Experiment, tmp_path: Path) -> None:

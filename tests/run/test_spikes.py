@@ -25,13 +25,20 @@ from backbones.run.checkpoint import Checkpoints
 from backbones.run.loop import Diverged
 from backbones.run.pictures import to_rgb
 from backbones.run.run import run
-from backbones.run.spikes import MOST_STEPS, BadStep, LossWatch, make_look_into, see_batch, watch_losses
+from backbones.run.spikes import (
+    MOST_STEPS,
+    BadStep,
+    SpikeDetector,
+    make_bad_step_report,
+    make_spike_detector,
+    recompute_batch,
+)
 
 
-def look(watch: LossWatch, losses: Sequence[float], first: int = 1, flags: Sequence[int] = ()) -> list[int]:
+def bad_steps(detector: SpikeDetector, losses: Sequence[float], first: int = 1, flags: Sequence[int] = ()) -> list[int]:
     for step, loss in enumerate(losses, start=first):
-        watch.add(step, {"loss": torch.tensor(loss), "nonfinite": torch.tensor(int(step in flags))})
-    return [bad.step for bad in watch.look()]
+        detector.add(step, {"loss": torch.tensor(loss), "nonfinite": torch.tensor(int(step in flags))})
+    return [bad.step for bad in detector.bad_steps()]
 
 
 def noisy(n: int, scale: float = 0.1) -> list[float]:
@@ -39,49 +46,49 @@ def noisy(n: int, scale: float = 0.1) -> list[float]:
 
 
 def test_a_spike_is_far_above_the_median() -> None:
-    assert look(LossWatch(10, margin=0.1), [*noisy(50), 9.0, *noisy(50)]) == [51]
-    for watch in (LossWatch(None, margin=0.1), LossWatch(1000, margin=0.1), LossWatch(10, margin=10)):
-        assert look(watch, [*noisy(50), 9.0, *noisy(50)]) == []
-    assert look(LossWatch(10, margin=0.1), [*noisy(10), 9.0, *noisy(50)]) == []  # too few before it
-    assert look(LossWatch(10, margin=0.1), [*noisy(50), 9.0, 20.0, 9.0, 1.0, 20.0, 30.0]) == [51, 52, 56]
+    assert bad_steps(SpikeDetector(10, margin=0.1), [*noisy(50), 9.0, *noisy(50)]) == [51]
+    for detector in (SpikeDetector(None, margin=0.1), SpikeDetector(1000, margin=0.1), SpikeDetector(10, margin=10)):
+        assert bad_steps(detector, [*noisy(50), 9.0, *noisy(50)]) == []
+    assert bad_steps(SpikeDetector(10, margin=0.1), [*noisy(10), 9.0, *noisy(50)]) == []  # too few before it
+    assert bad_steps(SpikeDetector(10, margin=0.1), [*noisy(50), 9.0, 20.0, 9.0, 1.0, 20.0, 30.0]) == [51, 52, 56]
     deviation = sorted(abs(loss - sorted(noisy(49))[24]) for loss in noisy(49))[24]
     bound = sorted(noisy(49))[24] + 10 * deviation
-    assert look(LossWatch(10, margin=0.1), [*noisy(49), bound - 0.01]) == []
-    assert look(LossWatch(10, margin=0.1), [*noisy(49), bound + 0.01]) == [50]
+    assert bad_steps(SpikeDetector(10, margin=0.1), [*noisy(49), bound - 0.01]) == []
+    assert bad_steps(SpikeDetector(10, margin=0.1), [*noisy(49), bound + 0.01]) == [50]
 
 
 def test_a_loss_that_falls_or_rises_slowly_has_no_spike() -> None:
-    assert look(LossWatch(10, margin=0.1), [5 * 0.97**i for i in range(300)]) == []
-    assert look(LossWatch(10, margin=0.1), [0.01 * i for i in range(300)]) == []
+    assert bad_steps(SpikeDetector(10, margin=0.1), [5 * 0.97**i for i in range(300)]) == []
+    assert bad_steps(SpikeDetector(10, margin=0.1), [0.01 * i for i in range(300)]) == []
     small = [1e-3 * (1 + i % 7) for i in range(200)]
-    assert look(LossWatch(10, margin=0.5), [*small, 0.4]) == []  # one mistake in a batch, where there are none else
+    assert bad_steps(SpikeDetector(10, margin=0.5), [*small, 0.4]) == []  # one mistake, where there are none else
     rising = [1.0, 1.1] * 50 + [1.1 * 1.07**i for i in range(20)]
-    assert look(LossWatch(10, margin=0.5), rising) == []  # each little above the one before it
+    assert bad_steps(SpikeDetector(10, margin=0.5), rising) == []  # each little above the one before it
 
 
 def test_steps_that_are_not_finite() -> None:
-    watch = LossWatch(10, margin=0.1)
+    detector = SpikeDetector(10, margin=0.1)
     losses = noisy(50)
     losses[30], losses[40] = math.nan, 9.0
-    assert look(watch, losses, flags=[31, 45]) == [31, 41, 45] and len(watch.recent) == 48
-    assert look(watch, []) == []
+    assert bad_steps(detector, losses, flags=[31, 45]) == [31, 41, 45] and len(detector.recent) == 48
+    assert bad_steps(detector, []) == []
 
 
 def test_the_same_spikes_are_found_after_a_resume() -> None:
     losses = [*noisy(150), 9.0]
-    whole, first = LossWatch(10, margin=0.1), LossWatch(10, margin=0.1)
-    assert look(whole, losses) == [151] and look(first, losses[:145]) == []
+    whole, first = SpikeDetector(10, margin=0.1), SpikeDetector(10, margin=0.1)
+    assert bad_steps(whole, losses) == [151] and bad_steps(first, losses[:145]) == []
     recent = json.loads(json.dumps([*first.recent]))
-    second = LossWatch(10, margin=0.1, recent=recent)
-    assert len(recent) == 100 and look(second, losses[145:], first=146) == [151] and second.recent == whole.recent
+    second = SpikeDetector(10, margin=0.1, recent=recent)
+    assert len(recent) == 100 and bad_steps(second, losses[145:], first=146) == [151] and second.recent == whole.recent
 
 
 def test_the_margin_is_a_share_of_the_loss_of_a_guess() -> None:
     for loss, guess in ((cross_entropy, math.log(10)), (binary_cross_entropy, math.log(2))):
-        none = watch_losses(dataclasses.replace(POISONED, loss=use(loss), spike=None), 10)
-        assert look(none, [*noisy(50), 1e6]) == []
-        watch = watch_losses(dataclasses.replace(POISONED, loss=use(loss)), 10)
-        assert look(watch, [*[0.0] * 50, 0.249 * guess, 0.0, 0.5 * guess]) == [53]
+        none = make_spike_detector(dataclasses.replace(POISONED, loss=use(loss), spike=None), 10)
+        assert bad_steps(none, [*noisy(50), 1e6]) == []
+        detector = make_spike_detector(dataclasses.replace(POISONED, loss=use(loss)), 10)
+        assert bad_steps(detector, [*[0.0] * 50, 0.249 * guess, 0.0, 0.5 * guess]) == [53]
 
 
 def drawn(path: Path, number: int, lines: int) -> torch.Tensor:
@@ -120,7 +127,7 @@ def test_the_samples_of_a_spike_are_told_and_drawn(tmp_path: Path, capsys: pytes
     assert [path.name for path in (tmp_path / "spikes").iterdir() if path.stem != str(BAD)] == []
 
 
-def test_a_step_that_is_not_finite_is_looked_at_too(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_reported_too(tmp_path: Path) -> None:
     nan = dataclasses.replace(POISONED, augment=POISONED.augment.replace(pixel=math.nan), spike=None)
     with pytest.raises(Diverged, match=f"not finite at step {BAD}"):
         run(nan, run_dir=tmp_path / "stop")
@@ -132,14 +139,14 @@ def test_a_step_that_is_not_finite_is_looked_at_too(tmp_path: Path) -> None:
         assert content["samples"][1]["loss"] > content["samples"][2]["loss"] > 0
 
 
-def look_into(run_dir: Path, experiment: Experiment, steps: Sequence[int], dataset: Dataset | None = None) -> list[str]:
+def report(run_dir: Path, experiment: Experiment, steps: Sequence[int], dataset: Dataset | None = None) -> list[str]:
     """What is printed about steps of a run that has just begun."""
     dataset, lines = dataset or digits(), []
     (run_dir / "checkpoints").mkdir(parents=True)
     with closing(Checkpoints(run_dir / "checkpoints", experiment=experiment, info=dataset.info)) as checkpoints:
         checkpoints.save(experiment.make(dataset).state, {})
     for step in steps:
-        make_look_into(run_dir, experiment, dataset.train, CPU, lines.append)(BadStep(step, True, "a test"))
+        make_bad_step_report(run_dir, experiment, dataset.train, CPU, lines.append)(BadStep(step, True, "a test"))
     return lines
 
 
@@ -148,7 +155,7 @@ def test_files_and_mixed_targets_are_named(tmp_path: Path, monkeypatch: pytest.M
     data = use(image_folder, root=str(write_folder(tmp_path / "photos é")))
     dataset = data.make(device=CPU)
     experiment = dataclasses.replace(POISONED, data=data, augment=use(mixup, alpha=1.0), batch_size=6)
-    (line,) = look_into(tmp_path / "run", experiment, [3], dataset)
+    (line,) = report(tmp_path / "run", experiment, [3], dataset)
     samples = json.loads((tmp_path / "run" / "spikes" / "3.json").read_text())["samples"]
     batch = make_batches(dataset.train, seed=0, batch_size=6, device=CPU)(2)
     assert {sample["index"] for sample in samples} == set(batch.index.tolist())
@@ -162,19 +169,19 @@ def test_files_and_mixed_targets_are_named(tmp_path: Path, monkeypatch: pytest.M
 def test_what_goes_wrong_with_it_stops_nothing(tmp_path: Path) -> None:
     tmp_path.joinpath("run").mkdir()
     (tmp_path / "run" / "spikes").write_text("")  # where a folder is wanted
-    samples, warning = look_into(tmp_path / "run", POISONED, [1])
-    assert samples.startswith("step 1: its samples") and warning.startswith("warning: cannot look into step 1: ")
+    samples, warning = report(tmp_path / "run", POISONED, [1])
+    assert samples.startswith("step 1: its samples") and warning.startswith("warning: cannot report step 1: ")
     wrong = dataclasses.replace(POISONED, augment=use(repeated, times=7))
-    lines = look_into(tmp_path / "other", wrong, [1, 2])
-    assert lines == [f"warning: cannot look into step {i}: {MULTIPLE}" for i in (1, 2)]
+    lines = report(tmp_path / "other", wrong, [1, 2])
+    assert lines == [f"warning: cannot report step {i}: {MULTIPLE}" for i in (1, 2)]
 
 
 MULTIPLE = "got 32 images, wanted a multiple of 7: choose --batch-size so that each process gets a multiple"
 
 
-def test_only_a_few_steps_of_a_run_are_looked_into(tmp_path: Path) -> None:
+def test_only_a_few_steps_of_a_run_are_reported(tmp_path: Path) -> None:
     small = dataclasses.replace(POISONED, batch_size=2)
-    lines = look_into(tmp_path, small, [*range(1, MOST_STEPS + 3), 1])
+    lines = report(tmp_path, small, [*range(1, MOST_STEPS + 3), 1])
     assert len(lines) == MOST_STEPS + 1 and len([*(tmp_path / "spikes").glob("*.png")]) == MOST_STEPS
 
 
@@ -192,6 +199,6 @@ def test_rank_0_sees_what_all_ranks_have_seen(monkeypatch: pytest.MonkeyPatch) -
     def predict(images: torch.Tensor) -> torch.Tensor:
         return images.to(torch.float32).flatten(1)[:, 100:110] / 50
 
-    seen, losses = see_batch(5, experiment, source, predict, CPU)
+    seen, losses = recompute_batch(5, experiment, source, predict, CPU)
     assert tree.sha256(seen) == tree.sha256(tree.map(lambda *leaves: torch.cat(leaves), *parts))
     assert torch.equal(losses, cross_entropy(predict(seen.images), seen.labels)) and len(losses.unique()) == 2

@@ -29,12 +29,14 @@ def test_what_is_no_range_of_steps(text: str) -> None:
 
 
 def test_where_the_time_went(experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    experiment = replace(experiment, steps=6, accumulate=2)
+    experiment = replace(experiment, steps=6, accumulate=2, eval_every=4)  # which is not among the modules
     with pytest.raises(InputError, match="steps 1 to 6"):
         run(experiment, run_dir=tmp_path / "outside", profile=range(5, 8))
     plain = run(experiment, run_dir=tmp_path / "plain")
     profiled = run(experiment, run_dir=tmp_path / "profiled", profile=range(3, 6))
     assert profiled["params_sha256"] == plain["params_sha256"]
+    with pytest.raises(InputError, match="plain is finished: there are no steps to profile; --steps N continues it"):
+        run(experiment, run_dir=tmp_path / "plain", resume="auto", profile=range(3, 6))
     trace = json.loads((tmp_path / "profiled" / "profile-3-6.json").read_text())
     names = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
     assert names.count("train_step") == names.count("update") == 3 and names.count("backward") == 6

@@ -21,10 +21,10 @@ from backbones.errors import InputError
 from backbones.run import run as run_module
 from backbones.run.checkpoint import list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
+from backbones.run.files import read_json
 from backbones.run.metric_writer import read_metrics
 from backbones.run.preemption import Preempted
 from backbones.run.run import run
-from backbones.run.run_dir import read_config
 from backbones.run.sweep.axes import parse_axes
 from backbones.run.sweep.members import Plan, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
@@ -32,7 +32,7 @@ from backbones.vmapped import make_vmapped_step
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.parent.name: read_config(path)["params_sha256"] for path in folder.glob("*/result.json")}
+    return {path.parent.name: read_json(path)["params_sha256"] for path in folder.glob("*/result.json")}
 
 
 def params(run_dir: Path) -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_the_table_says_what_result_json_does(in_sequence: Path) -> None:
     finished = rows[:2]
     assert [row["status"] for row in rows] == ["finished"] * 2 + ["diverged"] * 2 and rows[2]["top1"] == "nan"
     for row in finished:
-        result = read_config(in_sequence / row["run"] / "result.json")
+        result = read_json(in_sequence / row["run"] / "result.json")
         for name in ("top1", "top5", "loss", "steps"):
             assert float(row[name]) == result[name]
     top1 = [100 * float(row["top1"]) for row in finished]

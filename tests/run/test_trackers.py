@@ -128,6 +128,19 @@ def test_other_ranks_send_nothing(
     assert recorder.calls == [] and list(tmp_path.iterdir()) == []
 
 
+def test_a_finished_run_sends_its_lines_to_a_new_tracker(
+    experiment: Experiment, recorder: Recorder, tmp_path: Path
+) -> None:
+    experiment = dataclasses.replace(experiment, steps=4)
+    result = run(experiment, run_dir=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run(experiment, run_dir=tmp_path, resume="latest", log_to=["trackio"]) == result
+    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    _, *sent, last, end = recorder.calls
+    assert sent == lines and last[:2] == ("log", 4) and last[2]["result/top1"] == result["top1"]
+    assert end == ("finish", None) and (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_missing_package_or_tracker_is_told_before_anything_is_written(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,7 @@ def subtree(arrays: Arrays, path: str) -> dict[str, Tensor]:
     }
 
 
-def weights_of(arrays: Arrays) -> Weights:
+def saved_weights(arrays: Arrays) -> Weights:
     """The weights that are evaluated: the average if the run keeps one, and the model state that belongs to it."""
     average = subtree(arrays, f"{EVALUATED}/0")
     if average:
@@ -70,7 +70,7 @@ def weights_of(arrays: Arrays) -> Weights:
     return subtree(arrays, "params"), subtree(arrays, "model_state")
 
 
-def describe(array: np.ndarray) -> Leaf:
+def describe_leaf(array: np.ndarray) -> Leaf:
     """Dtype, shape and hash of an array."""
     digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return Leaf(array.dtype.name, list(array.shape), digest.hexdigest())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from backbones.data import DataInfo
 from backbones.errors import InputError
 from backbones.experiment import VERSION
-from backbones.run.checkpoint.arrays import Arrays, Leaf, describe
+from backbones.run.checkpoint.arrays import Arrays, Leaf, describe_leaf
 from backbones.run.files import sync
 
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ def write_checkpoint(path: Path, arrays: Arrays, manifest: Manifest) -> None:
         content = {
             **manifest._asdict(),
             "info": manifest.info._asdict(),
-            "leaves": {name: describe(array)._asdict() for name, array in arrays.items()},
+            "leaves": {name: describe_leaf(array)._asdict() for name, array in arrays.items()},
             "files": {str(file.relative_to(temporary)): _sha256(file) for file in written},
         }
         (temporary / MANIFEST).write_text(json.dumps({"manifest": content, "sha256": _sha256_of_json(content)}))
@@ -98,7 +98,7 @@ def _check_space(folder: Path, arrays: Arrays) -> None:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a folder if it exists. It is renamed first: a partly deleted folder is no checkpoint."""
+    """Delete a folder if it exists. It is renamed first: a partly deleted folder is not a checkpoint."""
     if path.exists():
         temporary = path.with_name(path.name + "-deleted" + TEMPORARY)
         path.rename(temporary)
@@ -152,7 +152,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     restored = read_state(path / "state")
     arrays = {name: restored[name] for name in manifest.leaves}  # in the order of the tree
     for name, array in arrays.items():
-        if describe(array) != manifest.leaves[name]:
+        if describe_leaf(array) != manifest.leaves[name]:
             raise _corrupt(path, f"state/{name}", "its values are not those that were saved")
     return Checkpoint(path, manifest, arrays)
 

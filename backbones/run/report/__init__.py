@@ -83,7 +83,7 @@ def make_report(
 
 
 def _check_free(out: Path) -> None:
-    """Raise InputError if there is something at a path that is no report."""
+    """Raise InputError if there is something at a path that is not a report."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file for the report, as --out {out / 'report.html'}")
     if out.exists() and GENERATOR.encode() not in out.read_bytes()[:1000]:

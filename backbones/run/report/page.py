@@ -14,7 +14,7 @@ from torch import Tensor
 
 import backbones.run.report.text as text
 from backbones.metrics import Calibration
-from backbones.run.model_evaluation import MOST_COUNTED, null_for_nan
+from backbones.run.model_evaluation import MOST_COUNTED, ClassRow, class_rows
 from backbones.run.pictures import to_rgb
 from backbones.run.report.curves import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, make_panel
 from backbones.run.report.examine import Examined
@@ -45,7 +45,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = (picture, confusion_picture, class_rows, bins)
+    functions = (picture, confusion_picture, worst_first, bins)
     environment.globals |= {"text": text, **{function.__name__: function for function in functions}}
     panels = [
         make_panel("Top-1 accuracy on held-out images, %", groups, "test", "top1", scale=100),
@@ -69,25 +69,9 @@ def write_page(
     )
 
 
-class ClassRow(NamedTuple):
-    """Scores of a class; None where they are not defined."""
-
-    name: str
-    images: int
-    recall: float | None
-    precision: float | None
-    f1: float | None
-    confused: str
-    """The other class that its images are most often predicted as, and how many."""
-
-
-def class_rows(found: Examined) -> list[ClassRow]:
+def worst_first(found: Examined) -> list[ClassRow]:
     """The scores of each class, the worst accuracy first."""
-    evaluation, names = found.evaluation, found.class_names
-    images = evaluation.confusion.sum(dim=1).tolist()
-    scores = [null_for_nan(each) for each in evaluation.scores]
-    confused = [f"{names[other[0]]} ({other[1]})" if other else "" for other in evaluation.confused_with]
-    rows = [ClassRow(*values) for values in zip(names, images, *scores, confused, strict=True)]
+    rows = class_rows(found.evaluation, found.class_names)
     return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
+from backbones.run.files import read_json
 from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.provenance import read_starts
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, read_experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +104,15 @@ def _check_run(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; name a run folder, as runs/mine")
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-    hint = f"it holds runs: {shorten(inside)}; give {folder}/*" if inside else "name a run folder, as runs/mine"
+    hint = f"it holds runs: {shorten(inside)}; give {folder}/*/" if inside else "name a run folder, as runs/mine"
     raise InputError(f"there is no run in {folder}: no {folder / CONFIG}; {hint}")
 
 
 def _read_run(folder: Path) -> Run:
-    experiment = read_experiment(folder / CONFIG, read_config(folder / CONFIG))
+    experiment = read_experiment(folder / CONFIG)
     lines, starts = read_metrics(folder / METRICS), read_starts(folder)
     finished = (folder / RESULT).exists()
-    result = read_config(folder / RESULT) if finished else _result_so_far(experiment, lines, starts)
+    result = read_json(folder / RESULT) if finished else _result_so_far(experiment, lines, starts)
     return Run(folder, experiment, finished, result, lines, starts)
 
 

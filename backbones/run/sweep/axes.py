@@ -48,7 +48,7 @@ def parse_axis(words: Sequence[str]) -> Axis:
     """The axis that `--over FIELD VALUE...` or `--over FIELD LOW..HIGH[:log]` asks for.
 
     Raises:
-        InputError: it has no values, one of them twice, or the ends of its range are no range.
+        InputError: it has no values, one of them twice, or the ends of its range are not a range.
     """
     field, *values = words
     field = field.removeprefix("--").replace("-", "_")

@@ -78,6 +78,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         most = MOST_TO_MEASURE * seconds["sequence"]
         if IMPORTS + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
             of_vmapped = seconds_of_vmapped(sweep, dataset, memory=machine.peak_memory(device) - before)
+            _free_gpu_memory()
             if of_vmapped is not None:
                 seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
         if workers > 1:
@@ -87,6 +88,8 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
 
             torch.set_num_threads(share_of_threads(workers))
             of_step = seconds_of(step)
+            del step
+            _free_gpu_memory()
             is_worth_it = in_processes(of_step) < min(seconds.values()) and startup < most
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
             seconds["processes"] = in_processes(together or CONTENTION * of_step)
@@ -95,6 +98,12 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
     return how
+
+
+def _free_gpu_memory() -> None:
+    """Give what this process does not use any more to others on the same GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def make_step(experiment: Experiment, dataset: Dataset) -> Step:

@@ -17,9 +17,9 @@ from backbones.errors import InputError
 from backbones.experiment import VERSION, Experiment
 from backbones.models import with_pretrained
 from backbones.models.state_dict import StateDict
-from backbones.run.files import atomic_write
+from backbones.run.files import read_json, write_json
 from backbones.run.run import read_weights
-from backbones.run.run_dir import CONFIG, new_run_dir, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, new_run_dir, parse_experiment
 from backbones.run.sweep.axes import Axis, Combination
 from backbones.torch_settings import torch_settings_kept
 
@@ -154,20 +154,20 @@ def read_sweep(folder: Path) -> tuple[Sweep, Plan]:
         InputError: there is none, or it cannot be read.
     """
     path = folder / SWEEP
-    values = read_config(path)
+    values = read_json(path)
     try:
-        experiment = read_experiment(path, values["experiment"])
+        experiment = parse_experiment(path, values["experiment"])
         members = [
-            Member(**{**each, "experiment": read_experiment(path, each["experiment"])}) for each in values["members"]
+            Member(**{**each, "experiment": parse_experiment(path, each["experiment"])}) for each in values["members"]
         ]
         return Sweep(experiment, values["axes"], values["halving"], members), Plan(**values["plan"])
     except (TypeError, KeyError) as error:
-        raise InputError(f"{path} is no sweep of this program: {error!r}; start a new one") from error
+        raise InputError(f"{path} is not a sweep of this program: {error!r}; start a new one") from error
 
 
 def write_sweep(folder: Path, sweep: Sweep, plan: Plan) -> None:
     """Write `sweep.json`."""
-    atomic_write(folder / SWEEP, json.dumps({**sweep.to_json(), "plan": plan._asdict()}, indent=2) + "\n")
+    write_json(folder / SWEEP, {**sweep.to_json(), "plan": plan._asdict()})
 
 
 def find_folder(sweep: Sweep, folder: Path | None) -> Path:
@@ -187,4 +187,4 @@ def find_folder(sweep: Sweep, folder: Path | None) -> Path:
 
 
 def _holds(path: Path, sweep: Sweep) -> bool:
-    return {name: value for name, value in read_config(path).items() if name != "plan"} == sweep.to_json()
+    return {name: value for name, value in read_json(path).items() if name != "plan"} == sweep.to_json()

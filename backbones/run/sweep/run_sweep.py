@@ -7,7 +7,7 @@ from typing import Literal
 from backbones.errors import InputError
 from backbones.run.lock import locked
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, list_changes, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, list_changes, read_experiment
 from backbones.run.sweep.choose import choose_how
 from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
 from backbones.run.sweep.plot import plot_sweep
@@ -91,7 +91,7 @@ def _check_members(sweep: Sweep, folder: Path) -> None:
         path = folder / member.name / CONFIG
         if not path.is_file():
             continue
-        changes = list_changes(read_experiment(path, read_config(path)), member.experiment)
+        changes = list_changes(read_experiment(path), member.experiment)
         others = [f"{name}: {change}" for name, change in changes.items() if name not in CHANGED_BY_RUNNING]
         if others:
             raise InputError(

@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-from backbones.run.files import atomic_write
+from backbones.run.files import atomic_write, read_json
 from backbones.run.metric_writer import METRICS, read_metrics
 from backbones.run.run import RESULT
-from backbones.run.run_dir import read_config
 from backbones.run.sweep.members import Member, Sweep
 from backbones.run.sweep.ways import DIVERGED
 
@@ -51,7 +50,7 @@ def read_rows(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> list[Row
 
 def _read_row(member: Member, folder: Path, failed: Mapping[str, str]) -> Row:
     if (folder / RESULT).exists():
-        return _row(member, "finished", read_config(folder / RESULT), "steps")
+        return _row(member, "finished", read_json(folder / RESULT), "steps")
     if (folder / DIVERGED).exists():
         step = re.search(r"at step (\d+)", (folder / DIVERGED).read_text())
         return Row(member, "diverged", int(step[1]) if step else 0)

@@ -4,7 +4,6 @@ Each run is that of `train.py`, in its own folder; it goes on where it was, and 
 """
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -21,11 +20,11 @@ from tqdm import tqdm
 
 import backbones.machine as machine
 from backbones.experiment import Experiment
-from backbones.run.files import atomic_write
+from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
 from backbones.run.preemption import Preempted, handle_signals
 from backbones.run.run import RESULT, run
-from backbones.run.run_dir import CONFIG, read_config, read_experiment
+from backbones.run.run_dir import CONFIG, read_experiment
 
 DIVERGED, LOG, SCORES = "diverged.txt", "log.txt", "scores.json"
 """In the folder of a member: why it cannot go on, what it printed where several run at once, and its top-1 after each
@@ -59,7 +58,7 @@ def run_job(job: Job, preempted: Callable[[], bool] | None = None) -> None:
     """
     experiment, config = job.experiment, job.folder / CONFIG
     if experiment.rewind is not None and config.exists():  # it has noted there which steps it passes over
-        pass_over = read_experiment(config, read_config(config)).pass_over
+        pass_over = read_experiment(config).pass_over
         experiment = dataclasses.replace(experiment, pass_over=pass_over)
     try:
         result = run(experiment, run_dir=job.folder, resume="auto", until=job.until, preempted=preempted)
@@ -68,14 +67,14 @@ def run_job(job: Job, preempted: Callable[[], bool] | None = None) -> None:
     else:
         if not (job.folder / RESULT).exists():  # it has more parts to run
             scores = {**read_scores(job.folder), job.until: result["top1"]}
-            atomic_write(job.folder / SCORES, json.dumps(scores) + "\n")
+            write_json(job.folder / SCORES, {str(step): top1 for step, top1 in scores.items()})
 
 
 def read_scores(folder: Path) -> dict[int, float]:
     """Step -> top-1 of the held-out samples after it, for each part of a member's run that is done."""
     if not (folder / SCORES).exists():
         return {}
-    return {int(step): top1 for step, top1 in read_config(folder / SCORES).items()}
+    return {int(step): top1 for step, top1 in read_json(folder / SCORES).items()}
 
 
 def record_divergence(job: Job, error: Diverged) -> None:

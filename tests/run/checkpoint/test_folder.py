@@ -19,8 +19,8 @@ from backbones.run.checkpoint import (
     load_arrays,
     read_checkpoint,
     read_manifest,
+    saved_weights,
     to_arrays,
-    weights_of,
 )
 from backbones.run.checkpoint.folder import Manifest, delete_checkpoint, write_checkpoint
 from backbones.train_step import TrainState
@@ -121,7 +121,7 @@ def test_the_exported_weights_are_the_evaluated_ones(name: str, tmp_path: Path) 
     write(tmp_path / "7", state, None if name == "none" else (expected, statistics))
     checkpoint = read_checkpoint(tmp_path / "7")
     wanted = (params, state.model_state) if name == "none" else (expected, statistics)
-    assert tree.sha256(weights_of(checkpoint.arrays)) == tree.sha256(wanted)
+    assert tree.sha256(saved_weights(checkpoint.arrays)) == tree.sha256(wanted)
     assert tree.sha256(load_arrays(zeros_like(state), checkpoint.arrays)) == tree.sha256(state)
 
 
