@@ -59,7 +59,7 @@ def join() -> None:
             "torchrun, or unset them to train in one process"
         )
     if int(size) > 1:
-        # what lies on the host is sent over gloo, so that no rank waits for its GPU
+        # what is on the host is sent over gloo, so that no rank waits for its GPU
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         timeout = timedelta(seconds=TIMEOUT)
         store = _store(int(rank), int(size))

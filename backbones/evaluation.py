@@ -113,7 +113,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
         if not changed:
             return params, model_state  # these are not statistics, but a table of positions, say
-        # What a norm makes of zeros is its momentum times the statistics of the batch.
+        # Starting from zeros, a norm writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
         totals = zeros
         for step in range(NUM_BN_BATCHES):

@@ -134,7 +134,7 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
     """Give the heap as many addresses as there is free memory, which takes none of it, and ask for huge pages there.
 
     It must be large from the beginning: what it grows by later has ordinary pages. Not done where a process may have
-    only so many addresses, or where those that are not used count as taken memory.
+    a limited number of addresses, or where those that are not used count as taken memory.
     """
     limits = [resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     with suppress(OSError, OverflowError):  # no /proc

@@ -55,7 +55,7 @@ class Role(NamedTuple):
     kind: Kind
     depth: int
     """Number of the layer, for learning rates that differ by layer: 0 for the stem, then the blocks (or stages) from
-    the image on, and at last the head with what stands between the blocks and it."""
+    the image on, and last the head and any layers between the blocks and it."""
 
 
 Roles = dict[str, Role]

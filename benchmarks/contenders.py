@@ -29,7 +29,7 @@ TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-small": "vit_small_patch16_224"
 """Models of timm that are the same for images of 32x32: its ConvNets begin with the strides for ImageNet."""
 
 COMPILED: dict[str, Literal["on", "cudagraph"]] = {"compiled": "on", "CUDA graph": "cudagraph"}
-"""What comes behind the name of a contender -> how its step is compiled."""
+"""What comes after the name of a contender -> how its step is compiled."""
 
 CONTENDERS = ("ours", "by hand", *(f"{who}, {how}" for how in COMPILED for who in ("ours", "by hand")), "timm", "plain")
 
@@ -111,7 +111,7 @@ def our_module(experiment: Experiment) -> nn.Module:
 
 
 def by_hand(experiment: Experiment, module: nn.Module, *, as_people_write: bool) -> Step:
-    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that lies on the device.
+    """A loop of nn.Module, autocast, `backward()` and torch.optim, on data that is on the device.
 
     It is the best that we could write, or it leaves everything at torch's defaults: among them are convolutions in
     TF32 on a GPU. Neither needs the same results each time, as ours does.

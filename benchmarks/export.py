@@ -22,9 +22,9 @@ from backbones.data import DataInfo
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.models import MODELS
+from backbones.run.analysis.trained_model import TrainedModel, read_trained
 from backbones.run.export import FORMATS, export, read_test_images
 from backbones.run.export.formats import Content
-from backbones.run.trained_model import TrainedModel, read_trained
 from benchmarks import interleaved
 
 TABLE = ("resnet18", "mobilenet", "vit-tiny", "convnext-atto")

@@ -28,8 +28,8 @@ from tyro.conf import Positional
 import backbones.machine as machine
 from backbones.commands.exit import run_command
 from backbones.data import Dataset, image_folder, image_tar, in_memory, make_batches
+from backbones.data.image_files.workers import Workers
 from backbones.data.source import CPU
-from backbones.data.workers import Workers
 from backbones.types import Batch
 from benchmarks import interleaved, status
 from benchmarks.contenders import Precision, Setting

@@ -38,10 +38,10 @@ def main(
 ) -> None:
     """Time training steps in one process and in several, which torchrun starts: on GPUs one each, else on CPU cores.
 
-    Waiting is the share of the step that is spared when the same processes train without messages. At last comes what
-    would be left of the speed of one process over slower networks: a ring all-reduce (Patarasuk and Yuan, "Bandwidth
-    optimal all-reduce algorithms", 2009) sends 2 (n - 1) / n of the gradient, 4 bytes a parameter, while the backward
-    pass, two thirds of the step, computes; the rest is waited for.
+    Waiting is the share of the step that is spared when the same processes train without messages. The last table
+    estimates the share of the speed that is left over slower networks: a ring all-reduce (Patarasuk and Yuan,
+    "Bandwidth optimal all-reduce algorithms", 2009) sends 2 (n - 1) / n of the gradient, 4 bytes a parameter, while the
+    backward pass, two thirds of the step, computes; the rest is waited for.
 
     Args:
         models: which.
@@ -73,7 +73,7 @@ def main(
 
 
 def torchrun(number: int, args: list[str]) -> dict[str, float]:
-    """What `measure` finds in so many processes."""
+    """What `measure` finds in this many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number), "-m", __spec__.name]
     done = subprocess.run([*command, *args], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

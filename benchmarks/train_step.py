@@ -22,7 +22,7 @@ from backbones.commands.exit import run_command
 from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
-from backbones.run.overhead import measure_overhead
+from backbones.models.cost import measure_cost
 from benchmarks import interleaved, status
 from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 
@@ -145,7 +145,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             peaks[each] = end.recv()
     experiment = setting.experiment()
     info = experiment.data.make(device=CPU).info
-    macs = 3 * setting.batch_size * measure_overhead(experiment.make_model(info), info.image_shape).macs
+    macs = 3 * setting.batch_size * measure_cost(experiment.make_model(info), info.image_shape).macs
     peak_macs = {precision: each().shape[0] ** 3 / seconds[precision] for precision, each in multiply.items()}
 
     def ratio(each: str, other: str) -> float | None:
@@ -217,7 +217,7 @@ def main(
 
     Args:
         models: which; none for the ten of the reference.
-        contenders: loops to time: "ours" and "by hand", also with ", compiled" or ", CUDA graph" behind it; "timm";
+        contenders: loops to time: "ours" and "by hand", also with ", compiled" or ", CUDA graph" after it; "timm";
             "plain".
         precisions: of the model; plain is always float32.
         batch_size: images a step.

@@ -36,25 +36,29 @@ def test_seam_between_func_and_ddp(tmp_path: Path) -> None:
 OPTIONS = [
     {},
     {"accumulate": 2},
-    {"compile": "on", "model": use(Linear, dropout=0.0), "optim": use(sgd, lr=0.01), "steps": 5},
     {"optim": use(sam_sgd, lr=0.01), "ema": 0.9, "clip": 1.0, "accumulate": 2},
     {"model": use(small_resnet), "sync_batch_norm": True, "optim": use(sam_sgd, lr=0.01)},
     {"model": use(WithUnused, dropout=0.0), "optim": use(sgd, lr=0.01, weight_decay=0.1), "steps": 3},
 ]
+COMPILED = [
+    {"compile": "on", "model": use(Linear, dropout=0.0), "optim": use(sgd, lr=0.01), "steps": 5},
+    {"compile": "on", "model": use(small_resnet), "sync_batch_norm": True, "optim": use(sgd, lr=0.01), "steps": 3},
+]
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "every"), [("eager", OPTIONS), ("compiled", COMPILED)])
+def test_two_processes_train_as_one_does(name: str, every: list[dict], experiment: Experiment, tmp_path: Path) -> None:
     without_dropout = experiment.model.replace(dropout=0.0, depth=1)
     experiments = [
         dataclasses.replace(experiment, **{"model": without_dropout, "steps": 12, "eval_every": 12, **options})
-        for options in OPTIONS
+        for options in every
     ]
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
-    finished = run_ranks(2, RANKS, "train", tmp_path / "together", "no", *configs, cwd=tmp_path)
+    finished = run_ranks(2, RANKS, "train", tmp_path / name, "no", *configs, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for position, experiment in enumerate(experiments):
-        together, alone = (tmp_path / name / str(position) for name in ("together", "alone"))
+        together, alone = (tmp_path / folder / str(position) for folder in (name, "alone"))
         results = [json.loads((together / f"result-{rank}.json").read_text()) for rank in range(2)]
         assert results[0]["params_sha256"] == results[1]["params_sha256"]
 
@@ -63,8 +67,8 @@ def test_two_processes_train_as_one_does(experiment: Experiment, tmp_path: Path)
         assert len(lines) == len(others) == experiment.steps + 1
         for one, two in zip(lines, others, strict=True):
             assert (one["step"], one["split"]) == (two["step"], two["split"])
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), OPTIONS[position]
-            assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6), OPTIONS[position]
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), every[position]
+            assert two.get("accuracy") == pytest.approx(one.get("accuracy"), abs=1e-6), every[position]
 
 
 @pytest.mark.slow

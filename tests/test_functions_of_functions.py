@@ -1,4 +1,4 @@
-"""The examples of docs/functions.md: their numbers against plain autograd, finite differences and training again."""
+"""The examples of docs/torch_func.md: their numbers against plain autograd, finite differences and training again."""
 
 import importlib
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_each_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     importlib.import_module(f"docs.examples.{name}").main(num_steps=2, **options)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 2 and "nan" not in "".join(lines)
-    assert f"python -m docs.examples.{name}\n" in (ROOT / "docs" / "functions.md").read_text()
+    assert f"python -m docs.examples.{name}\n" in (ROOT / "docs" / "torch_func.md").read_text()
 
 
 @pytest.mark.parametrize("experiment", [small_vit, small_resnet], ids=lambda experiment: experiment.name)

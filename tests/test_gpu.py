@@ -27,8 +27,8 @@ from backbones.models import MODELS
 from backbones.models.base import with_autocast
 from backbones.models.mobilenet import mobilenet
 from backbones.optim import OPTIMIZERS
+from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
-from backbones.run.model_evaluation import load_predictor
 from backbones.run.run import run
 from backbones.vmapped import make_vmapped_step
 from experiments.digits import digits_resnet18

@@ -28,7 +28,7 @@ from backbones.experiment import Experiment
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import run
 from docs.architecture import draw
-from experiments import EXPERIMENTS
+from experiments import CLAIMS, EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +289,22 @@ def test_every_command_has_these_options(
                 backbones.commands.main()
             shown = capsys.readouterr().out
             assert [each for each in args if each.startswith("--") and each not in shown] == [], command
+
+
+def test_tables_say_what_the_claims_say() -> None:
+    """What `train.py --list` prints of the recipes, in the README and in docs/experiments.md."""
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/experiments.md"))
+    found = re.findall(r"`cifar10-(\S+)-plus` \| (\S+ %) \| (\S+ %)", readme)
+    rows = re.findall(r"^\| (\S+) \| (\S+ %) \| (\S+ %) \| \+", page, re.MULTILINE)
+    assert len(found) == len(rows) == 10
+    pairs = [*rows, *((name, plain, plus) for name, plus, plain in found)]
+    claimed = [
+        (f"cifar10-{name}{end}", each) for name, *both in pairs for end, each in zip(("", "-plus"), both, strict=True)
+    ]
+    small = re.findall(r"`python train.py (digits-\S+)` \| \S+ \| (\S+ %)", page)
+    assert len(small) == 10
+    for name, top1 in [*claimed, *small]:
+        assert CLAIMS[name].startswith(top1), name
 
 
 def test_a_report(

@@ -1,4 +1,4 @@
-"""What an augmentation is: a pure function of whole batches, on the device where they lie.
+"""What an augmentation is: a pure function of whole batches, on the device where they are.
 
 Those of uint8 images compute in integers after the draw, so that rounding is the same on every device, eager or
 compiled.

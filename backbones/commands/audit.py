@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from tqdm import tqdm
 from tyro.conf import Positional
@@ -16,7 +15,13 @@ from backbones.experiment import Experiment
 from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, load_arrays, to_arrays
 from backbones.run.checkpoint.find import join_steps
-from backbones.run.provenance import describe_circumstances, list_other_circumstances, read_starts
+from backbones.run.provenance import (
+    describe_circumstances,
+    list_other_circumstances,
+    list_resumes,
+    read_starts,
+    use_recorded_threads,
+)
 from backbones.run.run_dir import parse_experiment
 from backbones.torch_settings import torch_settings_kept
 
@@ -48,9 +53,8 @@ def audit(
     first, last = before.manifest.step, after.manifest.step
     starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
     experiment = parse_experiment(after.path, after.manifest.experiment)
-    num_threads = starts[-1].get("num_threads") if starts else None  # which decides how sums are rounded
     with torch_settings_kept():
-        torch.set_num_threads(num_threads or torch.get_num_threads())
+        use_recorded_threads(starts)
         now, circumstances = train_again(experiment, before, after)
     if not distributed.is_main():
         return True
@@ -60,9 +64,8 @@ def audit(
     width = max(map(len, different), default=0)
     for name in different:
         print(f"{name:{width}s} {describe_difference(after.arrays[name], now[name])}")
-    for start in starts:
-        for name, change in start["changes"].items() if first < start["step"] else ():
-            print(f"the run was resumed from step {start['step']} with other settings: {name}: {change}")
+    for line in list_resumes("the run", starts, after=first):
+        print(line)
     for difference in list_other_circumstances(starts[-1], circumstances) if starts else ():
         print(f"other circumstances: {difference}")
     return not different

@@ -9,8 +9,8 @@ from backbones.component import Use
 from backbones.data.source import CPU
 from backbones.errors import Count, InputError, Range, check_values
 from backbones.experiment import Experiment
-from backbones.run.augment_sheet import make_sheet
-from backbones.run.pictures import save_tiles
+from backbones.run.analysis.augment_sheet import make_sheet
+from backbones.run.analysis.pictures import save_tiles
 from backbones.run.run_dir import CONFIG, read_experiment
 
 Step = Annotated[int, Range("[0, inf)")]

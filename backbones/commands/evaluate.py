@@ -12,11 +12,10 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 from backbones.commands.options import read_dataset
 from backbones.data import DataInfo
-from backbones.data.images import read_images
-from backbones.data.listing import shown
+from backbones.data.image_files.images import read_images
+from backbones.data.image_files.listing import shown
 from backbones.errors import Count, check_values
-from backbones.run.checkpoint import parse_saved
-from backbones.run.model_evaluation import (
+from backbones.run.analysis.model_evaluation import (
     Evaluation,
     Predict,
     check_fits,
@@ -25,7 +24,8 @@ from backbones.run.model_evaluation import (
     load_predictor,
     write_evaluation,
 )
-from backbones.run.trained_model import read_trained
+from backbones.run.analysis.trained_model import read_trained
+from backbones.run.checkpoint import parse_saved
 from backbones.torch_settings import in_full_float32
 from backbones.tta import Tta
 

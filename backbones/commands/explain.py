@@ -9,12 +9,12 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.data.images import read_images
+from backbones.data.image_files.images import read_images
 from backbones.errors import InputError, check_known
+from backbones.run.analysis.explain import default_layers, draw_map, make_maps
+from backbones.run.analysis.pictures import Tile, save_tiles
+from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import parse_saved
-from backbones.run.explain import default_layers, draw_map, make_maps
-from backbones.run.pictures import Tile, save_tiles
-from backbones.run.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
 
 SIDE = 192

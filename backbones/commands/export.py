@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import parse_saved
 from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
-from backbones.run.trained_model import read_trained
 
 NUM_IMAGES = 100
 """Held-out images with which an exported model is compared."""

@@ -11,12 +11,12 @@ import backbones.tree as tree
 from backbones.commands.options import read_dataset
 from backbones.commands.probe import format_accuracies
 from backbones.errors import Count, InputError, check_values
+from backbones.run.analysis.feature_table import check_new, write_table
+from backbones.run.analysis.features import check_image_shape, check_layer, extract
+from backbones.run.analysis.probe import probe_table
+from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import parse_saved
-from backbones.run.feature_table import check_new, write_table
-from backbones.run.features import check_image_shape, check_layer, extract
 from backbones.run.files import write_json
-from backbones.run.probe import probe_table
-from backbones.run.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
 
 

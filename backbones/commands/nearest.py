@@ -10,13 +10,13 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.options import read_dataset
-from backbones.data.images import read_images
+from backbones.data.image_files.images import read_images
 from backbones.errors import Count, InputError, check_values
-from backbones.run.feature_table import read_table
-from backbones.run.features import to_vectors
-from backbones.run.pictures import Tile, save_tiles
-from backbones.run.probe import find_nearest
-from backbones.run.trained_model import load_model, read_trained
+from backbones.run.analysis.feature_table import read_table
+from backbones.run.analysis.features import to_vectors
+from backbones.run.analysis.pictures import Tile, save_tiles
+from backbones.run.analysis.probe import find_nearest
+from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
 
 

@@ -7,8 +7,8 @@ import tyro
 from tyro.conf import Positional
 
 from backbones.errors import Count, Range, check_values
-from backbones.run.feature_table import read_table
-from backbones.run.probe import probe_table
+from backbones.run.analysis.feature_table import read_table
+from backbones.run.analysis.probe import probe_table
 
 Seed = Annotated[int, Range("[0, inf)")]
 

@@ -11,7 +11,7 @@ import backbones.distributed as distributed
 from backbones.component import use
 from backbones.errors import Count, InputError, check_known, checked
 from backbones.models import MODELS
-from backbones.run.overhead import layer_table, measure_latency, measure_overhead
+from backbones.models.cost import layer_table, measure_cost, measure_latency
 from backbones.torch_settings import in_full_float32
 
 
@@ -69,7 +69,7 @@ def profile(
     rows = []
     for name in tqdm(names, unit="model", disable=None):
         model = use(MODELS[name]).make(**given)  # ignores what is not a parameter of it
-        row = {"model": name, **measure_overhead(model, image_shape)._asdict()}
+        row = {"model": name, **measure_cost(model, image_shape)._asdict()}
         row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
         rows.append({**row, "batch_size": batch_size, "device": torch_device.type})
     if json:

@@ -3,8 +3,6 @@
 import shlex
 from pathlib import Path
 
-import torch
-
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.train import parse, train
@@ -13,7 +11,7 @@ from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.files import read_json
 from backbones.run.metric_writer import METRICS, TIMES, read_metrics
-from backbones.run.provenance import list_other_circumstances, read_starts
+from backbones.run.provenance import list_other_circumstances, list_resumes, read_starts, use_recorded_threads
 from backbones.run.run import RESULT
 from backbones.run.run_dir import CONFIG, list_changes, read_experiment
 from backbones.torch_settings import torch_settings_kept
@@ -36,9 +34,7 @@ def main(args: list[str]) -> bool:
     command = parse(args, {}, prog="backbones reproduce RUN")
     starts = distributed.on_main(lambda: read_starts(before))
     with torch_settings_kept():
-        if starts:
-            num_threads = starts[-1].get("num_threads", torch.get_num_threads())
-            torch.set_num_threads(num_threads)  # their number decides how sums are rounded
+        use_recorded_threads(starts)
         train(command)
     return distributed.on_main(lambda: compare_runs(before, command.run_dir or new))
 
@@ -71,9 +67,8 @@ def compare_runs(before: Path, now: Path) -> bool:
     for name, change in settings.items():
         print(f"other settings: {name}: {change}")
     starts = [read_starts(run_dir) for run_dir in runs]
-    for start in starts[0]:
-        for name, change in start.get("changes", {}).items():
-            print(f"{before} was resumed from step {start.get('step')} with other settings: {name}: {change}")
+    for line in list_resumes(str(before), starts[0]):
+        print(line)
     for difference in list_other_circumstances(starts[0][-1], starts[1][-1]) if all(starts) else ():
         print(f"other circumstances: {difference}")
     return equal

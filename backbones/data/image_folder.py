@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.data.files import image_files
-from backbones.data.kept import Stamps, kept_listing, stamp
-from backbones.data.listing import Listing, is_image, list_tree
+from backbones.data.image_files import image_files
+from backbones.data.image_files.listing import Listing, is_image, list_tree
+from backbones.data.image_files.listing_cache import Stamps, cached_listing, stamp
 from backbones.errors import InputError
 
 
@@ -21,7 +21,7 @@ def list_folder(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")
-    return kept_listing(root, "folder", lambda: _scan(root))
+    return cached_listing(root, "folder", lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.data.files import image_files
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
+from backbones.data.image_files import image_files
+from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
 from backbones.errors import InputError
 
 COLUMNS = "path, label and, if it holds both splits, split (train or test)"

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.data.files import image_files
-from backbones.data.kept import Stamps, kept_listing, stamp
-from backbones.data.listing import Listing, is_image, list_tree
+from backbones.data.image_files import image_files
+from backbones.data.image_files.listing import Listing, is_image, list_tree
+from backbones.data.image_files.listing_cache import Stamps, cached_listing, stamp
 from backbones.errors import InputError
 
 COMPRESSED = {
@@ -26,14 +26,14 @@ COMPRESSED = {
 
 
 def list_tar(root: Path) -> Listing:
-    """All image files in the tar `root`, which is gone through once; then each is read from where it lies.
+    """All image files in the tar `root`, which is gone through once; then each is read from where it is.
 
     Raises:
         InputError: it is not an uncompressed tar, is cut short, or holds no images.
     """
     if not root.is_file():
         raise InputError(f"{root} is not a file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")
-    return kept_listing(root, "tar", lambda: _scan(root))
+    return cached_listing(root, "tar", lambda: _scan(root))
 
 
 def _scan(root: Path) -> tuple[Listing, Stamps]:
@@ -56,7 +56,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                 elif not is_hidden and (member.issym() or (is_image(name) and member.issparse())):
                     raise InputError(
                         f"{name} in {root} is a symbolic link or a sparse file, which cannot be read from where it "
-                        "lies; make the tar anew: tar --dereference -cf, without --sparse"
+                        "is; make the tar anew: tar --dereference -cf, without --sparse"
                     )
                 elif member.isfile() or member.islnk():
                     original = str(PurePosixPath(member.linkname))

@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.data.files import image_files
-from backbones.data.kept import Stamps, kept_listing, kept_path, named_after, replacing, stamp
-from backbones.data.listing import TEST_NAMES, Files, Listing, Names, choose_splits
+from backbones.data.image_files import image_files
+from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, choose_splits
+from backbones.data.image_files.listing_cache import Stamps, cache_path, cached_listing, named_after, replacing, stamp
 from backbones.errors import InputError, shorten
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -42,7 +42,7 @@ def list_parquet(root: Path) -> Listing:
 
     A file belongs to the split that its name begins with, such as `data/train-00000-of-00001.parquet`, or that a folder
     it is in is named after. No image in it can be read alone: all are copied once, encoded as they are, into one file
-    beside the listing (see `kept.py`).
+    beside the listing (see `listing_cache.py`).
 
     Raises:
         InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
@@ -50,13 +50,13 @@ def list_parquet(root: Path) -> Listing:
     paths = sorted(filter(Path.is_file, root.rglob("*.parquet") if root.is_dir() else [root]))
     if not paths:
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
-    return kept_listing(root, "parquet", lambda: _extract(root, paths), paths)
+    return cached_listing(root, "parquet", lambda: _extract(root, paths), paths)
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
     pyarrow = import_pyarrow("--data parquet")
     stamps = {str(path.resolve()): stamp(path) for path in paths}
-    store = kept_path(root, "images", "bin")
+    store = cache_path(root, "images", "bin")
     rows: dict[str, list[tuple[str, Any, int, int]]] = {}  # name, label, and where the bytes are in the store
     named: dict[Path, list[str]] = {}  # file -> names of its classes
     splits = [_split_of(path.relative_to(root) if root.is_dir() else Path(path.name)) for path in paths]

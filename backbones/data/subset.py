@@ -11,7 +11,7 @@ from backbones.errors import Count, checked
 
 @checked
 def take_per_class(dataset: Dataset, number: Count, *, seed: int = 0) -> Dataset:
-    """The same data set with so many training images of each class, drawn at random; all held-out images stay.
+    """The same data set with this many training images of each class, drawn at random; all held-out images stay.
 
     The mean and the standard deviation of the channels stay those of all training images.
 

@@ -1,4 +1,4 @@
-"""The door to torchvision's data sets: its classes know file names, checksums and where to download from."""
+"""torchvision's data-set classes, which know file names, checksums and where to download from."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from backbones.models.base import Model, with_autocast
-from backbones.models.foreign import from_module
+from backbones.models.from_module import from_module
 from backbones.models.frozen import freeze, relative_rates, select
 from backbones.models.pretrained import with_pretrained
 from backbones.models.sync_batch_norm import with_sync_batch_norm

@@ -80,7 +80,7 @@ class Conv(nn.Conv2d):
         return y.unflatten(0, (len(x), height, width)).permute(0, 3, 1, 2)
 
     def _is_faster_as_matmul(self, positions: int, dtype: torch.dtype) -> bool:
-        """Whether it is, for an output of so many pixels: as measured on an Intel Xeon, see benchmarks/README.md."""
+        """Whether it is, for an output of this many pixels: as measured on an Intel Xeon, see benchmarks/README.md."""
         if dtype != torch.bfloat16:
             return positions <= 4
         if self.kernel_size == (1, 1):

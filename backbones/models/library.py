@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError, is_out_of_memory
 from backbones.models.base import ImageShape, InitModel, Model, NumClasses
-from backbones.models.foreign import from_module
+from backbones.models.from_module import from_module
 from backbones.models.pretrained import with_pretrained
 from backbones.models.state_dict import read_state_dict
 from backbones.types import ModelState, Params

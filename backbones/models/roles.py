@@ -30,7 +30,7 @@ def _block(module: nn.Module, name: str) -> str | None:
     """What its block is called: the outermost element of a container that a parameter is in.
 
     Where elements are single layers, those between two pools are one block, as in a VGG, called as its first one; where
-    there are no pools, a layer and the norm behind it.
+    there are no pools, a layer and the norm after it.
     """
     keys = name.split(".")
     for i, key in enumerate(keys[:-1]):

@@ -43,14 +43,14 @@ def timm_arguments(architecture: str, image_shape: ImageShape, num_classes: int)
     """What `timm.create_model` is given beside the name of the architecture, which it must know.
 
     Raises:
-        InputError: it does not know the tag behind the name.
+        InputError: it does not know the tag after the name.
     """
     from timm.models import get_pretrained_cfg  # late: it takes a second
 
     channels, height, width = image_shape
     try:
         config = get_pretrained_cfg(architecture, allow_unregistered=True)
-    except RuntimeError as error:  # the part behind the dot
-        raise InputError(f"timm has no weights {architecture}: {error}; leave out what is behind the dot") from error
+    except RuntimeError as error:  # the part after the dot
+        raise InputError(f"timm has no weights {architecture}: {error}; leave out what is after the dot") from error
     size = {"img_size": (height, width)} if config is not None and config.fixed_input_size else {}
     return {"num_classes": num_classes, "in_chans": channels, **size}

@@ -6,7 +6,7 @@ from torch import nn
 
 from backbones.errors import check_known
 from backbones.models.base import ImageShape, Model, NumClasses
-from backbones.models.foreign import find_stem_and_head
+from backbones.models.from_module import find_stem_and_head
 from backbones.models.library import from_library
 from backbones.models.pretrained import fit_channels
 

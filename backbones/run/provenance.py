@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,22 @@ def list_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> lis
     one, other = ({**start.get("packages", {}), **start} for start in (before, now))
     names = sorted({*one, *other} - {"time", "command", "step", "changes", "packages"})
     return [f"{name} {one.get(name)} -> {other.get(name)}" for name in names if one.get(name) != other.get(name)]
+
+
+def list_resumes(name: str, starts: Sequence[dict[str, Any]], *, after: int = -1) -> list[str]:
+    """A line on each time that the run called `name` was resumed with other settings, from steps later than `after`."""
+    return [
+        f"{name} was resumed from step {start.get('step')} with other settings: "
+        + ", ".join(f"{option}: {change}" for option, change in changes.items())
+        for start in starts
+        if (changes := start.get("changes")) and start.get("step", 0) > after
+    ]
+
+
+def use_recorded_threads(starts: Sequence[dict[str, Any]]) -> None:
+    """Compute in as many threads as the last of the starts did: their number decides how sums are rounded."""
+    if starts:
+        torch.set_num_threads(starts[-1].get("num_threads") or torch.get_num_threads())
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:

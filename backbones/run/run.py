@@ -18,13 +18,13 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.jit import Mode
 from backbones.models import Model, with_pretrained
+from backbones.models.cost import ModelCost, measure_cost
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, saved_weights
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
 from backbones.run.loop import RunLog, Training, complete
 from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read_metrics, send_lines
-from backbones.run.overhead import Overhead, measure_overhead
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.rewind import train_and_rewind
@@ -113,8 +113,8 @@ def train_in(
     with distributed.long_timeout():
         dataset = dataset or experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
-    overhead = measure_overhead(model, dataset.info.image_shape)
-    distributed.print0(describe_run(experiment, dataset, overhead, device))
+    cost = measure_cost(model, dataset.info.image_shape)
+    distributed.print0(describe_run(experiment, dataset, cost, device))
     num_steps = experiment.num_steps(dataset)
     last_step = num_steps if until is None else min(until, num_steps)
     steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
@@ -134,7 +134,7 @@ def train_in(
         model = _start_from_weights(model, experiment.init_from, dataset.info.image_shape)
     program = experiment.make(dataset, model)
     if experiment.freeze or experiment.train_only:
-        distributed.print0(f"trained: {tree.size(program.state.params):,} of {overhead.num_params:,} parameters")
+        distributed.print0(f"trained: {tree.size(program.state.params):,} of {cost.num_params:,} parameters")
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
@@ -182,8 +182,8 @@ def train_in(
     result = {
         "experiment": experiment.name,
         "model": experiment.model.label,
-        "num_params": overhead.num_params,
-        "macs": overhead.macs,
+        "num_params": cost.num_params,
+        "macs": cost.macs,
         "steps": state.step.item(),
         **metrics,
         "seconds": writer.seconds,
@@ -260,12 +260,12 @@ HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "c
 """How a step runs, in words."""
 
 
-def describe_run(experiment: Experiment, dataset: Dataset, overhead: Overhead, device: torch.device) -> str:
+def describe_run(experiment: Experiment, dataset: Dataset, cost: ModelCost, device: torch.device) -> str:
     """One line on what is about to run."""
     channels, height, width = dataset.info.image_shape
     return (
-        f"{experiment.name}: {experiment.model.label} ({overhead.num_params / 1e6:.2f} M parameters, "
-        f"{overhead.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
+        f"{experiment.name}: {experiment.model.label} ({cost.num_params / 1e6:.2f} M parameters, "
+        f"{cost.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
         f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "
         f"{machine.choose_precision(experiment.precision, device)}, {HOW[experiment.mode(device)]}"

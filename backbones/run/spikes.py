@@ -19,10 +19,10 @@ import backbones.tree as tree
 from backbones.data import Source, make_batches
 from backbones.errors import shorten
 from backbones.experiment import Experiment
+from backbones.run.analysis.model_evaluation import Predict, load_predictor
+from backbones.run.analysis.pictures import Tile, caption, draw_tiles, in_rows
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.files import atomic_path, write_json
-from backbones.run.model_evaluation import Predict, load_predictor
-from backbones.run.pictures import Tile, caption, draw_tiles, in_rows
 from backbones.types import Batch, Metrics
 
 SPIKES = "spikes"

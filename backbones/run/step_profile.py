@@ -21,10 +21,10 @@ from backbones.train_step import TrainState
 from backbones.types import Batch, Metrics
 
 PHASES = ("augment", "forward", "backward", "update")
-"""What a train step marks; the rest of it, and what lies between two steps, are named by what they are not."""
+"""What a train step marks; the rest of it, and what is between two steps, have names of their own."""
 
 ROOT = "model"
-"""What the whole module is called; the others have their dotted names behind it."""
+"""What the whole module is called; the others have their dotted names after it."""
 
 Measure = Callable[[FunctionEvent], float]
 """A number of an event of the profiler."""
@@ -199,9 +199,9 @@ def module_table(events: list[FunctionEvent], time_of: Measure, *, seconds: floa
     lines = ["| module | forward, ms | backward, ms | share | memory kept, MB |", "|---|--:|--:|--:|--:|"]
     for name, found in rows.items():
         forward = _mean(found, time_of, num_steps)
-        behind = sum(value for owner, value in backward.items() if f"{owner}.".startswith(f"{name}.")) / num_steps
-        share, memory = (forward + behind) / total, _mean(found, _memory, num_steps) / 1e6
-        lines.append(f"| {name} | {forward / 1e3:.1f} | {behind / 1e3:.1f} | {share:.0%} | {memory:.0f} |")
+        of_backward = sum(value for owner, value in backward.items() if f"{owner}.".startswith(f"{name}.")) / num_steps
+        share, memory = (forward + of_backward) / total, _mean(found, _memory, num_steps) / 1e6
+        lines.append(f"| {name} | {forward / 1e3:.1f} | {of_backward / 1e3:.1f} | {share:.0%} | {memory:.0f} |")
     return "\n".join(lines) + "\n"
 
 

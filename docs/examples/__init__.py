@@ -1,4 +1,4 @@
-"""What pure functions over trees are good for, each in less than 40 lines: see docs/functions.md.
+"""What pure functions over trees are good for, each in less than 40 lines: see docs/torch_func.md.
 
 Here is what they share: two small networks, what trains them, all images of a split, and their losses.
 """
@@ -40,7 +40,7 @@ Losses = Callable[[Params], Tensor]
 
 
 def train(program: Program, num_steps: int, batch: Batch | None = None) -> TrainState:
-    """The state after so many steps, all on one batch if it is given."""
+    """The state after this many steps, all on one batch if it is given."""
     state = program.state
     for step in range(num_steps):
         state, _ = program.train_step(state, batch or program.batches(step))

@@ -18,7 +18,7 @@ MEMBERS = [replace(small_vit, seed=seed) for seed in range(5)]
 
 
 def ensemble_logits(num_steps: int, images: torch.Tensor) -> torch.Tensor:
-    """The logits [M, B, K] of images [B, C, H, W] by M members that are trained for so many steps."""
+    """The logits [M, B, K] of images [B, C, H, W] by M members that are trained for this many steps."""
     programs, step = [member.make() for member in MEMBERS], make_vmapped_step(MEMBERS, digits())
     states = tree.stack([program.state for program in programs])
     for i in range(num_steps):

@@ -17,7 +17,7 @@ from docs.examples import make_losses, mean, plain_sgd, small_vit, train, whole
 
 @sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 def loss_after(lr: torch.Tensor, program: Program, num_steps: int) -> torch.Tensor:
-    """The held-out loss after so many steps with this learning rate; the train step is pure."""
+    """The held-out loss after this many steps with this learning rate; the train step is pure."""
     opt_state = set_hyperparams(program.state.opt_state, base_learning_rate=lr)
     state = train(program._replace(state=program.state._replace(opt_state=opt_state)), num_steps)
     return mean(make_losses(program, state, whole(digits().test)))(state.params)

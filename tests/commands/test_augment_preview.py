@@ -13,8 +13,8 @@ from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.run.augment_sheet import make_sheet
-from backbones.run.pictures import draw_tiles, save_tiles
+from backbones.run.analysis.augment_sheet import make_sheet
+from backbones.run.analysis.pictures import draw_tiles, save_tiles
 from experiments.digits import digits_vit_tiny
 
 NAME = "experiments.digits:digits_vit_tiny"

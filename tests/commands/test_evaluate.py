@@ -16,16 +16,16 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score, top_k_accu
 from backbones.commands.evaluate import evaluate
 from backbones.component import Use, use
 from backbones.data import Dataset, digits, image_folder, in_memory
-from backbones.data.images import read_images
+from backbones.data.image_files.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy
 from backbones.metrics import calibration, in_top_k
+from backbones.run.analysis.model_evaluation import evaluate_model, load_predictor
+from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import read_checkpoint
-from backbones.run.model_evaluation import evaluate_model, load_predictor
 from backbones.run.run import run
-from backbones.run.trained_model import read_trained
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:

@@ -19,17 +19,17 @@ from backbones.commands.options import read_dataset
 from backbones.commands.probe import probe
 from backbones.component import use
 from backbones.data import Dataset, digits, image_folder, in_memory
-from backbones.data.images import read_images
+from backbones.data.image_files.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
+from backbones.run.analysis.explain import draw_map, make_maps
+from backbones.run.analysis.feature_table import read_table, write_table
+from backbones.run.analysis.pictures import Tile
+from backbones.run.analysis.probe import probe_table
+from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
-from backbones.run.explain import draw_map, make_maps
-from backbones.run.feature_table import read_table, write_table
-from backbones.run.pictures import Tile
-from backbones.run.probe import probe_table
 from backbones.run.run import run
 from backbones.run.run_dir import parse_experiment
-from backbones.run.trained_model import load_model, read_trained
 
 
 @pytest.fixture(scope="module")

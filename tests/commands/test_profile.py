@@ -5,7 +5,7 @@ import pytest
 from backbones.commands.profile import main, profile
 from backbones.errors import InputError
 from backbones.models import MODELS
-from backbones.run.overhead import measure_overhead
+from backbones.models.cost import measure_cost
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 
     profile(("vit-tiny",), image_size=16, channels=1, patch_size=8, batch_size=1, device="cpu", json=True)
     (row,) = json.loads(capsys.readouterr().out)
-    wanted = measure_overhead(MODELS["vit-tiny"]((1, 16, 16), 10, patch_size=8), (1, 16, 16))
+    wanted = measure_cost(MODELS["vit-tiny"]((1, 16, 16), 10, patch_size=8), (1, 16, 16))
     assert {name: row[name] for name in wanted._fields} == wanted._asdict()
 
 

@@ -16,19 +16,12 @@ from PIL import Image
 
 import backbones.random as random
 from backbones.component import use
-from backbones.data import (
-    DATASETS,
-    Dataset,
-    decoded as decoded_module,
-    eval_batches,
-    files as files_module,
-    image_folder,
-    make_batches,
-)
-from backbones.data.images import center_crop, decode, resize
-from backbones.data.kept import stamp
-from backbones.data.listing import Files
-from backbones.data.reader import LARGE
+from backbones.data import DATASETS, Dataset, eval_batches, image_folder, make_batches
+from backbones.data.image_files import dataset as files_module, decoded as decoded_module
+from backbones.data.image_files.images import center_crop, decode, resize
+from backbones.data.image_files.listing import Files
+from backbones.data.image_files.listing_cache import stamp
+from backbones.data.image_files.reader import LARGE
 from backbones.data.source import CPU
 from backbones.errors import InputError
 
@@ -177,9 +170,9 @@ def test_images_are_decoded_once_into_the_cache(tmp_path: Path, monkeypatch: pyt
     folder, cache = write_folder(tmp_path / "photos"), tmp_path / "deep" / "kept"
     wanted = everything(image_folder(root=str(folder)))
     written = []
-    keep = files_module.keep_decoded
+    keep = files_module.cache_decoded
     monkeypatch.setattr(
-        files_module, "keep_decoded", lambda into, parts: keep(into, lambda: (written.append(into), parts())[1])
+        files_module, "cache_decoded", lambda into, parts: keep(into, lambda: (written.append(into), parts())[1])
     )
     threads = [threading.Thread(target=image_folder, kwargs={"root": str(folder), "cache": str(cache)}) for _ in "12"]
     for thread in threads:

@@ -10,8 +10,9 @@ import torchvision.transforms.v2.functional as oracle
 from helpers.trees import encoded, random_image
 from PIL import Image
 
-from backbones.data import DataInfo, images as images_module
-from backbones.data.images import BadImage, center_crop, decode, read_images, resize
+from backbones.data import DataInfo
+from backbones.data.image_files import images as images_module
+from backbones.data.image_files.images import BadImage, center_crop, decode, read_images, resize
 from backbones.errors import InputError
 
 BLACK = (0, 0, 0)

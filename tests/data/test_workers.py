@@ -13,8 +13,8 @@ from helpers.trees import in_order, write_folder
 
 from backbones.data import batches as batches_module, image_folder
 from backbones.data.batches import AHEAD, Request
+from backbones.data.image_files.workers import Workers
 from backbones.data.source import CPU, DataInfo, Source
-from backbones.data.workers import Workers
 from backbones.errors import InputError
 
 
@@ -167,8 +167,8 @@ def test_a_worker_that_is_killed_ends_the_run(training: Process) -> None:
 WITHOUT_A_GUARD = """
 from pathlib import Path
 
-from backbones.data.decoded import one_at_a_time
-from backbones.data.workers import Workers
+from backbones.data.image_files.decoded import one_at_a_time
+from backbones.data.image_files.workers import Workers
 
 with one_at_a_time(Path("lock")):
     Workers({}, 2).start("a", "b")()

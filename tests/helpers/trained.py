@@ -7,7 +7,7 @@ from backbones.augment import make_normalize
 from backbones.data import DataInfo
 from backbones.data.source import CPU
 from backbones.models import Model
-from backbones.run.trained_model import TrainedModel
+from backbones.run.analysis.trained_model import TrainedModel
 
 
 def make_trained(model: Model, info: DataInfo) -> TrainedModel:

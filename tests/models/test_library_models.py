@@ -86,7 +86,7 @@ def test_messages() -> None:
         timm_model((3, 32, 32), 10, architecture="resnet51")
     with pytest.raises(InputError, match=r"unknown architecture of torchvision 'resnet51'; did you mean resnet50"):
         torchvision_model((3, 32, 32), 10, architecture="resnet51")
-    with pytest.raises(InputError, match=r"timm has no weights resnet50\.typo: .*; leave out what is behind the dot"):
+    with pytest.raises(InputError, match=r"timm has no weights resnet50\.typo: .*; leave out what is after the dot"):
         timm_model((3, 32, 32), 10, architecture="resnet50.typo")
     with pytest.raises(InputError, match=r"inception_v4 of timm does not take images of 3x16x16: Calculated padded"):
         timm_model((3, 16, 16), 10, architecture="inception_v4")

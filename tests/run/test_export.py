@@ -29,11 +29,11 @@ from backbones.models import LIBRARIES, MODELS, convert
 from backbones.models.counterpart import COUNTERPARTS, find_counterpart
 from backbones.models.exported import make_module, make_program
 from backbones.models.layers import conv3x3
+from backbones.run.analysis.trained_model import TrainedModel, load_model
 from backbones.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from backbones.run.export import FORMATS, Exported, _write, export
 from backbones.run.export.formats import Content, Lines
 from backbones.run.run import run
-from backbones.run.trained_model import TrainedModel, load_model
 from experiments.digits import digits_vit_tiny
 
 DOCS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)

@@ -31,9 +31,9 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.models.vit import vit_tiny
 from backbones.optim import adam, sgd
-from backbones.run.augment_sheet import make_sheet
+from backbones.run.analysis.augment_sheet import make_sheet
+from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import read_checkpoint
-from backbones.run.model_evaluation import load_predictor
 from backbones.run.report import _file_names, make_report
 from backbones.run.report.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, WIDTH, make_panel, thin
 from backbones.run.report.groups import Group, differences, group_runs

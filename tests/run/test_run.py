@@ -34,6 +34,7 @@ from backbones.run.loop import Diverged
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import read_weights, run
 from backbones.run.run_dir import read_experiment
+from backbones.torch_settings import torch_settings_kept
 from experiments import EXPERIMENTS
 
 
@@ -155,6 +156,20 @@ def test_a_users_mistake_is_one_message(
         run_command(lambda _: main(arguments.split(), EXPERIMENTS))
     assert str(exit.value).startswith("error: ") and message in str(exit.value)
     assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_an_operation_that_is_not_deterministic_is_named() -> None:
+    """As some are on CUDA; this one is nowhere."""
+
+    def put(args: list[str]) -> None:
+        with torch_settings_kept():
+            torch.use_deterministic_algorithms(True)
+            torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+
+    with pytest.raises(SystemExit) as exit:
+        run_command(put)
+    message = "put_ does not have a deterministic implementation; allow others with --no-deterministic, or use another"
+    assert str(exit.value) == f"error: {message} operation"
 
 
 def test_an_option_out_of_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

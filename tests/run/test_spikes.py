@@ -21,9 +21,9 @@ from backbones.data import Dataset, digits, image_folder, make_batches
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy, cross_entropy
+from backbones.run.analysis.pictures import to_rgb
 from backbones.run.checkpoint import Checkpoints
 from backbones.run.loop import Diverged
-from backbones.run.pictures import to_rgb
 from backbones.run.run import run
 from backbones.run.spikes import (
     MOST_STEPS,

@@ -1,4 +1,4 @@
-"""Checkpoints: a `TrainState`, and nothing else, in orbax's open format. The only importer of orbax.
+"""Checkpoints: a `TrainState`, and nothing else, in orbax's open format.
 
 arrays.py     TrainState <-> numpy arrays by path
 folder.py     one checkpoint on the disk, with a hash of all that is in it

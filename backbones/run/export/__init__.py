@@ -14,12 +14,12 @@ from backbones.data import DataInfo
 from backbones.data.source import CPU, read_some
 from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment
+from backbones.run.analysis.model_evaluation import check_fits
+from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
 from backbones.run.export.formats import FORMATS, Content, Format, Lines
 from backbones.run.export.fresh_process import compute_logits, read_weights
 from backbones.run.files import atomic_path
-from backbones.run.model_evaluation import check_fits
-from backbones.run.trained_model import load_model
 
 TOLERANCE = 1e-4
 """Largest difference of a logit; where logits are above 10, that of the largest one over 10."""

@@ -19,7 +19,7 @@ from backbones.models.convert import export_weights
 from backbones.models.counterpart import Library, arguments_of_theirs, find_counterpart
 from backbones.models.exported import make_module, make_program
 from backbones.models.state_dict import write_state_dict
-from backbones.run.trained_model import TrainedModel
+from backbones.run.analysis.trained_model import TrainedModel
 
 
 class Content(NamedTuple):

@@ -21,9 +21,9 @@ from backbones.component import Use
 from backbones.data import Dataset
 from backbones.data.source import CPU
 from backbones.errors import InputError
+from backbones.run.analysis.model_evaluation import plot_calibration, plot_confusion
+from backbones.run.analysis.pictures import draw_tiles, in_rows
 from backbones.run.files import atomic_write
-from backbones.run.model_evaluation import plot_calibration, plot_confusion
-from backbones.run.pictures import draw_tiles, in_rows
 from backbones.run.report.examine import Examined, examine
 from backbones.run.report.groups import Group, group_runs
 from backbones.run.report.overview import draw_overview

@@ -11,10 +11,10 @@ import torch
 import backbones.random as random
 from backbones.component import Use
 from backbones.data import Dataset, Source
-from backbones.run.augment_sheet import make_sheet
+from backbones.run.analysis.augment_sheet import make_sheet
+from backbones.run.analysis.model_evaluation import Evaluation, Mistake, check_fits, evaluate_model, load_predictor
+from backbones.run.analysis.pictures import Tile
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
-from backbones.run.model_evaluation import Evaluation, Mistake, check_fits, evaluate_model, load_predictor
-from backbones.run.pictures import Tile
 from backbones.run.report.runs import Run
 
 MISTAKES, SAMPLES = 24, 16

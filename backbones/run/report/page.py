@@ -14,8 +14,8 @@ from torch import Tensor
 
 import backbones.run.report.text as text
 from backbones.metrics import Calibration
-from backbones.run.model_evaluation import MOST_COUNTED, ClassRow, class_rows
-from backbones.run.pictures import to_rgb
+from backbones.run.analysis.model_evaluation import MOST_COUNTED, ClassRow, class_rows
+from backbones.run.analysis.pictures import to_rgb
 from backbones.run.report.curves import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, make_panel
 from backbones.run.report.examine import Examined
 from backbones.run.report.groups import Group, differences

@@ -11,7 +11,7 @@ from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.run.files import read_json
 from backbones.run.metric_writer import METRICS, read_metrics
-from backbones.run.provenance import read_starts
+from backbones.run.provenance import list_resumes, read_starts
 from backbones.run.run import RESULT
 from backbones.run.run_dir import CONFIG, read_experiment
 
@@ -52,12 +52,7 @@ class Run:
     @property
     def changes(self) -> list[str]:
         """A line on each time that it was resumed with other settings."""
-        return [
-            f"{self.folder} was resumed from step {start.get('step')} with other settings: "
-            + ", ".join(f"{option}: {change}" for option, change in changes.items())
-            for start in self.starts
-            if (changes := start.get("changes"))
-        ]
+        return list_resumes(str(self.folder), self.starts)
 
     @property
     def circumstances(self) -> list[str]:

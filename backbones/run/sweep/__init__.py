@@ -1,4 +1,4 @@
-"""A sweep: runs of one experiment that differ in some options, and one table of what came of them.
+"""A sweep: runs of one experiment that differ in some options, and one table of their results.
 
 axes.py      which combinations of values: a grid, or random draws
 members.py   the sweep and its members, and the folder that holds them
@@ -6,5 +6,5 @@ choose.py    which way of running them is the fastest
 ways.py      one after another, or several processes
 vmapped.py   all of them in one vmapped step
 run_sweep.py rungs of successive halving, from the first to the table
-table.py     what came of the members; plot.py draws it
+table.py     results of the members; plot.py draws them
 """

@@ -2,7 +2,7 @@
 
 sweep.json           the experiment, the axes, the members, and how they are run
 00-lr-0.001-seed-0/  the run of a member, as any other run; and diverged.txt, log.txt and scores.json, see ways.py
-table.md table.csv   what came of them; sweep.png shows it
+table.md table.csv   their results; sweep.png shows them
 """
 
 import json
@@ -45,11 +45,11 @@ class Sweep(NamedTuple):
     """What is run."""
 
     experiment: Experiment
-    """That of which the members are variants."""
+    """The experiment whose options the members vary."""
     axes: dict[str, list[str]]
     """Field -> values, or the two ends of a range, as on the command line."""
     halving: int | None
-    """At each rung of successive halving one in so many members goes on; None where all run to their end."""
+    """At each rung of successive halving one in this many members goes on; None where all run to their end."""
     members: list[Member]
 
     def rungs(self) -> list[int]:

@@ -22,7 +22,7 @@ CHANGED_BY_RUNNING = ("keep", "pass_over")
 def run_sweep(
     sweep: Sweep, folder: Path, *, how: Literal["auto"] | How = "auto", workers: int | None = None
 ) -> dict[str, str]:
-    """Run the members of a sweep, or what is left of them, and write the table and the picture of what came of them.
+    """Run the members of a sweep, or what is left of them, and write the table and the picture of their results.
 
     Args:
         sweep: what to run.

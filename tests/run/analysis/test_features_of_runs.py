@@ -16,8 +16,8 @@ from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.models import MODELS, Model, from_module
 from backbones.models.base import apply_head
-from backbones.run.feature_table import FeatureTable, check_new, read_table, write_table
-from backbones.run.features import check_image_shape, check_layer, extract, to_vectors
+from backbones.run.analysis.feature_table import FeatureTable, check_new, read_table, write_table
+from backbones.run.analysis.features import check_image_shape, check_layer, extract, to_vectors
 
 SHAPE = (3, 16, 16)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from backbones.errors import InputError, check_known
 from backbones.models.base import apply_head
 from backbones.models.vit import ViT, attention_weights
-from backbones.run.features import check_layer, layer_shapes
-from backbones.run.pictures import to_rgb
-from backbones.run.trained_model import TrainedModel
+from backbones.run.analysis.features import check_layer, layer_shapes
+from backbones.run.analysis.pictures import to_rgb
+from backbones.run.analysis.trained_model import TrainedModel
 
 
 def input_gradient(trained: TrainedModel, images: Tensor, classes: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def attention_maps(trained: TrainedModel, images: Tensor) -> dict[str, Tensor]:
     for each in matrices.values():
         rollout = (each @ rollout + rollout) / 2
     first = 0 if skeleton.cls_token is None else 1
-    patches = slice(first, first + skeleton.num_patches)  # registers are behind them
+    patches = slice(first, first + skeleton.num_patches)  # registers are after them
     queries = patches if skeleton.cls_token is None else slice(1)
     return {
         name: each[:, queries, patches].mean(dim=1).unflatten(1, skeleton.grid)

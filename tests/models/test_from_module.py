@@ -15,7 +15,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import Model, from_module, with_pretrained
-from backbones.models.foreign import _has_channels_last
+from backbones.models.from_module import _has_channels_last
 from backbones.types import ModelState, Params, Role
 
 pytestmark = pytest.mark.slow

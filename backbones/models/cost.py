@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, flop_count_table
 
 
-class Overhead(NamedTuple):
+class ModelCost(NamedTuple):
     """What one model costs."""
 
     num_params: int
@@ -26,11 +26,11 @@ class Overhead(NamedTuple):
     """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
 
 
-def measure_overhead(model: Model, image_shape: tuple[int, int, int]) -> Overhead:
+def measure_cost(model: Model, image_shape: tuple[int, int, int]) -> ModelCost:
     """Count parameters, and with fvcore multiply-accumulates and activations, for one image [C, H, W]."""
     macs, activations = _analyze(model, image_shape)
     num_params = sum(leaf.numel() for leaf in model.skeleton.parameters())
-    return Overhead(num_params, int(macs.total()), int(activations.total()))
+    return ModelCost(num_params, int(macs.total()), int(activations.total()))
 
 
 def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import backbones.distributed as distributed
-from backbones.data.images import SUFFIXES
+from backbones.data.image_files.images import SUFFIXES
 from backbones.errors import InputError, shorten
 
 TEST_NAMES = ("test", "val", "validation", "valid")

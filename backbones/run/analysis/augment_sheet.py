@@ -15,7 +15,7 @@ from backbones.component import Use
 from backbones.data import Dataset, make_batches
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
-from backbones.run.pictures import Tile, caption
+from backbones.run.analysis.pictures import Tile, caption
 
 
 class Sheet(NamedTuple):

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.kept import UNREADABLE, named_after, stamp
-from backbones.data.workers import check_main
+from backbones.data.image_files.listing_cache import UNREADABLE, named_after, stamp
+from backbones.data.image_files.workers import check_main
 from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
@@ -126,7 +126,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def keep_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarray], dict[int, str]]]]) -> None:
+def cache_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarray], dict[int, str]]]]) -> None:
     """Write the images in `parts()` into `folder`, unless an earlier run has."""
     if folder.exists():
         return

@@ -13,9 +13,9 @@ from backbones.data import digits
 from backbones.errors import InputError
 from backbones.models import MODELS, freeze, from_module
 from backbones.models.base import with_memory
-from backbones.run.explain import attention_maps, default_layers, draw_map, grad_cam, input_gradient, make_maps
-from backbones.run.pictures import Tile, save_tiles, to_rgb
-from backbones.run.trained_model import TrainedModel
+from backbones.run.analysis.explain import attention_maps, default_layers, draw_map, grad_cam, input_gradient, make_maps
+from backbones.run.analysis.pictures import Tile, save_tiles, to_rgb
+from backbones.run.analysis.trained_model import TrainedModel
 from backbones.types import ModelState, Params
 
 IMAGES, CLASSES = digits().test.read(torch.arange(3), torch.arange(3)), torch.tensor([1, 7, 7])

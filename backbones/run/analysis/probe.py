@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.errors import InputError
-from backbones.run.feature_table import FeatureTable
+from backbones.run.analysis.feature_table import FeatureTable
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Those of DINO (Caron et al., arXiv 2104.14294, appendix F.1)."""

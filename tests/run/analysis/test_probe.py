@@ -9,8 +9,16 @@ from sklearn.linear_model import LogisticRegression
 
 from backbones.data import digits
 from backbones.errors import InputError
-from backbones.run.feature_table import FeatureTable
-from backbones.run.probe import L2, find_nearest, fit_linear, fit_probe, knn_predict, probe_table, take_per_class
+from backbones.run.analysis.feature_table import FeatureTable
+from backbones.run.analysis.probe import (
+    L2,
+    find_nearest,
+    fit_linear,
+    fit_probe,
+    knn_predict,
+    probe_table,
+    take_per_class,
+)
 
 
 def pixels() -> FeatureTable:

@@ -18,9 +18,9 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores, in_top_k
+from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
 from backbones.run.files import atomic_write, json_text
-from backbones.run.trained_model import load_model
 from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.run.pictures import Tile, caption, draw_tiles, to_rgb
+from backbones.run.analysis.pictures import Tile, caption, draw_tiles, to_rgb
 
 
 def test_tiles_of_any_images_with_any_text(tmp_path: Path) -> None:

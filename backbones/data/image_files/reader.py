@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import backbones.random as random
-from backbones.data.decoded import Decoded
-from backbones.data.images import BadImage, center_crop, decode, reason_of, resize
-from backbones.data.listing import Files, shown
+from backbones.data.image_files.decoded import Decoded
+from backbones.data.image_files.images import BadImage, center_crop, decode, reason_of, resize
+from backbones.data.image_files.listing import Files, shown
 from backbones.data.source import Color
 from backbones.errors import InputError
 
@@ -106,7 +106,7 @@ class Reader(NamedTuple):
         return bad
 
     def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
-        return [self._fitted(i, keys[row]) for row, i in enumerate(index.tolist())]
+        return [self._fitted(i, key) for i, key in zip(index.tolist(), keys.unbind(), strict=True)]
 
     def _decode(self, i: int) -> Tensor:
         return decode(self.files.content(i), channels=self.channels, background=self.background)

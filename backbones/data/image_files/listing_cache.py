@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from backbones.data.listing import Files, Listing, Names
+from backbones.data.image_files.listing import Files, Listing, Names
 
 VERSION = 3
 """Of how files are listed: another one lists them anew."""
@@ -33,7 +33,7 @@ def stamp(path: Path | str) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_mode
 
 
-def kept_listing(
+def cached_listing(
     path: Path, kind: str, make: Callable[[], tuple[Listing, Stamps]], sources: Collection[Path] | None = None
 ) -> Listing:
     """The listing of `path` from an earlier run, if nothing has changed since, else `make()`.
@@ -46,7 +46,7 @@ def kept_listing(
         make: lists it, and gives the stamps of what was read for that.
         sources: the files that it is made from now, where new ones would change no stamp.
     """
-    file = kept_path(path, f"{kind}-{VERSION}", "npz")
+    file = cache_path(path, f"{kind}-{VERSION}", "npz")
     names = None if sources is None else {str(each.resolve()) for each in sources}
     with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
         stored = json.loads(bytes(arrays["stamps"]))
@@ -63,7 +63,7 @@ def kept_listing(
     return listing
 
 
-def kept_path(path: Path, kind: str, suffix: str) -> Path:
+def cache_path(path: Path, kind: str, suffix: str) -> Path:
     """Where something about the data set at `path` is kept between runs."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
     return home / f"{kind}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.{suffix}"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from backbones.models import MODELS, from_module
-from backbones.run.overhead import layer_table, measure_latency, measure_overhead
+from backbones.models.cost import layer_table, measure_cost, measure_latency
 
 
 @pytest.mark.slow
@@ -23,9 +23,9 @@ from backbones.run.overhead import layer_table, measure_latency, measure_overhea
     ],
 )
 def test_cifar_models_cost_what_the_reference_does(name: str, num_params: int, giga_macs: float) -> None:
-    overhead = measure_overhead(MODELS[name]((3, 32, 32), 10), (3, 32, 32))
-    assert overhead.num_params == num_params
-    assert overhead.macs / 1e9 == pytest.approx(giga_macs, rel=0.001)
+    cost = measure_cost(MODELS[name]((3, 32, 32), 10), (3, 32, 32))
+    assert cost.num_params == num_params
+    assert cost.macs / 1e9 == pytest.approx(giga_macs, rel=0.001)
 
 
 @pytest.mark.parametrize(
@@ -33,20 +33,20 @@ def test_cifar_models_cost_what_the_reference_does(name: str, num_params: int, g
 )
 def test_wide_resnets_have_the_published_sizes(name: str, num_params: int) -> None:
     """Table 4 of arXiv 1605.07146 rounds them to 11.0, 36.5 and 8.9 millions."""
-    assert measure_overhead(MODELS[name]((3, 32, 32), 10), (3, 32, 32)).num_params == num_params
+    assert measure_cost(MODELS[name]((3, 32, 32), 10), (3, 32, 32)).num_params == num_params
 
 
 def test_activations_are_the_outputs_of_convolutions_and_matrix_products() -> None:
-    overhead = measure_overhead(MODELS["airbench"]((3, 32, 32), 10), (3, 32, 32))
+    cost = measure_cost(MODELS["airbench"]((3, 32, 32), 10), (3, 32, 32))
     sizes = [(24, 31), (64, 31), (64, 15), (256, 15), (256, 7), (256, 7), (256, 3)]
-    assert overhead.activations == sum(channels * side**2 for channels, side in sizes) + 10
+    assert cost.activations == sum(channels * side**2 for channels, side in sizes) + 10
 
 
 def test_activations_of_attention_are_its_two_products() -> None:
-    overhead = measure_overhead(MODELS["vit-tiny"]((3, 32, 32), 10, depth=2), (3, 32, 32))
+    cost = measure_cost(MODELS["vit-tiny"]((3, 32, 32), 10, depth=2), (3, 32, 32))
     tokens, heads, width, mlp_width = 65, 3, 192, 768
     block = tokens * (3 * width + width + mlp_width + width) + heads * tokens**2 + tokens * width
-    assert overhead.activations == 64 * width + 2 * block + 10
+    assert cost.activations == 64 * width + 2 * block + 10
 
 
 def test_layers_add_up_to_the_model() -> None:
@@ -78,7 +78,7 @@ class Odd(nn.Module):
 
 
 def test_what_library_models_are_made_of_is_counted_too() -> None:
-    overhead = measure_overhead(from_module(Odd), (3, 8, 8))
+    cost = measure_cost(from_module(Odd), (3, 8, 8))
     conv, attention, head = 64 * 8 * 3 * 25, 64 * 6 * (8 + 8), 8 * 10
-    assert overhead.macs == conv + attention + head
-    assert overhead.activations == 64 * 8 + 64 * (6 + 8) + 10
+    assert cost.macs == conv + attention + head
+    assert cost.activations == 64 * 8 + 64 * (6 + 8) + 10

@@ -1,4 +1,4 @@
-"""A data set of image files, wherever they lie."""
+"""A data set of image files, from a list of them."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-from backbones.data.decoded import DECODING, Decoded, keep_decoded, read_decoded
-from backbones.data.kept import stamp
-from backbones.data.listing import Files, Listing, train_test
-from backbones.data.reader import Fit, Reader, unreadable
+from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
+from backbones.data.image_files.listing import Files, Listing, train_test
+from backbones.data.image_files.listing_cache import stamp
+from backbones.data.image_files.reader import Fit, Reader, unreadable
+from backbones.data.image_files.workers import Workers
 from backbones.data.source import (
     CPU,
     Color,
@@ -29,7 +30,6 @@ from backbones.data.source import (
     note_odd_classes,
     read_some,
 )
-from backbones.data.workers import Workers
 from backbones.errors import Count, InputError, Range, checked
 
 PART, MANY = 8, 3200
@@ -153,7 +153,7 @@ def _without_bad_files(
         if cache is None:
             bad = distributed.on_main(partial(_find_bad, reader, num_workers))
         else:
-            decoded, bad = _keep_decoded(reader, Path(cache).expanduser().absolute(), num_workers)
+            decoded, bad = _cache_decoded(reader, Path(cache).expanduser().absolute(), num_workers)
             reader = reader._replace(decoded=decoded)
         bad_files[name] = tuple(f"{reader.name(i)}: {reason}" for i, reason in sorted(bad.items()))
         if bad and on_error == "stop":
@@ -169,7 +169,7 @@ def _find_bad(reader: Reader, num_workers: int) -> dict[int, str]:
     return {i: reason for part in parts for i, reason in part.items()}
 
 
-def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decoded, dict[int, str]]:
+def _cache_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decoded, dict[int, str]]:
     """All decoded images, on the disk of each machine, and number -> reason of the files that cannot be read."""
     files = reader.files
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
@@ -180,7 +180,7 @@ def _keep_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decode
     folder = cache / f"decoded-{about.hexdigest()[:16]}"
 
     def keep() -> None:
-        keep_decoded(folder, lambda: _over_all(reader, "decode_some", num_workers, f"decoding into {folder}"))
+        cache_decoded(folder, lambda: _over_all(reader, "decode_some", num_workers, f"decoding into {folder}"))
 
     distributed.once_a_node(keep)
     return read_decoded(folder)

@@ -44,7 +44,7 @@ class Workers:
         self.number = number
         self._objects = objects
         self._pool: ProcessPoolExecutor | None = None
-        self._lifeline: connection.Connection | None = None
+        self._parent_pipe: connection.Connection | None = None
 
     def start(self, name: str, method: str, *args: Any) -> Callable[[], Any]:
         """Begin to call a method; the function that is returned waits for the result.
@@ -56,13 +56,13 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
             context.set_forkserver_preload(["__main__", "backbones.data"])  # else each of them would import torch
-            theirs, self._lifeline = context.Pipe(duplex=False)
+            theirs, self._parent_pipe = context.Pipe(duplex=False)
             self._pool = ProcessPoolExecutor(self.number, context, _begin, (self._objects, theirs))
-        with self._death_is_one_message():
+        with self._report_dead_worker():
             future = self._pool.submit(_call, name, method, *args)
 
         def wait() -> Any:
-            with self._death_is_one_message():
+            with self._report_dead_worker():
                 return future.result()
 
         return wait
@@ -91,12 +91,12 @@ class Workers:
         return start
 
     @contextmanager
-    def _death_is_one_message(self) -> Iterator[None]:
+    def _report_dead_worker(self) -> Iterator[None]:
         try:
             yield
         except (BrokenProcessPool, ConnectionError, EOFError) as error:
-            if self._lifeline is not None:
-                self._lifeline.close()  # the other processes ignore the signal that the pool sends them
+            if self._parent_pipe is not None:
+                self._parent_pipe.close()  # the other processes ignore the signal that the pool sends them
             raise InputError(
                 "a process that reads images has died: it ran out of memory (or /dev/shm), or could not start because "
                 'the training script has no `if __name__ == "__main__":`; --data.workers sets their number, and '
@@ -107,10 +107,10 @@ class Workers:
 _objects: Mapping[str, Any] = {}
 
 
-def _begin(objects: Mapping[str, Any], lifeline: connection.Connection) -> None:
+def _begin(objects: Mapping[str, Any], parent_pipe: connection.Connection) -> None:
     """In a new worker process: keep the objects, leave signals to the process that trains, and end with it.
 
-    The other end of `lifeline` closes when that process ends or gives the workers up.
+    The other end of `parent_pipe` closes when that process ends or gives the workers up.
     """
     global _objects
     _objects = objects
@@ -119,7 +119,7 @@ def _begin(objects: Mapping[str, Any], lifeline: connection.Connection) -> None:
         signal.signal(each, signal.SIG_IGN)
 
     def end() -> None:
-        connection.wait([lifeline])
+        connection.wait([parent_pipe])
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()

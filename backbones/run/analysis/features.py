@@ -11,8 +11,8 @@ from tqdm import tqdm
 from backbones.data import DataInfo, Dataset, Source, eval_batches
 from backbones.errors import InputError, check_known
 from backbones.models.base import Backbone, apply_head
-from backbones.run.feature_table import FeatureTable
-from backbones.run.trained_model import TrainedModel
+from backbones.run.analysis.feature_table import FeatureTable
+from backbones.run.analysis.trained_model import TrainedModel
 
 
 def to_vectors(features: Tensor) -> Tensor:

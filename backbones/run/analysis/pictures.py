@@ -70,7 +70,7 @@ def draw_tiles(
 
 
 def in_rows(tiles: Sequence[Tile], columns: int = 8) -> list[Sequence[Tile]]:
-    """Lines of so many tiles, for `draw_tiles`."""
+    """Lines of this many tiles, for `draw_tiles`."""
     return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
 
@@ -113,6 +113,6 @@ def _zoom(rows: Sequence[Sequence[Tile]], side: int) -> int:
 
 
 def _fit(text: str, width: int) -> str:
-    """The end of a text, if all of it does not fit into so many pixels."""
+    """The end of a text, if all of it does not fit into this many pixels."""
     most = width // 6
     return text if len(text) <= most else f"…{text[1 - most :]}"
