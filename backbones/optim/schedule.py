@@ -146,8 +146,8 @@ def warm_up(warmup_steps: int, *, then: Schedule, before: int = 0) -> Schedule:
         return then
     if 0 < before <= warmup_steps:
         distributed.warn0(
-            f"the learning rate never reaches its full value: a warm-up of {warmup_steps} steps does not end before "
-            f"step {before}, from which it falls, or which is the last"
+            f"the learning rate never reaches its full value: the warm-up takes {warmup_steps} steps, and the decay or "
+            f"the end of the run comes at step {before}"
         )
     return join_schedules([lambda step: _fraction(step, warmup_steps), then], boundaries=[warmup_steps])
 
