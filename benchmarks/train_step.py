@@ -95,7 +95,7 @@ class Row:
     contender: str
     images_per_second: float
     over_by_hand: float | None
-    """Ratio of the images a second to those of the hand-written loop; of ours, to that which is compiled as it is."""
+    """Speed relative to the hand-written loop; for ours, to the hand-written loop in the same compile mode."""
     over_plain: float | None
     peak_mb: float
     """Highest memory of the step and its state."""

@@ -15,10 +15,10 @@ from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
 
 Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one of its checkpoints.")]
-Name = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
+CheckpointName = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
 
 
-def show(run: Run, /, *, checkpoint: Name = "latest") -> None:
+def show(run: Run, /, *, checkpoint: CheckpointName = "latest") -> None:
     """Print the contents of a checkpoint: metrics, the size and hash of each part, and every leaf.
 
     The hash of `params` is the `params_sha256` of `result.json`.

@@ -52,7 +52,8 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                 name = str(PurePosixPath(member.name))
                 is_hidden = any(part.startswith(".") for part in name.split("/"))
                 if member.isdir():
-                    folders |= set() if is_hidden else {name}
+                    if not is_hidden:
+                        folders.add(name)
                 elif not is_hidden and (member.issym() or (is_image(name) and member.issparse())):
                     raise InputError(
                         f"{name} in {root} is a symbolic link or a sparse file, which cannot be read from where it "
@@ -87,7 +88,7 @@ def _top(images: Iterable[str]) -> str:
         for child, parent in pairwise([folder, *folder.parents]):
             inside.setdefault(parent, set()).add(child.name)
     # several folders of images beside an image: it is not one of a class
-    classes = {each for each in folders if len(within := inside.get(each, set())) < 2 and "train" not in within}
+    classes = {each for each in folders if len(inside.get(each, ())) < 2 and "train" not in inside.get(each, ())}
     shared = PurePosixPath(os.path.commonpath({str(each.parent) for each in classes} or {"."}))
     shared = shared.parent if shared.name == "train" else shared
     return "" if shared == PurePosixPath(".") else f"{shared}/"

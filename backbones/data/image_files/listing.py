@@ -140,7 +140,7 @@ def list_tree(
     """
     tops = {folder.partition("/")[0] for folder in files}
     # else `train` is a class like the others
-    is_split = "train" in tops and (not tops.isdisjoint(TEST_NAMES) or any(map(_is_below_train, files)))
+    is_split = "train" in tops and any(each in TEST_NAMES or each.startswith("train/") for each in (*tops, *files))
     splits = choose_splits(path, tops) if is_split else {"": "all"}
     places = {}  # folder -> split and class
     for folder in sorted(files, key=lambda folder: folder.split("/")):
@@ -166,14 +166,10 @@ def list_tree(
         if extents is not None:
             table = np.array(found, dtype=np.int64).reshape(-1, 2)
             listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
-    others = () if not is_split else {*TEST_NAMES} - splits.keys()  # which `choose_splits` has named
+    others = {*TEST_NAMES} - splits.keys() if is_split else ()  # which `choose_splits` has named
     looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
     _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))
     return listing
-
-
-def _is_below_train(folder: str) -> bool:
-    return folder.startswith("train/")
 
 
 def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:
