@@ -228,5 +228,6 @@ def import_object(path: str) -> Any:
             f"cannot import {path}: there is no module {error.name!r}; run from the folder that holds it, or install it"
         ) from error
     if not hasattr(module, name):
-        raise InputError(f"cannot import {path}: {module.__file__} has no {name!r}")
+        where = getattr(module, "__file__", None) or module_name
+        raise InputError(f"cannot import {path}: {where} has no {name!r}")
     return getattr(module, name)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # now: its functions hold the process group that is there when they are defined
 from torch import Tensor
+from tqdm import tqdm
 
 import backbones.tree as tree
 from backbones.errors import InputError
@@ -139,12 +140,12 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (dist.is_initialized() and "gloo" in str(error))
 
 
-def all_failed(*, wait: float = 5.0) -> bool:
-    """Whether every rank says so within `wait` seconds: called by a rank that ends with an error."""
+def all_failed() -> bool:
+    """Whether all ranks end with an error: each that does calls this, and waits up to 5 seconds for the others."""
     if not dist.is_initialized():
         return True
     store = dist.distributed_c10d._get_default_store()
-    deadline = time.monotonic() + wait
+    deadline = time.monotonic() + 5
     with suppress(dist.DistError):  # the process that holds the store has ended
         store.add("failed", 1)
         while time.monotonic() < deadline:
@@ -188,6 +189,11 @@ def print0(line: str) -> None:
     """Print a line, on rank 0."""
     if is_main():
         print(line, flush=True)
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """tqdm's progress bar, on rank 0."""
+    return tqdm(*args, disable=None if is_main() else True, **options)
 
 
 def warn0(line: str) -> None:

@@ -127,12 +127,11 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
 
 def _momenta(model: Model) -> dict[str, float]:
     """Leaf -> momentum, of the running statistics that BatchNorm has in `model_state`."""
-    norms = {name: each for name, each in model.skeleton.named_modules() if isinstance(each, _BatchNorm)}
     return {
         f"{name}.{leaf}": norm.momentum
-        for name, norm in norms.items()
+        for name, norm in model.skeleton.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum
         for leaf in ("running_mean", "running_var")
-        if norm.track_running_stats and norm.momentum
     }
 
 

@@ -187,7 +187,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         annotations = {field.name: field.type for field in dataclasses.fields(self)}
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = vars(self)
         check_values(annotations, values, prefix="--")
         for name in COMPONENTS:
             if not isinstance(values[name], Use):
@@ -284,11 +284,14 @@ class Experiment:
         self._check_batch_size()
         dataset = dataset or self.data.make(device=device)
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
-        optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
+        num_steps = self.num_steps(dataset)
+        optimizer = self.make_optimizer(model.roles, num_steps)
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         state = self._init_state(model, optimizer, dataset, normalize, device)
-        make = partial(make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling)
-        batches = make(seed=self.seed, num_steps=self.num_steps(dataset))
+        train_batches = partial(
+            make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
+        )
+        batches = train_batches(seed=self.seed, num_steps=num_steps)
         mode = self.mode(device)
         if mode != "eager":
             first = batches(0)
@@ -301,17 +304,14 @@ class Experiment:
         one_process = distributed.world_size() == 1
 
         def differentiate(loss_fn: LossFn) -> GradAndValue:
-            transform: Literal["autograd", "func"] = "autograd" if mode == "eager" else "func"
-            return grad_and_value(
-                loss_fn if one_process else jit(loss_fn, mode="eager" if mode == "eager" else "compile"),
-                state.params,
-                transform=transform,
-            )
+            if mode != "eager" and not one_process:
+                loss_fn = jit(loss_fn, mode="compile")
+            return grad_and_value(loss_fn, state.params, transform="autograd" if mode == "eager" else "func")
 
         train_step = self._make_train_step(model, optimizer, dataset, device, differentiate)
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        plain_batches = make(seed=0, num_steps=NUM_BN_BATCHES)
+        plain_batches = train_batches(seed=0, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize, loss=self.make_loss(), tta=self.tta), mode=mode)
         return Program(
@@ -431,8 +431,7 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"version": VERSION, **values, **{name: values[name].to_json() for name in COMPONENTS}}
+        return {"version": VERSION, **vars(self), **{name: getattr(self, name).to_json() for name in COMPONENTS}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Experiment":

@@ -38,8 +38,9 @@ def jit(
         tree.map(Tensor.copy_, state, new_state)
         return rest
 
-    options = "reduce-overhead" if mode == "cudagraph" else None
-    compiled = torch.compile(mutating if donate else function, fullgraph=fullgraph, mode=options)
+    compiled = torch.compile(
+        mutating if donate else function, fullgraph=fullgraph, mode="reduce-overhead" if mode == "cudagraph" else None
+    )
 
     def call(*args: tree.Tree) -> Any:
         if mode == "cudagraph":

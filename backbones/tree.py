@@ -52,11 +52,7 @@ def unflatten(like: Tree, leaves: Sequence[Any]) -> Tree:
 
 def named_leaves(tree: Tree) -> dict[str, Tensor]:
     """The leaves by path, such as `opt_state/1/mu/head.weight`; the order is that of `leaves`."""
-    return _by_path(tree)
-
-
-def _by_path(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree, is_leaf=is_leaf)
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree)
     return {"/".join(_entry_name(entry) for entry in path): leaf for path, leaf in zip(accessors, leaves, strict=True)}
 
 
@@ -64,9 +60,9 @@ def _entry_name(entry: optree.PyTreeEntry) -> str:
     return entry.field if isinstance(entry, optree.NamedTupleEntry) else str(entry.entry)
 
 
-def find(tree: Tree, matches: Callable[[Any], bool]) -> dict[str, Any]:
-    """The nodes for which `matches(node)` is true, by path, in the order of `leaves`; none inside another."""
-    return {path: node for path, node in _by_path(tree, is_leaf=matches).items() if matches(node)}
+def find(tree: Tree, matches: Callable[[Any], bool]) -> list[Any]:
+    """The nodes for which `matches(node)` is true, in the order of `leaves`; none inside another."""
+    return [node for node in optree.tree_leaves(tree, is_leaf=matches) if matches(node)]
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:

@@ -116,8 +116,7 @@ def _variants(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
     """
     first, variants = experiments[0], {}
     for each in experiments[1:]:
-        for field in (field.name for field in dataclasses.fields(Experiment)):
-            value = getattr(each, field)
+        for field, value in vars(each).items():
             if value == getattr(first, field) or field in ("name", "seed"):
                 continue
             if field == "optim" and each.optim.function is first.optim.function:

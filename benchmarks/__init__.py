@@ -1,8 +1,13 @@
 """Measurements of costs; their results are in README.md and in docs/."""
 
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -17,3 +22,21 @@ def interleaved(measurements: Mapping[str, Callable[[], T]], rounds: int) -> dic
     """The results of each measurement; each is made once a round, so that other load on the machine slows all alike."""
     results = [{name: measure() for name, measure in measurements.items()} for _ in range(rounds)]
     return {name: [each[name] for each in results] for name in measurements}
+
+
+def medians(measurements: Mapping[str, Callable[[], float]], rounds: int, *, warmup: int = 0) -> dict[str, float]:
+    """The median of each measurement over interleaved rounds, after `warmup` rounds that do not count."""
+    return {name: median(each[warmup:]) for name, each in interleaved(measurements, warmup + rounds).items()}
+
+
+def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int) -> dict[str, float]:
+    """`medians` of the seconds of each call, until a GPU has finished it."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return medians({name: partial(seconds, call) for name, call in calls.items()}, rounds, warmup=warmup)

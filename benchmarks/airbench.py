@@ -121,9 +121,8 @@ def train(images: Tensor, labels: Tensor, seed: int) -> Net:
     for epoch in range(math.ceil(EPOCHS)):
         net.whiten.bias.requires_grad_(epoch < WHITEN_BIAS_EPOCHS)  # type: ignore[union-attr]
         flips = first_flip ^ (epoch % 2 == 1)
-        for index in torch.randperm(len(images), device=images.device)[: steps_per_epoch * BATCH_SIZE].split(
-            BATCH_SIZE
-        ):
+        order = torch.randperm(len(images), device=images.device)[: steps_per_epoch * BATCH_SIZE]
+        for index in order.split(BATCH_SIZE):
             batch = shifted(torch.where(flips[index, None, None, None], images[index].flip(3), images[index]))
             with torch.autocast(images.device.type, torch.bfloat16):
                 logits = net(batch.contiguous(memory_format=torch.channels_last))

@@ -1,11 +1,9 @@
 """Cost of every augmentation beside torchvision's: `python -m benchmarks.augment --help`."""
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import torch
@@ -20,7 +18,7 @@ from backbones.commands.exit import run_command
 from backbones.component import use
 from backbones.errors import check_known
 from backbones.types import Batch
-from benchmarks import interleaved
+from benchmarks import median_seconds
 
 COUNTERPARTS: dict[str, Callable[[int], v2.Transform]] = {
     "crop-flip": lambda size: v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]),
@@ -72,9 +70,8 @@ def main(
     rows = []
     for name in names or AUGMENTS:
         calls = make_calls(check_known("augment", name, AUGMENTS), batch, compile=compile)
-        interleaved(calls, 1)  # compiles
-        found = interleaved({key: partial(seconds, call, device) for key, call in calls.items()}, rounds)
-        rows.append({"name": name, **{key: 1e6 * median(each) / batch_size for key, each in found.items()}})
+        found = median_seconds(calls, rounds, warmup=1)  # the first compiles
+        rows.append({"name": name, **{key: 1e6 * each / batch_size for key, each in found.items()}})
     columns = ["ours", *(["compiled"] if compile else []), "v2, image by image", "v2, one draw a batch"]
     print(f"| µs an image of {image_size}x{image_size} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
     for row in rows:
@@ -105,15 +102,6 @@ def make_calls(name: str, batch: Batch, *, compile: bool) -> dict[str, Call]:
         return {**calls, "v2, one draw a batch": lambda: transform(images.to(torch.float32), batch.labels)}
     calls["v2, image by image"] = lambda: torch.stack([transform(image) for image in images])
     return {**calls, "v2, one draw a batch": lambda: transform(images)}
-
-
-def seconds(call: Call, device: str) -> float:
-    """Time of a call, until its device has finished it."""
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from backbones.augment import identity, make_normalize
 from backbones.component import use
 from backbones.data import Dataset, in_memory, make_batches
 from backbones.data.source import CPU
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, Program
 from backbones.models import MODELS
 from backbones.models.base import with_memory
 from backbones.models.layers import Conv
@@ -76,7 +76,7 @@ def make_step(contender: str, setting: Setting) -> Step:
     if how:
         experiment = replace(experiment, compile=COMPILED[how])
     if contender == "ours":
-        return ours(experiment)
+        return ours(experiment.make())
     if contender == "timm":
         import timm
 
@@ -86,9 +86,9 @@ def make_step(contender: str, setting: Setting) -> Step:
     return by_hand(experiment, module, as_people_write=contender == "plain")
 
 
-def ours(experiment: Experiment) -> Step:
+def ours(program: Program) -> Step:
     """The step of the library."""
-    state, train_step, batches, *_ = experiment.make()
+    state, train_step, batches, *_ = program
 
     def step(i: int) -> Tensor:
         nonlocal state

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
-from statistics import median
 
 import torch
 import tyro
@@ -17,7 +16,7 @@ from backbones.augment import crop_flip, make_normalize
 from backbones.commands.exit import run_command
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
-from benchmarks import interleaved
+from benchmarks import medians
 
 SIZE = 10_000
 
@@ -43,8 +42,8 @@ def main(*, batch_size: int = 128, steps: int = 50, rounds: int = 5, workers: tu
             pass
         return time.perf_counter() - start
 
-    found = interleaved({name: partial(seconds, each) for name, each in pipelines.items()}, rounds)
-    rates = {name: batch_size * steps / median(each) for name, each in found.items()}
+    found = medians({name: partial(seconds, each) for name, each in pipelines.items()}, rounds)
+    rates = {name: batch_size * steps / each for name, each in found.items()}
     print("| pipeline | images/s | ours over it |\n|---|--:|--:|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:,.0f} | {rates['ours'] / rate:.1f} |")

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from backbones.models import MODELS
 from backbones.run.analysis.trained_model import TrainedModel, read_trained
 from backbones.run.export import FORMATS, export, read_test_images
 from backbones.run.export.formats import Content
-from benchmarks import interleaved
+from benchmarks import medians
 
 TABLE = ("resnet18", "mobilenet", "vit-tiny", "convnext-atto")
 BATCH_SIZES = (1, 32)
@@ -55,8 +54,8 @@ def speed(*, models: tuple[str, ...] = TABLE, rounds: int = 30) -> None:
             for size in BATCH_SIZES:
                 images = np.random.default_rng(0).integers(0, 256, (size, *INFO.image_shape), dtype=np.uint8)
                 timed = {label: partial(seconds, run, images) for label, run in programs.items()}
-                for label, measured in interleaved(timed, rounds).items():
-                    times.setdefault(label, []).append(1e3 * median(measured))
+                for label, each in medians(timed, rounds).items():
+                    times.setdefault(label, []).append(1e3 * each)
         for label, row in times.items():
             print(f"| {name} | {label} | " + " | ".join(f"{each:.1f}" for each in row) + " |", flush=True)
 

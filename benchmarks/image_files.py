@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 import tyro
@@ -31,7 +30,7 @@ from backbones.data import Dataset, image_folder, image_tar, in_memory, make_bat
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import CPU
 from backbones.types import Batch
-from benchmarks import interleaved, status
+from benchmarks import medians, status
 from benchmarks.contenders import Precision, Setting
 
 BATCH = 128
@@ -71,7 +70,7 @@ def read(tar: Positional[Path], *, image_size: int | None = None, batches: int =
             f"ours, decoding alone, {cores} workers": decoding(ours(), cores, batches),
             **{name: partial(rate, each, batches) for name, each in reads.items()},
         }
-        rates = medians(measurements, rounds)
+        rates = medians(measurements, rounds, warmup=1)
     print(f"| read by | images/s | over torchcodec alone times {cores} |\n|---|--:|--:|")
     for name, value in rates.items():
         print(f"| {name} | {value:,.0f} | {value / rates['torchcodec alone'] / cores:.2f} |")
@@ -106,15 +105,18 @@ def train(
             "decoded before": plain(cached),
             "ImageFolder, 2 workers": loaded(folder, 2),
         }
-        state = [program.state]
+        state = program.state
 
         def step(read: Read, i: int) -> Batch:
-            batch = program.batches(0)._replace(images=images) if isinstance(images := read(i), Tensor) else images
-            state[0], metrics = program.train_step(state[0], batch)
+            nonlocal state
+            found = read(i)
+            batch = program.batches(0)._replace(images=found) if isinstance(found, Tensor) else found
+            state, metrics = program.train_step(state, batch)
             metrics["loss"].item()
             return batch
 
-        rates = medians({name: partial(rate, partial(step, each), batches) for name, each in reads.items()}, rounds)
+        steps = {name: partial(rate, partial(step, each), batches) for name, each in reads.items()}
+        rates = medians(steps, rounds, warmup=1)
     print(f"| {model}, {precision} | images/s | over in memory |\n|---|--:|--:|")
     for name, value in rates.items():
         print(f"| {name} | {value:,.0f} | {value / rates['in memory']:.3f} |")
@@ -143,11 +145,8 @@ def decoding(dataset: Dataset, number: int, batches: int) -> Callable[[], float]
 
 def in_memory_copy(dataset: Dataset) -> Dataset:
     """The same images in memory."""
-    splits = []
-    for source in dataset:
-        index = torch.arange(source.size)
-        splits.append((source.read(index, index), source.labels))
-    return in_memory(splits[0], splits[1], dataset.info.class_names, CPU)
+    train, test = ((source.read(index := torch.arange(source.size), index), source.labels) for source in dataset)
+    return in_memory(train, test, dataset.info.class_names, CPU)
 
 
 def loaded(folder: Path, workers: int, image_size: int | None = None) -> Read:
@@ -180,12 +179,6 @@ def rate(read: Read, batches: int) -> float:
     for i in range(batches):
         read(first + i)
     return BATCH * batches / (time.perf_counter() - start)
-
-
-def medians(measurements: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of each, after one round that does not count."""
-    interleaved(measurements, 1)
-    return {name: median(values) for name, values in interleaved(measurements, rounds).items()}
 
 
 @contextmanager

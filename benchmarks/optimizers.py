@@ -1,11 +1,9 @@
 """Accuracy and cost of every optimizer: `python -m benchmarks.optimizers --help`."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 import tyro
@@ -20,7 +18,7 @@ from backbones.errors import check_known
 from backbones.jit import Mode, jit
 from backbones.run.run import run
 from backbones.types import OptState, Params
-from benchmarks import interleaved
+from benchmarks import median_seconds
 from experiments import EXPERIMENTS
 
 Call = Callable[[], object]
@@ -72,7 +70,7 @@ def print_recipes(names: Sequence[str], runs: Path, rounds: int) -> None:
             run(recipe, run_dir=runs / name)
     programs = {name: recipe.make() for name, recipe in recipes.items()}
     steps = {name: repeated(made.train_step, made.state, made.batches(0)) for name, made in programs.items()}
-    seconds = median_seconds(steps, rounds)
+    seconds = median_seconds(steps, rounds, warmup=2)
     print("| optimizer | top-1 | ms a step | state, bytes a parameter |\n|---|--:|--:|--:|")
     for name, program in programs.items():
         top1 = json.loads((runs / name / "result.json").read_text())["top1"]
@@ -99,7 +97,7 @@ def print_updates(names: Sequence[str], rounds: int) -> None:
     print(f"\n| optimizer | foreach | fused | eager | {ratios} compiled | {ratios}\n|---|" + "--:|" * 8)
     for name in names:
         torch.compiler.reset()  # otherwise all these updates count as recompilations of one function
-        seconds = median_seconds(make_updates(name, params, is_hidden), rounds)
+        seconds = median_seconds(make_updates(name, params, is_hidden), rounds, warmup=2)
         theirs = seconds.get("foreach"), seconds.get("fused")
         cells = [f"{1e3 * each:.1f}" if each else "" for each in theirs]
         for ours in (seconds["eager"], seconds["compiled"]):
@@ -145,20 +143,6 @@ def with_grads(params: Params) -> list[Tensor]:
     for leaf in leaves:
         leaf.grad = torch.randn_like(leaf) * 1e-2
     return leaves
-
-
-def median_seconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each call; the calls are interleaved, and the first two rounds are not counted."""
-
-    def timed(call: Call) -> float:
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    seconds = interleaved({name: partial(timed, call) for name, call in calls.items()}, rounds + 2)
-    return {name: median(each[2:]) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from statistics import median
 
 import torch
 import tyro
 
 import backbones.distributed as distributed
-from benchmarks import interleaved
+from benchmarks import medians
 
 NAMESPACES = ("polling-0", "polling-1")
 
@@ -103,9 +102,6 @@ def _measure(rounds: int, steps: int) -> None:
         for _ in range(4):
             matrix @ matrix
 
-    def alone() -> None:
-        compute()
-
     def meanwhile() -> None:
         answer = distributed.ask_ranks(lambda: False)
         compute()
@@ -115,9 +111,9 @@ def _measure(rounds: int, steps: int) -> None:
         compute()
         distributed.barrier()
 
-    ways = {"not asked": alone, "asked while it computes": meanwhile, "asked after it": after}
+    ways = {"not asked": compute, "asked while it computes": meanwhile, "asked after it": after}
     timed = {name: partial(_milliseconds, step, steps) for name, step in ways.items()}
-    times = {name: median(values) for name, values in interleaved(timed, rounds).items()}
+    times = medians(timed, rounds)
     if distributed.is_main():
         print("| step | ms | ratio |\n|---|--:|--:|")
         for name, value in times.items():

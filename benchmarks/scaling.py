@@ -16,9 +16,8 @@ from tyro.conf import Positional
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.exit import run_command
-from backbones.experiment import Program
-from benchmarks import interleaved
-from benchmarks.contenders import Precision, Setting
+from benchmarks import interleaved, medians
+from benchmarks.contenders import Precision, Setting, Step, ours
 
 GBITS = (0.1, 1, 10, 100)
 """Bandwidths of the model, Gbit/s in each direction."""
@@ -88,20 +87,18 @@ def measure(setting: Setting, steps: int) -> None:
             del os.environ[name]
         programs = {"alone": alone.make()}
     programs |= {"together": together.make(), "sync": replace(together, sync_batch_norm=True).make()}
-    states = {kind: [program.state] for kind, program in programs.items()}
-    ways = {kind: partial(seconds_of_a_step, states[kind], program, steps) for kind, program in programs.items()}
-    times = {kind: median(values[1:]) for kind, values in interleaved(ways, 4).items()}  # the first warms up
+    ways = {kind: partial(seconds_of_a_step, ours(program), steps) for kind, program in programs.items()}
+    times = medians(ways, 3, warmup=1)
     distributed.print0(json.dumps({**times, "bytes": 4 * tree.size(programs["alone"].state.params)}))
 
 
-def seconds_of_a_step(states: list, program: Program, steps: int) -> float:
+def seconds_of_a_step(step: Step, number: int) -> float:
     """Mean over some steps, which all processes begin together."""
     distributed.barrier()
     start = time.perf_counter()
-    for step in range(steps):
-        states[0], metrics = program.train_step(states[0], program.batches(step))
-        metrics["loss"].item()  # waits for the device
-    return (time.perf_counter() - start) / steps
+    for i in range(number):
+        step(i).item()  # waits for the device
+    return (time.perf_counter() - start) / number
 
 
 def print_model(model: str, seconds: float, num_bytes: int, batch_size: int) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import tyro
 
@@ -17,7 +16,7 @@ from backbones.errors import check_known
 from backbones.run.sweep.choose import make_step, seconds_of
 from backbones.run.sweep.members import read_sweep
 from backbones.torch_settings import torch_settings_kept
-from benchmarks import interleaved
+from benchmarks import medians
 
 MODELS = {
     "vit": "experiments.digits:digits_vit_tiny --model.width 64 --model.depth 4 --model.heads 2 --model.mlp-width 128 "
@@ -54,7 +53,7 @@ def main(
                 way: partial(timed, f"{model} {OPTIONS} --steps {steps}", members, way, Path(folder))
                 for way in ("sequence", "processes", "vmap", "auto")
             }
-            found = {way: median(times) for way, times in interleaved(ways, rounds).items()}
+            found = medians(ways, rounds)
             taken = {str(read_sweep(path.parent)[1].how) for path in Path(folder).glob("auto-*/sweep.json")}
         *others, auto = found.values()
         cells = [f"{each:.1f}" for each in found.values()]

@@ -10,7 +10,6 @@ from functools import partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Literal
 
 import torch
@@ -23,7 +22,7 @@ from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
 from backbones.models.cost import measure_cost
-from benchmarks import interleaved, status
+from benchmarks import medians, status
 from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 
 TABLE = (
@@ -137,8 +136,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
         turns: dict[str, Callable[[], float]] = {each: partial(turn, end) for each, end in ends.items()}
         for precision, product in multiply.items():  # a limit: the fastest
             turns[precision] = partial(fastest, product)
-        found = interleaved(turns, rounds + 1)
-        seconds = {name: median(each[1:]) for name, each in found.items()}  # the first warms up
+        seconds = medians(turns, rounds, warmup=1)
         peaks = {}
         for each, end in ends.items():
             end.send(0)

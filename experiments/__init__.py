@@ -10,7 +10,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, Experiment)
 } | optimizers.OPTIMIZER_EXPERIMENTS
 
-CLAIMS: dict[str, str] = {}
+CLAIMS: dict[str, str] = {
+    name: claim for module in _MODULES for name, claim in read_claims(module.__doc__, EXPERIMENTS).items()
+}
 """Name -> hardware, time and accuracy of those that were measured."""
-for _module in _MODULES:
-    CLAIMS |= read_claims(_module.__doc__, EXPERIMENTS)

@@ -89,6 +89,10 @@ def test_a_missing_module_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"cannot import somewhere:f: .*somewhere\.py has no 'f'"):
         import_object("somewhere:f")
     assert import_object("somewhere:g").__name__ == "g"
+    Path("a_folder").mkdir()
+    for name in ("time", "a_folder"):  # which have no file
+        with pytest.raises(InputError, match=f"cannot import {name}:f: {name} has no 'f'"):
+            import_object(f"{name}:f")
     for path in ("./somewhere.py:g", ":g", "some/where:g", "somewhere.:g"):
         with pytest.raises(InputError, match=r"is not a module name; for my/file\.py write my\.file"):
             import_object(path)

@@ -21,7 +21,6 @@ from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
 
 import backbones.commands
-from backbones.commands.export import main as export_main
 from backbones.commands.train import parse
 from backbones.data import digits
 from backbones.experiment import Experiment
@@ -154,7 +153,7 @@ def test_a_checkpoint_reads_with_orbax_alone_and_its_weights_with_safetensors(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(dataclasses.replace(experiment, steps=2))
-    export_main(["runs/digits-vit-tiny", "--format", "safetensors"])
+    backbones.commands.run("export", "runs/digits-vit-tiny", "--format", "safetensors")
     notebook, code = code_after("docs/checkpoints.md", "Checkpoints", "python")
     names = {"images": digits().test.read(torch.arange(3), torch.arange(3))}
     exec(notebook, names)

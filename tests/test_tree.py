@@ -42,9 +42,9 @@ def test_global_norm_of_a_batch_of_trees_and_its_derivatives() -> None:
     torch.testing.assert_close(slope, torch.stack([leaf.sum() for leaf in tree.leaves(gradient)]).sum())
 
 
-def test_find_gives_every_node_that_matches_by_path() -> None:
+def test_find_gives_every_node_that_matches() -> None:
     nested = ({"x": make_pair()}, [make_pair()], torch.zeros(()))
-    assert tree.find(nested, lambda node: isinstance(node, Pair)) == {"0/x": nested[0]["x"], "1/0": nested[1][0]}
+    assert tree.find(nested, lambda node: isinstance(node, Pair)) == [nested[0]["x"], nested[1][0]]
 
 
 def test_map_to_several_gives_a_tree_for_each_result() -> None:

@@ -31,7 +31,7 @@ def cutout(
     def cut(keys: Tensor, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         y, x = (random.randint(random.fold_in(keys, i), n) for i, n in enumerate((height, width)))
-        square = inside(images, y - size // 2, x - size // 2, torch.full_like(y, size), torch.full_like(x, size))
+        square = inside(images, y - size // 2, x - size // 2, size, size)
         return torch.where(square, fill, images)
 
     return chain(crop_flip(padding=padding, flip=flip), of_images(cut))
@@ -63,7 +63,7 @@ def random_erasing(
     return chain(crop_flip(padding=padding, flip=flip), of_images(erase))
 
 
-def inside(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def inside(images: Tensor, top: Tensor, left: Tensor, rows: Tensor | int, columns: Tensor | int) -> Tensor:
     """Which pixels lie in a rectangle of each image, [B, 1, H, W] bool; it may reach over the border."""
     y, x = (torch.arange(n, device=images.device) for n in images.shape[2:])
     in_rows = (y >= top[:, None]) & (y < (top + rows)[:, None])

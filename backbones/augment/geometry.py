@@ -85,7 +85,6 @@ def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
     """
 
     def flip(keys: Tensor, batch: Batch) -> Batch:
-        del keys
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5
         return batch._replace(images=_flip(batch.images, first ^ (batch.epoch % 2 == 1)))
 

@@ -159,12 +159,11 @@ def _rectangle(alpha: float, device: torch.device | str) -> Weigh:
     beta = make_beta(alpha, device)
 
     def weigh(keys: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        side = (1 - beta(random.fold_in(keys, 0))).sqrt()
-        sizes = images.shape[2:]
-        centres = [random.randint(random.fold_in(keys, 1 + i), size) for i, size in enumerate(sizes)]
-        halves = [(side * (size / 2)).to(torch.int64) for size in sizes]
-        (top, left), (rows, columns) = zip(*((c - h, 2 * h) for c, h in zip(centres, halves, strict=True)), strict=True)
-        weight = 1 - inside(images, top, left, rows, columns).to(torch.float32)
+        side, sizes = (1 - beta(random.fold_in(keys, 0))).sqrt(), images.shape[2:]
+        y, x = (random.randint(random.fold_in(keys, 1 + i), size) for i, size in enumerate(sizes))
+        half_rows, half_columns = ((side * (size / 2)).to(torch.int64) for size in sizes)
+        cut = inside(images, y - half_rows, x - half_columns, 2 * half_rows, 2 * half_columns)
+        weight = 1 - cut.to(torch.float32)
         return weight, weight.mean(dim=(1, 2, 3))
 
     return weigh

@@ -15,7 +15,7 @@ from typing_extensions import Doc
 
 import backbones.random as random
 from backbones.augment import color
-from backbones.augment.base import Augment, chain, of_uint8_images
+from backbones.augment.base import Augment, chain, of_uint8_images, per_image
 from backbones.augment.geometry import Flip, Padding, affine, crop_flip
 from backbones.errors import Count, Range, checked
 
@@ -127,9 +127,10 @@ def _move(images: Tensor, op: Tensor, level: Tensor, sign: Tensor, strength: Str
 
 def _blend(images: Tensor, op: Tensor, level: Tensor, sign: Tensor, strength: Strength) -> Tensor:
     """Brightness, color, contrast and sharpness: lead towards a base image, or away from it."""
-    base = torch.where(_is(op, Op.SHARPNESS), color.smooth(images), color.black(images))
-    base = torch.where(_is(op, Op.COLOR), color.grey(images), base)
-    base = torch.where(_is(op, Op.CONTRAST), color.mean_grey(images), base)
+    each = per_image(op)
+    base = torch.where(each == Op.SHARPNESS, color.smooth(images), color.black(images))
+    base = torch.where(each == Op.COLOR, color.grey(images), base)
+    base = torch.where(each == Op.CONTRAST, color.mean_grey(images), base)
     active = (op >= Op.BRIGHTNESS) & (op <= Op.SHARPNESS)
     fraction = sign * level / (strength.levels - 1)
     return color.blend(images, base, torch.where(active, 1 + fraction * strength.factor, 1))
@@ -139,15 +140,12 @@ def _table(images: Tensor, op: Tensor, level: Tensor, strength: Strength) -> Ten
     """Posterize, solarize, stretch, equalize or invert the levels: a table, [B, C, 256] uint8."""
     last = strength.levels - 1
     values = torch.arange(256, device=images.device)
-    dropped = ((2 * strength.posterize * level + last) // (2 * last))[:, None, None]  # bits, rounded
-    bright = values * last >= 255 * (last - level)[:, None, None]  # than a threshold, 255 at level 0
+    op, level = op[:, None, None], level[:, None, None]
+    dropped = (2 * strength.posterize * level + last) // (2 * last)  # bits, rounded
+    bright = values * last >= 255 * (last - level)  # than a threshold, 255 at level 0
     posterized = (values >> dropped) << dropped
-    inverted = _is(op, Op.INVERT)[..., 0] | (_is(op, Op.SOLARIZE)[..., 0] & bright)
-    table = torch.where(_is(op, Op.POSTERIZE)[..., 0], posterized, values)
+    inverted = (op == Op.INVERT) | ((op == Op.SOLARIZE) & bright)
+    table = torch.where(op == Op.POSTERIZE, posterized, values)
     table = torch.where(inverted, 255 - values, table).to(torch.uint8)  # [B, 1, 256]
-    table = torch.where(_is(op, Op.AUTO_CONTRAST)[..., 0], color.autocontrast(images), table)
-    return torch.where(_is(op, Op.EQUALIZE)[..., 0], color.equalize(images), table)
-
-
-def _is(op: Tensor, which: int) -> Tensor:
-    return (op == which)[:, None, None, None]
+    table = torch.where(op == Op.AUTO_CONTRAST, color.autocontrast(images), table)
+    return torch.where(op == Op.EQUALIZE, color.equalize(images), table)

@@ -2,6 +2,8 @@
 
 import importlib
 
+import tyro
+
 import backbones.distributed as distributed
 from backbones.commands.exit import run_command
 from backbones.errors import InputError, check_known
@@ -23,7 +25,8 @@ COMMANDS = {
     "schedule": "draw a learning-rate schedule",
     "augment-preview": "draw training images before and after augmentation",
 }
-"""Name -> what it does. Each is a module of this package, with `_` for `-`, that has a function `main(args)`."""
+"""Name -> what it does. Each is a module of this package, with `_` for `-`: its `main(args)`, or else the function that
+is called like it."""
 
 IN_PROCESSES = ("train", "reproduce", "audit")
 """Those that torchrun may start in several processes."""
@@ -31,10 +34,11 @@ IN_PROCESSES = ("train", "reproduce", "audit")
 
 def main() -> None:
     """Run the command that is named first on the command line."""
-    run_command(lambda args: _run(*args))
+    run_command(lambda args: run(*args))
 
 
-def _run(name: str = "--help", *args: str) -> bool | None:
+def run(name: str = "--help", *args: str) -> bool | None:
+    """Run a command by its name; False if what it compares differs."""
     if name in ("-h", "--help"):
         print("usage: backbones COMMAND [--help]\n")
         for command, summary in COMMANDS.items():
@@ -45,4 +49,7 @@ def _run(name: str = "--help", *args: str) -> bool | None:
         distributed.join()
         if distributed.world_size() > 1:
             raise InputError(f"{name} runs in one process, and torchrun has started several; start it without torchrun")
-    return importlib.import_module(f"backbones.commands.{name.replace('-', '_')}").main([*args])
+    module = importlib.import_module(f"backbones.commands.{name.replace('-', '_')}")
+    if hasattr(module, "main"):
+        return module.main([*args])
+    return tyro.cli(getattr(module, name), args=args, prog=f"backbones {name}")

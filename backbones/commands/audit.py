@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
 from backbones.commands.checkpoint import describe_difference
+from backbones.commands.options import RunPath
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
@@ -32,11 +32,7 @@ def main(args: list[str]) -> bool:
     return tyro.cli(audit, args=args, prog="backbones audit", console_outputs=distributed.is_main())
 
 
-def audit(
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
-    steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None,
-    /,
-) -> bool:
+def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None, /) -> bool:
     """Repeat the training from one checkpoint of a run to a later one, and compare every leaf with it bit for bit.
 
     The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
@@ -80,15 +76,18 @@ def find_two(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
     folder = run_dir / "checkpoints"
     saved = list_steps(folder)
     known = f"{folder} has those of the steps {join_steps(saved)}"
-    if steps is None and len(saved) < 2:
-        raise InputError(f"wanted two checkpoints; {known}: --save-every and --keep say how many a run has")
-    match = re.fullmatch(r"(\d+):(\d+)", steps or f"{saved[-2]}:{saved[-1]}")
-    if not match or int(match[1]) >= int(match[2]):
+    if steps is None:
+        if len(saved) < 2:
+            raise InputError(f"wanted two checkpoints; {known}: --save-every and --keep say how many a run has")
+        steps = f"{saved[-2]}:{saved[-1]}"
+    match = re.fullmatch(r"(\d+):(\d+)", steps)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if first >= last:
         raise InputError(f"got {steps}, wanted the steps A:B of two checkpoints with A < B; {known}")
-    for step in (int(match[1]), int(match[2])):
+    for step in (first, last):
         if step not in saved:
             raise InputError(f"there is no checkpoint of step {step}; {known}")
-    return folder / str(int(match[1])), folder / str(int(match[2]))
+    return folder / str(first), folder / str(last)
 
 
 def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -> tuple[Arrays, dict]:
@@ -100,7 +99,7 @@ def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -
     program = experiment.make(dataset, experiment.make_model(dataset.info))
     state = load_arrays(program.state, before.arrays)
     steps = range(before.manifest.step + 1, after.manifest.step + 1)
-    for step in tqdm(steps, unit="step", leave=False, disable=None if distributed.is_main() else True):
+    for step in distributed.progress(steps, unit="step", leave=False):
         if step in experiment.pass_over:
             state.step.add_(1)
         else:

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from backbones.commands.options import FUNCTIONS, find_components, find_object, read_options
-from backbones.component import Use
+from backbones.commands.options import FUNCTIONS, find_components, read_options
+from backbones.component import Use, import_object
 from backbones.data.source import CPU
 from backbones.errors import Count, InputError, Range, check_values
 from backbones.experiment import Experiment
@@ -31,8 +31,7 @@ class Command:
     """Step of the run."""
 
     def __post_init__(self) -> None:
-        annotations = {"samples": Count, "variants": Count, "step": Step}
-        check_values(annotations, {name: getattr(self, name) for name in annotations}, prefix="--")
+        check_values(type(self).__annotations__, vars(self), prefix="--")
 
 
 def main(args: list[str]) -> None:
@@ -84,7 +83,7 @@ def read_run(name: str) -> Experiment:
     config = Path(name) / CONFIG
     if config.exists():
         return read_experiment(config)
-    found = find_object("experiment", name, {}) if ":" in name else None
+    found = import_object(name) if ":" in name else None
     if not isinstance(found, Experiment):
         raise InputError(
             f"{name} is neither a run folder nor an experiment; give one, as runs/mine or "

@@ -1,27 +1,25 @@
 """`backbones checkpoint show | diff | verify`: inspect checkpoints."""
 
-from pathlib import Path
-from typing import Annotated
-
 import numpy as np
 import tyro
 from torch import Tensor
 from tqdm import tqdm
-from tyro.conf import Positional
 
 import backbones.tree as tree
+from backbones.commands.options import CheckpointName, RunPath
 from backbones.run.checkpoint.arrays import to_tensor
 from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_saved
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
 
-Run = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or one of its checkpoints.")]
-CheckpointName = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP", help="Which checkpoint of the run.")]
 
-
-def show(run: Run, /, *, checkpoint: CheckpointName = "latest") -> None:
+def show(run: RunPath, /, *, checkpoint: CheckpointName = "latest") -> None:
     """Print the contents of a checkpoint: metrics, the size and hash of each part, and every leaf.
 
     The hash of `params` is the `params_sha256` of `result.json`.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
+        checkpoint: which checkpoint of the run.
     """
     path = find_checkpoint(run, parse_saved(checkpoint))
     content = read_checkpoint(path)
@@ -48,10 +46,12 @@ def _megabytes(checkpoint: Checkpoint) -> str:
     return f"{sum(array.nbytes for array in checkpoint.arrays.values()) / 1e6:,.1f}"
 
 
-def diff(a: Run, b: Run, /) -> bool:
+def diff(a: RunPath, b: RunPath, /) -> bool:
     """Print the leaves in which two checkpoints differ, and by how much; the exit code is 1 if there are any.
 
-    A run folder stands for its latest checkpoint.
+    Args:
+        a: a run folder, which stands for its latest checkpoint, or one checkpoint in it.
+        b: another.
     """
     one, other = (read_checkpoint(find_checkpoint(path)) for path in (a, b))
     names = [*one.arrays, *(name for name in other.arrays if name not in one.arrays)]
@@ -77,10 +77,13 @@ def describe_difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
     return f"{share:7.2%} of the elements, by at most {np.abs(a - b).max():.3g}; relative norm {relative:.3g}"
 
 
-def verify(run: Run, /) -> bool:
+def verify(run: RunPath, /) -> bool:
     """Compare every file and leaf of a checkpoint, or of all checkpoints of a run, with the stored hashes.
 
     The exit code is 1 if any is corrupt.
+
+    Args:
+        run: a run folder, or one checkpoint in it.
     """
     first = find_checkpoint(run)
     paths = [first] if run == first else [first.parent / str(step) for step in list_steps(first.parent)]

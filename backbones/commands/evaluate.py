@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import read_dataset
+from backbones.commands.options import CheckpointName, DeviceName, RunPath, read_dataset
 from backbones.data import DataInfo
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
@@ -30,24 +30,19 @@ from backbones.torch_settings import in_full_float32
 from backbones.tta import Tta
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(evaluate, args=args, prog="backbones evaluate")
-
-
 @in_full_float32()
 def evaluate(
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    run: RunPath,
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = (),
     /,
     *,
     data: str | None = None,
     split: Literal["test", "train"] = "test",
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    checkpoint: CheckpointName = "latest",
     batch_size: Count = 500,
     tta: Literal["auto"] | Tta = "auto",
     resize: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
     out: Path | None = None,
 ) -> None:
     """Evaluate a checkpoint: accuracy, loss, F1, calibration, the scores of each class, confusion; or classify files.
@@ -80,7 +75,7 @@ def evaluate(
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
-    name, dataset = read_dataset(data, experiment.data, torch_device, center=True)
+    name, dataset = read_dataset(data, experiment.data, torch_device)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
     evaluation = evaluate_model(

@@ -2,13 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
-from tyro.conf import Positional
 
 import backbones.distributed as distributed
+from backbones.commands.options import CheckpointName, DeviceName, ImagePaths, RunPath
 from backbones.data.image_files.images import read_images
 from backbones.errors import InputError, check_known
 from backbones.run.analysis.explain import default_layers, draw_map, make_maps
@@ -21,23 +19,18 @@ SIDE = 192
 """Pixels of a drawn image."""
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(explain, args=args, prog="backbones explain")
-
-
 @in_full_float32()
 def explain(
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
-    images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
+    run: RunPath,
+    images: ImagePaths,
     /,
     *,
     layers: tuple[str, ...] = (),
     target: str | None = None,
     out: Path = Path("explain.png"),
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    checkpoint: CheckpointName = "latest",
     resize: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
 ) -> None:
     """Draw which parts of image files decide the predicted class: one row per image, maps from black (0) to yellow.
 

@@ -3,11 +3,9 @@
 import textwrap
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-from tyro.conf import Positional
-
+from backbones.commands.options import CheckpointName, RunPath
 from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import parse_saved
 from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
@@ -16,17 +14,12 @@ NUM_IMAGES = 100
 """Held-out images with which an exported model is compared."""
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(export, args=args, prog="backbones export")
-
-
 def export(
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    run: RunPath,
     /,
     *,
     format: Literal["safetensors", "torch", "pt2", "onnx", "aoti", "timm", "torchvision"],
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    checkpoint: CheckpointName = "latest",
     out: Path | None = None,
     fold: bool = False,
     license: str | None = None,

@@ -1,18 +1,18 @@
 """`backbones features RUN [DATA]`: the features of a data set as a table, and what they are good for."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import read_dataset
+from backbones.commands.options import CheckpointName, DeviceName, RunPath, read_dataset
 from backbones.commands.probe import format_accuracies
-from backbones.errors import Count, InputError, check_values
+from backbones.errors import Count, InputError, check_known, check_values
 from backbones.run.analysis.feature_table import check_new, write_table
-from backbones.run.analysis.features import check_image_shape, check_layer, extract
+from backbones.run.analysis.features import check_image_shape, extract, layer_shapes
 from backbones.run.analysis.probe import probe_table
 from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import parse_saved
@@ -20,24 +20,19 @@ from backbones.run.files import write_json
 from backbones.torch_settings import in_full_float32
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(features, args=args, prog="backbones features")
-
-
 @in_full_float32()
 def features(
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    run: RunPath,
     data: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None,
     /,
     *,
     layer: str = "pooled",
     out: Path = Path("features.parquet"),
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest",
+    checkpoint: CheckpointName = "latest",
     batch_size: Count = 500,
     knn: bool = True,
     probe: bool = True,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
 ) -> None:
     """Write the features of all images of a data set as a table, and measure how well they tell the classes apart.
 
@@ -67,8 +62,8 @@ def features(
     content, experiment = read_trained(run, parse_saved(checkpoint))
     path, torch_device = content.path, distributed.init(device)
     trained = load_model(content, experiment, torch_device)
-    check_layer(trained, layer)
-    name, dataset = read_dataset(data, experiment.data, torch_device, center=True)
+    check_known("layer", layer, layer_shapes(trained))
+    name, dataset = read_dataset(data, experiment.data, torch_device)
     check_image_shape(dataset.info, trained.info, name)
     about = {
         "checkpoint": str(path.absolute()),

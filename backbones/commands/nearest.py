@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import read_dataset
+from backbones.commands.options import DeviceName, ImagePaths, read_dataset
 from backbones.data.image_files.images import read_images
 from backbones.errors import Count, InputError, check_values
 from backbones.run.analysis.feature_table import read_table
@@ -20,22 +20,17 @@ from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(nearest, args=args, prog="backbones nearest")
-
-
 @in_full_float32()
 def nearest(
     features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
-    images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
+    images: ImagePaths,
     /,
     *,
     split: Literal["train", "test"] = "train",
     k: Count = 8,
     out: Path = Path("nearest.png"),
     resize: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
 ) -> None:
     """Draw the images of a data set whose features are nearest to those of image files, by cosine: one row per file.
 
@@ -59,7 +54,7 @@ def nearest(
     table, torch_device = read_table(features), distributed.init(device)
     content, experiment = read_trained(Path(table.about["checkpoint"]))
     trained = load_model(content, experiment, torch_device)
-    name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, center=True)
+    name, dataset = read_dataset(table.about["data"], experiment.data, torch_device)
     source, rows = getattr(dataset, split), table.of_split(split)
     if tree.sha256(trained.params) != table.about["weights"] or source.labels.tolist() != rows.label.tolist():
         raise InputError(

@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
 from typing_extensions import Doc
+from tyro.conf import Positional
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 import backbones.distributed as distributed
@@ -22,6 +24,12 @@ from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
 
 T = TypeVar("T")
+
+# Types of arguments that several commands have.
+RunPath = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+ImagePaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+CheckpointName = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": DATASETS,
@@ -39,11 +47,11 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return import_object(name) if ":" in name else known[check_known(kind, name, known)]
 
 
-def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bool = False) -> tuple[str, Dataset]:
+def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str, Dataset]:
     """A data set and its name: `own`, or another by its short name or at `module:name`.
 
-    The other one gets those options of `own`, such as its root, that both have. With `center`, the center is taken of
-    training images that would be cropped at random.
+    The other one gets those options of `own`, such as its root, that both have. Of training images that would be
+    cropped at random the center is taken.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a label is not a class.
@@ -52,7 +60,7 @@ def read_dataset(name: str | None, own: Use, device: torch.device, *, center: bo
         function = find_object("data", name, DATASETS)
         shared = inspect.signature(function).parameters.keys() & own.values.keys()
         own = use(function, **{option: own.values[option] for option in shared})
-    if center and own.values.get("crop") == "random":
+    if own.values.get("crop") == "random":
         own = own.replace(crop="center")
     dataset = own.make(device=device)
     check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)

@@ -13,11 +13,6 @@ from backbones.run.analysis.probe import probe_table
 Seed = Annotated[int, Range("[0, inf)")]
 
 
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(probe, args=args, prog="backbones probe")
-
-
 def probe(
     features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
     /,

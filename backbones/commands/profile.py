@@ -8,16 +8,12 @@ import tyro
 from tqdm import tqdm
 
 import backbones.distributed as distributed
+from backbones.commands.options import DeviceName
 from backbones.component import use
 from backbones.errors import Count, InputError, check_known, checked
 from backbones.models import MODELS
 from backbones.models.cost import layer_table, measure_cost, measure_latency
 from backbones.torch_settings import in_full_float32
-
-
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(profile, args=args, prog="backbones profile")
 
 
 @in_full_float32()
@@ -32,7 +28,7 @@ def profile(
     stem: Literal["cifar", "imagenet"] | None = None,
     patch_size: Count | None = None,
     batch_size: Count = 32,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
     depth: Count | None = None,
     json: bool = False,
 ) -> None:

@@ -1,19 +1,15 @@
 """`backbones report RUN ... --out report.html`: runs side by side, as one page of HTML and as PNGs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
+from backbones.commands.options import DeviceName
 from backbones.run.report import make_report
 from backbones.torch_settings import in_full_float32
-
-
-def main(args: list[str]) -> None:
-    """Run a command line."""
-    tyro.cli(report, args=args, prog="backbones report")
 
 
 @in_full_float32()
@@ -25,7 +21,7 @@ def report(
     png: Path | None = None,
     title: str = "Training report",
     images: bool = True,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
 ) -> None:
     """Make a page of runs: table, curves, differences of their options, confusion, worst mistakes, augmented images.
 

@@ -24,7 +24,7 @@ class Command:
     """Image file to write."""
 
     def __post_init__(self) -> None:
-        check_values({"steps": Count}, {"steps": self.steps}, prefix="--")
+        check_values(type(self).__annotations__, vars(self), prefix="--")
 
 
 def main(args: list[str]) -> None:

@@ -29,11 +29,10 @@ def read_claims(docstring: str | None, experiments: Iterable[str]) -> dict[str, 
 
 def to_python(experiment: Experiment) -> str:
     """A module that defines this experiment, by those fields and options that have not their defaults."""
-    fields = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
     defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
     names: dict[str, str] = {}  # import path -> the name that it has here
     lines = []
-    for field, value in fields.items():
+    for field, value in vars(experiment).items():
         if value == defaults[field]:
             continue
         if isinstance(value, Use):

@@ -122,13 +122,8 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
     """The sweep of a command line, and its folder."""
     if command.resume is not None:
         sweep, _ = read_sweep(command.resume)
-        if (
-            command.over
-            or command.random
-            or command.halving
-            or command.sweep_dir
-            or command.experiment != sweep.experiment
-        ):
+        own = (command.over, command.random, command.halving, command.sweep_dir, command.sweep_seed, command.config)
+        if any(own) or command.experiment != sweep.experiment:
             raise InputError(
                 "--resume continues a sweep as it is: give it no other options but --how, --workers, --only"
             )
@@ -192,10 +187,10 @@ def _options(values: Combination) -> list[str]:
 
 def _run_one(command: Command, sweep: Sweep, folder: Path) -> None:
     """Run one member in this process."""
-    names = [member.name for member in sweep.members]
-    number = int(command.only) if command.only and command.only.isdecimal() else None
-    name = names[number] if number is not None and number < len(names) else command.only or ""
-    member = sweep.members[names.index(check_known("member", name, names))]
+    names, only = [member.name for member in sweep.members], command.only or ""
+    if only.isdecimal() and int(only) < len(names):
+        only = names[int(only)]
+    member = sweep.members[names.index(check_known("member", only, names))]
     if command.until is not None:
         end_with_parent()
     elif sweep.halving is not None:
@@ -205,4 +200,4 @@ def _run_one(command: Command, sweep: Sweep, folder: Path) -> None:
     if not (folder / SWEEP).exists():
         with suppress(InputError), locked(folder, option="--sweep-dir"):  # else another job is just writing it
             write_sweep(folder, sweep, Plan())
-    run_job(Job(folder / name, member.experiment, command.until or member.num_steps))
+    run_job(Job(folder / member.name, member.experiment, command.until or member.num_steps))

@@ -103,7 +103,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-"""The options that decide which experiment the others are options of."""
+"""Read before tyro: these options decide whose values are the defaults of all others."""
 _EARLY.add_argument("--name", nargs="?")
 _EARLY.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
 _EARLY.add_argument("--resume", nargs="?")

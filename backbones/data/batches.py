@@ -56,7 +56,7 @@ def make_batches(
         index, epoch = sequence(step * batch_size + rank * share, share)
         return Request(index, random.sample_keys(key, step, index), epoch)
 
-    return ReadAhead(source, request, num_steps, device)
+    return read_ahead(source, request, num_steps, device)
 
 
 def uniform_sequence(labels: Tensor, seed: int) -> SampleSequence:
@@ -118,7 +118,7 @@ def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> It
         padded = F.pad(parts[i], (0, share - len(parts[i])))  # with sample 0
         return Request(padded, random.fold_in(random.key(0, device=home), padded), torch.zeros_like(padded))
 
-    batches = ReadAhead(source, request, len(parts), device)
+    batches = read_ahead(source, request, len(parts), device)
     for i, part in enumerate(parts):
         yield batches(i)._replace(weight=(torch.arange(share, device=device) < len(part)).to(torch.float32))
 
@@ -134,10 +134,10 @@ class Request(NamedTuple):
     """[B] int64."""
 
 
-class ReadAhead:
-    """step -> Batch. Where a source reads in other processes, they read the next batches while a step computes.
-
-    It is a pure function: any step can be asked for, in any order.
+def read_ahead(
+    source: Source, request: Callable[[int], Request], num_steps: int | None, device: torch.device
+) -> Batches:
+    """The batch of any step. Where a source reads in other processes, they read the next ones while a step computes.
 
     Args:
         source: what is read.
@@ -145,23 +145,23 @@ class ReadAhead:
         num_steps: nothing is read ahead from this step on; None for no end.
         device: where the batches are sent.
     """
+    started: dict[int, tuple[Request, Callable[[], Tensor]]] = {}
 
-    def __init__(
-        self, source: Source, request: Callable[[int], Request], num_steps: int | None, device: torch.device
-    ) -> None:
-        self._source, self._request, self._num_steps, self._device = source, request, num_steps, device
-        self._started: dict[int, tuple[Request, Callable[[], Tensor]]] = {}
+    def start(step: int) -> tuple[Request, Callable[[], Tensor]]:
+        samples = request(step)
+        if source.start is None:
+            return samples, partial(source.read, samples.index, samples.keys)
+        return samples, source.start(samples.index, samples.keys)
 
-    def __call__(self, step: int) -> Batch:
-        end = step + 1 + (0 if self._source.start is None else AHEAD)
-        end = max(step + 1, min(end, end if self._num_steps is None else self._num_steps))
-        self._started = {each: self._started.get(each) or self._start(each) for each in range(step, end)}
-        request, images = self._started.pop(step)
-        labels, weight = self._source.labels[request.index], torch.ones(len(request.index), device=self._device)
-        batch = Batch(images(), labels, None, weight, request.index, request.epoch)
-        return tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), batch)
+    def batch_of(step: int) -> Batch:
+        nonlocal started
+        last = step if source.start is None else step + AHEAD
+        if num_steps is not None:
+            last = max(step, min(last, num_steps - 1))
+        started = {each: started.get(each) or start(each) for each in range(step, last + 1)}
+        samples, images = started.pop(step)
+        labels, weight = source.labels[samples.index], torch.ones(len(samples.index), device=device)
+        batch = Batch(images(), labels, None, weight, samples.index, samples.epoch)
+        return tree.map(lambda leaf: leaf.to(device, non_blocking=True), batch)
 
-    def _start(self, step: int) -> tuple[Request, Callable[[], Tensor]]:
-        request = self._request(step)
-        read = partial(self._source.read, request.index, request.keys)
-        return request, read if self._source.start is None else self._source.start(request.index, request.keys)
+    return batch_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backbones.data.source import CPU, Dataset, in_memory
-from backbones.data.torchvision import download_into, torchvision_class
+from backbones.data.torchvision import torchvision_class
 from backbones.errors import InputError
 
 
@@ -24,9 +24,7 @@ def cifar(name: str, device: torch.device = CPU, *, root: str = "data", download
     Raises:
         InputError: the files are absent or damaged.
     """
-    dataset_class = torchvision_class(name)
-    if download:
-        download_into(root, dataset_class)
+    dataset_class = torchvision_class(name, root, download=download)
     try:
         train, test = (dataset_class(root, train=train) for train in (True, False))
     except RuntimeError as error:  # torchvision's answer to a missing file and to a wrong checksum

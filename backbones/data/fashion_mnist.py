@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.data.source import CPU, Dataset, in_memory
-from backbones.data.torchvision import download_into, torchvision_class
+from backbones.data.torchvision import torchvision_class
 from backbones.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -32,9 +32,7 @@ def fashion_mnist(device: torch.device = CPU, *, root: str = "data", download: b
     Raises:
         InputError: the files are absent, truncated or of another data set.
     """
-    dataset_class = torchvision_class("FashionMNIST")
-    if download:
-        download_into(root, dataset_class)
+    dataset_class = torchvision_class("FashionMNIST", root, download=download)
     raw = Path(root).expanduser() / "FashionMNIST" / "raw"
     folders = (raw, raw.parent.parent, DEBIAN_FOLDER)
     folder = next((folder for folder in folders if _idx_path(folder, "train-labels")), None)
@@ -54,7 +52,7 @@ def fashion_mnist(device: torch.device = CPU, *, root: str = "data", download: b
 
 def _idx_path(folder: Path, stem: str) -> Path | None:
     """The one file of a folder that is named like `train-images-idx3-ubyte` or `train-images-idx3-ubyte.gz`."""
-    return next(iter(sorted(folder.glob(f"{stem}-idx?-ubyte*"))), None)
+    return min(folder.glob(f"{stem}-idx?-ubyte*"), default=None)
 
 
 def _read_idx(folder: Path, stem: str, *, ndim: int) -> np.ndarray:
@@ -67,7 +65,8 @@ def _read_idx(folder: Path, stem: str, *, ndim: int) -> np.ndarray:
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and fetch it again") from error
-    header = np.frombuffer(content[: 4 * (ndim + 1)], dtype=">i4")
-    if len(header) <= ndim or header[0] != 0x0800 + ndim or len(content) != 4 * len(header) + math.prod(header[1:]):
+    size = 4 * (ndim + 1)
+    header = np.frombuffer(content[:size].ljust(size, b"\0"), dtype=">i4")
+    if header[0] != 0x0800 + ndim or len(content) != size + math.prod(header[1:]):
         raise InputError(f"{path} is not a complete IDX file of {ndim} dimensions; delete it and fetch it again")
-    return np.frombuffer(content, dtype=np.uint8, offset=4 * len(header)).reshape(header[1:]).copy()
+    return np.frombuffer(content, dtype=np.uint8, offset=size).reshape(header[1:]).copy()

@@ -4,8 +4,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
 from backbones.data.image_files.listing import Listing, is_image, list_tree
@@ -28,7 +26,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
     files: dict[str, list[str]] = {}
     stamps: Stamps = {}
     folders = [""]
-    with tqdm(desc=f"listing {root}", unit=" files", disable=None if distributed.is_main() else True) as bar:
+    with distributed.progress(desc=f"listing {root}", unit=" files") as bar:
         for folder in folders:  # which grows while it is gone through
             path = os.path.join(root, folder)
             stamps[path] = stamp(path)

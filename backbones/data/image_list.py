@@ -24,7 +24,7 @@ def list_table(root: Path) -> Listing:
     tables = {"": root}
     if root.is_dir():
         tests = [table for name in TEST_NAMES if (table := root / f"{name}.csv").exists()]
-        tables = {"train": root / "train.csv", **dict(zip(["test"], tests, strict=False))}
+        tables = {"train": root / "train.csv"} | ({"test": tests[0]} if tests else {})
     found: dict[str, list[tuple[str, str]]] = {}
     for table_split, table in tables.items():
         for split, path, label in _read_table(table):
@@ -66,9 +66,7 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
                 )
             found = []
             for line in lines:
-                split, path, label = (
-                    line.get(name, "all" if name == "split" else None) for name in ("split", "path", "label")
-                )
+                split, path, label = line.get("split", "all"), line["path"], line["label"]
                 if not path or not label or split not in ("train", "all", *TEST_NAMES) or None in line:
                     raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
                 found.append((split, path, label))

@@ -7,8 +7,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
 from backbones.data.image_files.listing import Listing, is_image, list_tree
@@ -43,28 +41,24 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
     for magic, compression in COMPRESSED.items():
         if start.startswith(magic):
             raise InputError(f"{root} is compressed by {compression}, where no file can be read alone; unpack it first")
-    extents: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
-    hidden: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
     folders: set[str] = set()
     try:
         with tarfile.open(root, "r:") as tar:
-            for member in tqdm(tar, f"listing {root}", unit=" files", disable=None if distributed.is_main() else True):
+            for member in distributed.progress(tar, f"listing {root}", unit=" files"):
                 name = str(PurePosixPath(member.name))
-                is_hidden = any(part.startswith(".") for part in name.split("/"))
                 if member.isdir():
-                    if not is_hidden:
+                    if not _is_hidden(name):
                         folders.add(name)
-                elif not is_hidden and (member.issym() or (is_image(name) and member.issparse())):
+                elif not _is_hidden(name) and (member.issym() or (is_image(name) and member.issparse())):
                     raise InputError(
                         f"{name} in {root} is a symbolic link or a sparse file, which cannot be read from where it "
                         "is; make the tar anew: tar --dereference -cf, without --sparse"
                     )
-                elif member.isfile() or member.islnk():
-                    original = str(PurePosixPath(member.linkname))
-                    place = (member.offset_data, member.size)
-                    if member.islnk():
-                        place = (extents if original in extents else hidden)[original]
-                    (hidden if is_hidden else extents)[name] = place
+                elif member.islnk():
+                    places[name] = places[str(PurePosixPath(member.linkname))]
+                elif member.isfile():
+                    places[name] = member.offset_data, member.size
             end = tar.offset  # where no further member was found
     except (tarfile.TarError, KeyError) as error:  # KeyError: a link to a file that is not before it
         raise InputError(f"{root} is not a tar, or is damaged ({error})") from error
@@ -72,12 +66,18 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
         file.seek(end)
         if file.read(512) != bytes(512):  # which ends a tar
             raise InputError(f"{root} is cut short, or is damaged at byte {end:,}; copy it again")
+    # hidden files were read only because others may be hard links to them
+    extents = {name: place for name, place in places.items() if not _is_hidden(name)}
     top = _top(filter(is_image, extents))
     files: dict[str, list[str]] = {folder.removeprefix(top): [] for folder in folders if folder + "/" != top}
     for name in extents:
         folder, _, file_name = name.removeprefix(top).rpartition("/")
         files.setdefault(folder, []).append(file_name)
     return list_tree(root, files, {name.removeprefix(top): extent for name, extent in extents.items()}), stamps
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _top(images: Iterable[str]) -> str:

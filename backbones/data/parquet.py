@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
@@ -66,9 +65,8 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
         with (
             named_after(store),
             replacing(store) as output,
-            tqdm(desc=f"copying {root}", total=total, unit=" images",
-                 disable=None if distributed.is_main() else True) as bar,
-        ):  # fmt: skip
+            distributed.progress(desc=f"copying {root}", total=total, unit=" images") as bar,
+        ):
             for path, split in zip(paths, splits, strict=True):
                 if split not in chosen:
                     continue

@@ -4,6 +4,7 @@ N samples, B samples of a batch, C channels, H and W height and width, K classes
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -117,12 +118,8 @@ def in_memory(
 
     def source(images: Tensor, labels: Tensor) -> Source:
         images, labels = images.to(device), labels.to(device)
-
-        def read(index: Tensor, keys: Tensor) -> Tensor:
-            del keys
-            return images[index]
-
-        return Source(info, labels, read, lambda: tree.sha256({"images": images, "labels": labels}))
+        digest = partial(tree.sha256, {"images": images, "labels": labels})
+        return Source(info, labels, lambda index, keys: images[index], digest)
 
     return Dataset(source(*train), source(*test))
 
@@ -159,7 +156,7 @@ def note_odd_classes(train: Tensor, test: Tensor, class_names: Sequence[str]) ->
 
 def read_some(read: Read, size: int, most: int, device: torch.device = CPU) -> Tensor:
     """At most `most` of `size` images, at equal distances, [N, C, H, W] uint8; `device` is where the labels lie."""
-    index = torch.linspace(0, size - 1, min(most, size), device=device).long()
+    index = torch.linspace(0, size - 1, min(most, size), device=device).long().clamp(max=size - 1)  # float32 rounds
     return read(index, torch.zeros_like(index))
 
 

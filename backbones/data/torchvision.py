@@ -6,24 +6,22 @@ import backbones.distributed as distributed
 from backbones.errors import InputError
 
 
-def torchvision_class(name: str) -> Any:
-    """A class of torchvision.datasets."""
-    import torchvision.datasets  # late: it brings the compiler, a second and a half that --help need not wait for
-
-    return getattr(torchvision.datasets, name)
-
-
-def download_into(root: str, dataset_class: Any) -> None:
-    """Download a data set of torchvision, once on each machine.
+def torchvision_class(name: str, root: str, *, download: bool) -> Any:
+    """A class of torchvision.datasets; with `download`, its files are fetched into `root` first, once on each machine.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: they cannot be downloaded.
     """
+    import torchvision.datasets  # late: it brings the compiler, a second and a half that --help need not wait for
 
-    def download() -> None:
+    dataset_class = getattr(torchvision.datasets, name)
+
+    def fetch() -> None:
         try:
             dataset_class(root, download=True)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"could not download {dataset_class.__name__} into {root}: {error}") from error
+            raise InputError(f"could not download {name} into {root}: {error}") from error
 
-    distributed.once_a_node(download)
+    if download:
+        distributed.once_a_node(fetch)
+    return dataset_class

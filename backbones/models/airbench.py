@@ -20,7 +20,7 @@ WIDTHS = (64, 256, 256)
 MOMENTUM, EPS = 0.4, 1e-12
 """Of the norms."""
 PIXELS_AT_ONCE = 5000 * 32 * 32
-"""Of the images that are whitened, for each channel: 12 times as many numbers are in memory."""
+"""Pixels of the images whose patches are in memory at once: of RGB images, 12 numbers for each pixel."""
 
 
 class BiasNorm(nn.BatchNorm2d):

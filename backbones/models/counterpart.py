@@ -42,7 +42,7 @@ def _mixer_arguments(options: Options, image_shape: ImageShape) -> dict[str, Any
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """The ratio of which timm makes the hidden dimension again: int(width * ratio)."""
+    """The mlp_ratio from which timm, by int(width * ratio), gets this hidden dimension."""
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 

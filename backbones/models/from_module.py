@@ -69,10 +69,12 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
         if not head:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
         nonlocal image_size
-        outputs.clear()
         image_size = images.shape[2:]
+        outputs.clear()  # of a call that failed
         pooled = functional_call(headless, (params, model_state), (images,))
-        return {**outputs, "pooled": pooled}
+        found = {**outputs, "pooled": pooled}
+        outputs.clear()  # else they would stay in memory
+        return found
 
     return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
 

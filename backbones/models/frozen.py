@@ -14,7 +14,7 @@ from backbones.types import ModelState, Params, Part, Roles
 
 
 def select(roles: Roles, patterns: Sequence[str], option: str) -> set[str]:
-    """Names of the parameters that one of the patterns means.
+    """Names of the parameters that match one of the patterns.
 
     Args:
         roles: those of a model.
@@ -22,7 +22,7 @@ def select(roles: Roles, patterns: Sequence[str], option: str) -> set[str]:
         option: where the patterns come from, for the message.
 
     Raises:
-        InputError: a pattern means none.
+        InputError: a pattern matches none.
     """
     selected = set()
     for pattern in patterns:

@@ -30,6 +30,20 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.probability)
 
 
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., width]
+        x = self.dropout(F.gelu(self.fc1(x)))
+        return self.dropout(self.fc2(x))
+
+
 def drop_paths(last: float, depth: int) -> list[float]:
     """The probability of `DropPath` in each of `depth` blocks: a line from 0 to `last` (arXiv 1603.09382)."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]

@@ -1,4 +1,4 @@
-"""Models of other libraries, which are tried before they are trained."""
+"""Models of other libraries, each tried on a batch before it is used."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from backbones.types import ModelState, Params
 def from_library(
     title: str, make: Callable[[], nn.Module], image_shape: ImageShape, num_classes: NumClasses, pretrained: str | None
 ) -> Model:
-    """`from_module` for a module of another library, which is tried on images without their pixels.
+    """`from_module` for a module of another library, which is first tried on a batch of meta tensors.
 
     Args:
         title: what it is called in messages.

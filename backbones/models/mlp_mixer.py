@@ -9,24 +9,11 @@ Shapes: B images, C channels, H and W height and width, N tokens (patches), D em
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.errors import Count
 from backbones.models.base import Backbone, ImageShape, NumClasses, PatchSize, make_constructor
-from backbones.models.layers import count_patches
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between (section 2)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., width]
-        return self.fc2(F.gelu(self.fc1(x)))
+from backbones.models.layers import Mlp, count_patches
 
 
 class MixerBlock(nn.Module):

@@ -31,16 +31,10 @@ MakeAttention = Callable[[int], nn.Module]
 """channels -> a module that reweights the residual before the shortcut is added."""
 
 
-def no_attention(channels: int) -> nn.Module:
-    """The identity."""
-    del channels
-    return nn.Sequential()
-
-
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (figure 5, left)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = no_attention) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = nn.Identity) -> None:
         super().__init__()
         self.out_channels = width
         self.conv1 = conv3x3(in_channels, width, stride=stride)
@@ -60,7 +54,7 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1x1 to narrow, 3x3, 1x1 to widen (figure 5, right)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = no_attention) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, attention: MakeAttention = nn.Identity) -> None:
         super().__init__()
         self.out_channels = 4 * width
         self.conv1 = conv1x1(in_channels, width)

@@ -27,7 +27,7 @@ def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...
 
 
 def _block(module: nn.Module, name: str) -> str | None:
-    """What its block is called: the outermost element of a container that a parameter is in.
+    """Name of the block of a parameter: the outermost element of a Sequential or ModuleList that holds it.
 
     Where elements are single layers, those between two pools are one block, as in a VGG, called as its first one; where
     there are no pools, a layer and the norm after it.

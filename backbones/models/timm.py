@@ -1,8 +1,7 @@
 """timm's models by their names (Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models)."""
 
+from functools import partial
 from typing import Any
-
-from torch import nn
 
 from backbones.errors import InputError, check_known
 from backbones.models.base import ImageShape, Model, NumClasses
@@ -31,11 +30,7 @@ def timm(
         raise InputError("--model timm takes timm, which is not installed: pip install timm") from error
     if not is_model(architecture.partition(".")[0]):
         check_known("architecture of timm", architecture, list_models())
-    arguments = timm_arguments(architecture, image_shape, num_classes)
-
-    def make() -> nn.Module:
-        return create_model(architecture, **arguments)
-
+    make = partial(create_model, architecture, **timm_arguments(architecture, image_shape, num_classes))
     return from_library(f"{architecture} of timm", make, image_shape, num_classes, pretrained)
 
 

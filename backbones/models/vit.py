@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Count, InputError, Probability, Range
 from backbones.models.base import Backbone, ImageShape, Model, NumClasses, PatchSize, make_constructor
-from backbones.models.layers import DropPath, conv3x3, count_patches, drop_paths
+from backbones.models.layers import DropPath, Mlp, conv3x3, count_patches, drop_paths
 from backbones.types import Params
 
 
@@ -55,22 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between (section 3.1)."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
-        x = self.dropout(F.gelu(self.fc1(x)))
-        return self.dropout(self.fc2(x))
-
-
 class EncoderBlock(nn.Module):
-    """Pre-norm attention and MLP, each around a residual (equations 2 and 3)."""
+    """Pre-norm attention and MLP, each with a residual around it (equations 2 and 3; section 3.1)."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, drop_path: float) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ def evaluation_params(opt_state: OptState, params: Params) -> Params:
 
 def averages(opt_state: OptState) -> list[Any]:
     """The averages in the state of an optimizer."""
-    return list(tree.find(opt_state, lambda node: hasattr(node, "evaluation_params")).values())
+    return tree.find(opt_state, lambda node: hasattr(node, "evaluation_params"))
 
 
 def _with_average(average: Params, params: Params, has_begun: Tensor) -> Params:

@@ -7,8 +7,8 @@ SOAP is Adam in the eigenbasis of Shampoo's preconditioner, which changes slowly
 
 As in algorithm 3, an update uses the bases of the gradients before it. Two things differ from the paper. The bases are
 initialised with the identity, so that the first update is Adam's; the paper skips it and starts from an
-eigendecomposition. And instead of refreshing all bases once every few updates,
-each update refreshes some of them, so that all updates take the same time and there is no control flow.
+eigendecomposition. And instead of refreshing all bases once every few updates, each update refreshes some of them, so
+that all updates take the same time and there is no control flow.
 """
 
 from typing import NamedTuple

@@ -218,7 +218,7 @@ class SamState(NamedTuple):
 def sam(rho: float) -> GradientTransformation:
     """g <- the gradient at p + rho g / |g|, where the loss is about the largest within a distance of rho.
 
-    Its update computes a second gradient of the batch by `grad_fn`, and raises a ValueError if there is none.
+    Its update computes a second gradient of the batch by `grad_fn`, and raises an InputError if there is none.
 
     Source: Foret et al., "Sharpness-aware minimization for efficiently improving generalization", arXiv 2010.01412,
     equation 2.

@@ -52,7 +52,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def json_text(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Strict JSON, which every program can read: nan and inf become null."""
+    """Strict JSON, which every program can read: nan and inf at the top level become null."""
     strict = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }

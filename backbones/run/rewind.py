@@ -10,7 +10,7 @@ from backbones.run.loop import GoBack, RunLog, Training, make_diverged, train
 from backbones.run.run_dir import write_config
 from backbones.train_step import TrainState
 
-MOST = 10
+MOST_REWINDS = 10
 """How often a process goes back before it gives up."""
 
 
@@ -31,7 +31,7 @@ def train_and_rewind(
     reproduced ends in the same bits. All ranks go back together, since their losses are equal.
 
     Raises:
-        Diverged: it went back `MOST` times, and a step went wrong again.
+        Diverged: it went back `MOST_REWINDS` times, and a step went wrong again.
     """
     states, num_rewinds = [state], 0
     del state  # it would be kept in memory to the end
@@ -40,8 +40,9 @@ def train_and_rewind(
             return (yield from train(states.pop(), experiment, program, log, num_steps=num_steps, preempted=preempted))
         except GoBack as error:
             bad, states = error.bad, [error.state]
-        if num_rewinds == MOST:
-            gave_up = make_diverged(bad, log.checkpoints, f"pass over more steps: the run went back {MOST} times")
+        if num_rewinds == MOST_REWINDS:
+            hint = f"pass over more steps: the run went back {MOST_REWINDS} times"
+            gave_up = make_diverged(bad, log.checkpoints, hint)
             log.report_bad_step(bad)
             raise gave_up
         num_rewinds += 1

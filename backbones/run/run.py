@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.jit import Mode
-from backbones.models import Model, with_pretrained
+from backbones.models import with_pretrained
 from backbones.models.cost import ModelCost, measure_cost
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, saved_weights
@@ -66,10 +65,11 @@ def run(
         Diverged: the loss or a gradient is not finite, or the run cannot get past such a step by going back.
         Preempted: a signal, or `preempted`, asked to stop, and the state is saved.
     """
+    choose = new_run_dir if resume is None or isinstance(resume, Path) else latest_run_dir
     with torch_settings_kept():
         device = experiment.init_device()
         trackers = Trackers(log_to)
-        folder = distributed.on_main(lambda: _choose_folder(experiment.name, run_dir, resume))
+        folder = distributed.on_main(lambda: run_dir or choose(experiment.name))
         with locked(folder), trackers:
             training = train_in(
                 folder,
@@ -82,12 +82,6 @@ def run(
                 preempted=preempted,
             )
             return complete(training)
-
-
-def _choose_folder(name: str, run_dir: Path | None, resume: Which | None) -> Path:
-    if run_dir is not None:
-        return run_dir
-    return new_run_dir(name) if resume is None or isinstance(resume, Path) else latest_run_dir(name)
 
 
 def train_in(
@@ -109,7 +103,7 @@ def train_in(
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
-    changes = distributed.on_main(partial(check_run_dir, folder, experiment, resume=resume))
+    changes = distributed.on_main(lambda: check_run_dir(folder, experiment, resume=resume))
     with distributed.long_timeout():
         dataset = dataset or experiment.data.make(device=device)
     model = experiment.make_model(dataset.info)
@@ -131,7 +125,8 @@ def train_in(
             return result
     is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
-        model = _start_from_weights(model, experiment.init_from, dataset.info.image_shape)
+        model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
+        distributed.print0("; ".join([f"starts from the weights of {experiment.init_from}", *notes]))
     program = experiment.make(dataset, model)
     if experiment.freeze or experiment.train_only:
         distributed.print0(f"trained: {tree.size(program.state.params):,} of {cost.num_params:,} parameters")
@@ -156,7 +151,7 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
-            _record_start(folder, experiment, dataset, device, step=start_step, changes=changes)
+            _write_start(folder, experiment, dataset, device, step=start_step, changes=changes)
         checkpoints.supersede_after(start_step)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
@@ -198,10 +193,10 @@ def train_in(
     return result
 
 
-def _record_start(
+def _write_start(
     folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
 ) -> None:
-    """Write what is trained, and with what. If the disk takes no files, nothing that is there has been changed."""
+    """Write `provenance.json`, `config.json` and `bad_files.txt`: first of all, so that a full disk changes nothing."""
     record_start(folder, experiment, dataset, device, step=step, changes=changes)
     write_config(folder, experiment)
     if bad_files := dataset.train.bad_files + dataset.test.bad_files:
@@ -229,13 +224,6 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     with suppress(InputError):  # where it is missing or damaged it is written again
         return read_json(folder / RESULT)
     return None
-
-
-def _start_from_weights(model: Model, source: str, image_shape: tuple[int, int, int]) -> Model:
-    """The model with an `init` that returns the weights of a run, a checkpoint or a file."""
-    model, notes = with_pretrained(model, read_weights(source), image_shape)
-    distributed.print0("; ".join([f"starts from the weights of {source}", *notes]))
-    return model
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

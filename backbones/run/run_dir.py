@@ -75,7 +75,7 @@ def _run_dir(name: str, number: int, parent: Path) -> Path:
 def _numbered(name: str, parent: Path) -> dict[int, Path]:
     """Number -> path, of all that is called `NAME` or `NAME-NUMBER`."""
     pattern = re.compile(re.escape(name) + r"(?:-([2-9]|[1-9]\d+))?")
-    matches = {path: pattern.fullmatch(path.name) for path in parent.glob(f"{name}*")}
+    matches = {path: pattern.fullmatch(path.name) for path in parent.glob("*")}
     return {int(match[1] or 1): path for path, match in matches.items() if match}
 
 
@@ -135,14 +135,11 @@ def config_to_resume(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]
 
 def _checkpoint_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
     """Path and values of the configuration in the checkpoint to resume; None if there is none that can be read."""
-    if isinstance(resume, Path):
-        paths = [find_checkpoint(resume)]
+    steps = list_steps(run_dir / "checkpoints")
+    if isinstance(resume, Path) or (steps and resume not in ("auto", "latest")):
+        paths = [find_checkpoint(run_dir, resume)]
     else:
-        steps = list_steps(run_dir / "checkpoints")
-        if steps and resume not in ("auto", "latest"):
-            paths = [find_checkpoint(run_dir, resume)]
-        else:
-            paths = [run_dir / "checkpoints" / str(step) for step in reversed(steps)]
+        paths = [run_dir / "checkpoints" / str(step) for step in reversed(steps)]
     for path in paths:
         with suppress(CorruptCheckpoint):  # reported when it is restored
             return path, read_manifest(path).experiment
@@ -188,7 +185,9 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
         stored = _checkpoint_config(run_dir, resume) or config_to_resume(run_dir, resume)
         if stored is not None:
             changes = list_changes(parse_experiment(*stored), experiment)
-            _refuse_changes_of_the_state(changes, run_dir)
+            if refused := _lines_of(changes, IN_THE_STATE):
+                message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint holds"
+                raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
     is_taken = (run_dir / CONFIG).exists() or bool(list_steps(run_dir / "checkpoints"))
@@ -204,12 +203,6 @@ def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
             "\n  ".join([f"the run in {run_dir} has no steps left, so these changes would have no effect:", *vain])
             + "\ngive it more --steps, or leave them out"
         )
-
-
-def _refuse_changes_of_the_state(changes: dict[str, str], run_dir: Path) -> None:
-    if refused := _lines_of(changes, IN_THE_STATE):
-        message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint holds"
-        raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))
 
 
 def _lines_of(changes: dict[str, str], fields: Collection[str]) -> list[str]:

@@ -54,15 +54,14 @@ class SpikeDetector:
         threshold: a loss is a spike if it is this many median absolute deviations above the median of the last
             `WINDOW` finite losses before it, of which there must be `LEAST`; None for no spikes.
         margin: and if it is above each of them by this much.
-        recent: the last of the losses before the first step, which a checkpoint has kept.
     """
 
-    def __init__(self, threshold: float | None, *, margin: float, recent: Sequence[float] = ()) -> None:
+    def __init__(self, threshold: float | None, *, margin: float) -> None:
         self._threshold, self._margin = threshold, margin
-        self.restart(recent)
+        self.restart(())
 
     def restart(self, recent: Sequence[float]) -> None:
-        """Begin again with the last losses before a step."""
+        """Begin again with the last losses before a step, which a checkpoint has kept."""
         self.recent = deque(recent, maxlen=WINDOW)
         self._waiting: list[tuple[int, Tensor, Tensor]] = []
 

@@ -76,8 +76,11 @@ def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
         ("20:50", r"there is no checkpoint of step 50; .*checkpoints has those of the steps 0, 20, 40, 60"),
         ("60:20", "got 60:20, wanted the steps A:B of two checkpoints with A < B; "),
         ("60", "got 60, wanted the steps A:B"),
+        ("", "got , wanted the steps A:B"),
     ):
         with pytest.raises(InputError, match=message):
             main([str(audited), steps])
     with pytest.raises(InputError, match=r"wanted two checkpoints; .*nowhere/checkpoints has those of the steps none"):
         main([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match="got , wanted the steps A:B"):
+        main([str(tmp_path / "nowhere"), ""])

@@ -16,7 +16,7 @@ from helpers.runs import ROOT
 
 import backbones.commands as commands
 import backbones.tree as tree
-from backbones.commands.export import export, main
+from backbones.commands.export import export
 from backbones.data import DataInfo, digits
 from backbones.data.source import CPU
 from backbones.experiment import Experiment
@@ -37,7 +37,7 @@ def test_every_format_is_on_the_command_line() -> None:
 def test_weights(format: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The average of the parameters, with the model state; read by the lines that are printed."""
     out = tmp_path / "new" / ("w.safetensors" if format == "safetensors" else "w.pt")
-    main([str(finished), "--format", format, "--out", str(out), "--license", "CC0"])
+    commands.run("export", str(finished), "--format", format, "--out", str(out), "--license", "CC0")
     assert [*out.parent.iterdir()] == [out]
     shown = capsys.readouterr().out
     assert f"wrote {finished}/checkpoints/4 to {out} (7.9 MB)\n" in shown and "every tensor is equal" in shown
@@ -67,8 +67,7 @@ def test_a_program(
 ) -> None:
     """The lines that are printed give the logits of the checkpoint that was named."""
     out = tmp_path / "model.pt2"
-    args = [str(finished), "--format", "pt2", "--checkpoint", "2", "--out", str(out)]
-    main(args)
+    commands.run("export", str(finished), "--format", "pt2", "--checkpoint", "2", "--out", str(out))
     shown = capsys.readouterr().out
     assert (
         f"wrote {finished}/checkpoints/2 to {out} (" in shown and "logits of 100 test images differ by at mo" in shown
@@ -85,6 +84,6 @@ def test_a_program(
     metadata = json.loads(files["metadata.json"])
     assert (metadata["step"], metadata["class_names"], metadata["license"]) == (2, list("0123456789"), None)
 
-    monkeypatch.setattr(sys, "argv", ["backbones", "export", *args])
+    monkeypatch.setattr(sys, "argv", ["backbones", "export", str(finished), "--format", "pt2", "--out", str(out)])
     with pytest.raises(SystemExit, match=f"^error: {out} exists already; choose another --out$"):
         commands.main()

@@ -1,7 +1,6 @@
 """`backbones features`, `probe`, `explain` and `nearest` on a finished run, one after the other."""
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from helpers.trees import write_folder
 from PIL import Image
 
+import backbones.commands as commands
 from backbones.commands.explain import explain
 from backbones.commands.features import features
 from backbones.commands.nearest import nearest
@@ -174,13 +174,9 @@ def test_training_images_are_not_cropped_at_random(tmp_path: Path, monkeypatch: 
     folder = str(write_folder(tmp_path / "photos", num_train=2, num_test=1, size=(20, 30)))
     cropped = use(image_folder, root=folder, image_size=8, crop="random")
     index = torch.arange(6)
-    images = [
-        read_dataset(name, component, CPU, center=center)[1].train.read(index, index)
-        for name, component, center in (
-            (None, cropped, True), ("image-folder", cropped, True), (None, cropped.replace(crop="center"), False),
-            (None, cropped, False),
-        )
-    ]  # fmt: skip
+    read = [read_dataset(name, cropped, CPU)[1] for name in (None, "image-folder")]
+    datasets = [*read, cropped.replace(crop="center").make(device=CPU), cropped.make(device=CPU)]
+    images = [dataset.train.read(index, index) for dataset in datasets]
     assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[2])
     assert not torch.equal(images[3], images[2])
 
@@ -248,8 +244,7 @@ def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch:
         f"nearest a.parquet {digit} {digit} --k 3 --out b.png",
         f"explain {finished} {digit} --layers stage1 stage2 --out c.png",
     ):
-        command, *args = line.split()
-        importlib.import_module(f"backbones.commands.{command}").main(args)
+        commands.run(*line.split())
     assert {"a.parquet", "a.json", "b.png", "c.png"} <= {path.name for path in tmp_path.iterdir()}
     first, accuracy, knn, second, probe, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("100 vectors of 64 numbers, stage1 of ") and first.endswith(" on even-odd: a.parquet")

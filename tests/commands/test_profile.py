@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from backbones.commands.profile import main, profile
+from backbones.commands import run
+from backbones.commands.profile import profile
 from backbones.errors import InputError
 from backbones.models import MODELS
 from backbones.models.cost import measure_cost
@@ -28,7 +29,7 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     for depth, deepest in ((1, "stages"), (2, "stages.0")):
-        main(["airbench", "--depth", str(depth)])
+        run("profile", "airbench", "--depth", str(depth))
         assert deepest in capsys.readouterr().out.replace("|", " ").split()
 
 
@@ -45,4 +46,4 @@ def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_mistakes_are_one_line(args: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        main(args)
+        run("profile", *args)

@@ -133,8 +133,9 @@ def test_a_sweep_is_continued_by_its_folder_alone(calls: list[dict], capsys: pyt
         (sweep, Path("here"), "processes"),
         (sweep, Path("here"), "auto"),
     ]
-    with pytest.raises(InputError, match="--resume continues a sweep as it is"):
-        main(["--resume", "here", "--steps", "5"])
+    for option in ("--steps", "--sweep-seed", "--config"):
+        with pytest.raises(InputError, match="--resume continues a sweep as it is"):
+            main(["--resume", "here", option, "5"])
     with pytest.raises(InputError, match=r"cannot read nowhere/sweep\.json"):
         main(["--resume", "nowhere"])
     with pytest.raises(InputError, match="unknown member '2'"):

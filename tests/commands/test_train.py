@@ -196,6 +196,11 @@ def test_what_a_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [(dataclasses.replace(DEFAULT, steps=7), given)]
 
 
+def test_a_name_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it must be a name for a folder"):
+        main(["--name", str(tmp_path), "--resume"], EXPERIMENTS)
+
+
 def test_resume_alone_is_the_latest() -> None:
     for args in (["--resume"], ["--resume", "--steps", "5"], ["--steps", "5", "--resume", "latest"]):
         assert parse(args).resume == "latest"

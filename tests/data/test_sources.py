@@ -133,9 +133,11 @@ def test_absent_fashion_mnist_says_how_to_get_it(tmp_path: Path, monkeypatch: py
 def test_truncated_fashion_mnist_names_the_file(suffix: str, tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path, suffix)
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"{path.name} is .*delete it and fetch it again"):
-        DATASETS["fashion-mnist"](root=str(tmp_path))
+    whole = path.read_bytes()
+    for length in (len(whole) - 100, 5, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=f"{path.name} is .*delete it and fetch it again"):
+            DATASETS["fashion-mnist"](root=str(tmp_path))
     path.unlink()
     with pytest.raises(InputError, match="no file train-images-idx3-ubyte"):
         DATASETS["fashion-mnist"](root=str(tmp_path))

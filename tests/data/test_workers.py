@@ -91,7 +91,7 @@ def test_the_next_batches_are_read_ahead_and_no_more() -> None:
     def request(step: int) -> Request:
         return Request(*[torch.tensor([step])] * 3)
 
-    batches = batches_module.ReadAhead(make_source(started), request, 6, CPU)
+    batches = batches_module.read_ahead(make_source(started), request, 6, CPU)
     assert batches(0).labels.tolist() == [0] and started == [0, 1, 2]
     assert batches(1).images.flatten().tolist() == [1] and started == [0, 1, 2, 3]
     assert batches(4).labels.tolist() == [4] and started == [0, 1, 2, 3, 4, 5]  # 2 and 3 are dropped

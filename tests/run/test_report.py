@@ -474,6 +474,8 @@ def hostile_model(num_classes: int, bias: bool = True) -> torch.nn.Module:
 def test_the_files_of_two_groups_have_different_names() -> None:
     groups = [Group((made_up(0, {}),), label=label) for label in ("a (b)", "a [b]", 200 * "x", 200 * "x" + "y")]
     assert _file_names(groups) == ["a-b", "a-b-1", 100 * "x", 100 * "x" + "-3"]
+    groups = [Group((made_up(0, {}),), label=label) for label in ("a-b-2", "a b", "a-b")]
+    assert len({*_file_names(groups)}) == 3
 
 
 def test_the_command_of_a_run() -> None:

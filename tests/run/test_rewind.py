@@ -21,7 +21,7 @@ from backbones.experiment import Experiment
 from backbones.run.checkpoint import read_manifest
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
-from backbones.run.rewind import MOST
+from backbones.run.rewind import MOST_REWINDS
 from backbones.run.run import run
 from backbones.run.run_dir import read_experiment
 
@@ -122,8 +122,9 @@ def test_a_run_that_cannot_get_past(tmp_path: Path) -> None:
     """It goes back a few times, to its oldest checkpoint where there is none before the steps to pass over."""
     augment = POISONED.augment.replace(pixel=math.nan, sample=None, epoch=1)  # from step 45 on
     always = dataclasses.replace(POISONED, augment=augment, rewind=7, save_every=5, keep=1, eval_every=100, log_every=1)
-    last = 45 + MOST
-    with pytest.raises(Diverged, match=rf"not finite at step {last}; .* is step 50 .* the run went back {MOST} times"):
+    last = 45 + MOST_REWINDS
+    message = rf"not finite at step {last}; .* is step 50 .* the run went back {MOST_REWINDS} times"
+    with pytest.raises(Diverged, match=message):
         run(always, run_dir=tmp_path)
     assert stored(tmp_path).pass_over == tuple(range(41, last))
 

@@ -14,11 +14,11 @@ import torch
 from helpers.processes import run_ranks
 from helpers.runs import ROOT, newest, without_times
 
+import backbones.commands as commands
 import backbones.experiment
 import backbones.tree as tree
 from backbones.augment import identity
 from backbones.commands.exit import run_command
-from backbones.commands.export import main as export_main
 from backbones.commands.train import main
 from backbones.component import use
 from backbones.data import Dataset, digits, fashion_mnist
@@ -243,7 +243,7 @@ def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_pa
     """From a run, a checkpoint or an exported file; a head of another size is fresh."""
     run(dataclasses.replace(experiment, steps=2), run_dir=tmp_path / "source")
     out = tmp_path / "source.safetensors"
-    export_main([str(tmp_path / "source"), "--format", "safetensors", "--out", str(out)])
+    commands.run("export", str(tmp_path / "source"), "--format", "safetensors", "--out", str(out))
     weights = read_weights(str(tmp_path / "source"))
     sources = [tmp_path / "source", tmp_path / "source" / "checkpoints" / "2", tmp_path / "source.safetensors"]
     digests = []

@@ -79,7 +79,8 @@ def test_the_same_spikes_are_found_after_a_resume() -> None:
     whole, first = SpikeDetector(10, margin=0.1), SpikeDetector(10, margin=0.1)
     assert bad_steps(whole, losses) == [151] and bad_steps(first, losses[:145]) == []
     recent = json.loads(json.dumps([*first.recent]))
-    second = SpikeDetector(10, margin=0.1, recent=recent)
+    second = SpikeDetector(10, margin=0.1)
+    second.restart(recent)
     assert len(recent) == 100 and bad_steps(second, losses[145:], first=146) == [151] and second.recent == whole.recent
 
 

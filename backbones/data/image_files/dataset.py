@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import backbones.distributed as distributed
 import backbones.machine as machine
@@ -116,7 +115,7 @@ def image_files(
             info,
             labels[name],
             reader.read,
-            _digest(listing, reader.files),
+            partial(_digest, listing, reader.files),
             pool.reading(name),
             bad_files[name],
             reader.name,
@@ -179,10 +178,8 @@ def _cache_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decod
         about.update(b"" if array is None else array.tobytes())
     folder = cache / f"decoded-{about.hexdigest()[:16]}"
 
-    def keep() -> None:
-        cache_decoded(folder, lambda: _over_all(reader, "decode_some", num_workers, f"decoding into {folder}"))
-
-    distributed.once_a_node(keep)
+    parts = partial(_over_all, reader, "decode_some", num_workers, f"decoding into {folder}")
+    distributed.once_a_node(partial(cache_decoded, folder, parts))
     return read_decoded(folder)
 
 
@@ -191,17 +188,14 @@ def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Itera
     size = reader.files.size
     parts = [list(range(start, min(start + PART, size))) for start in range(0, size, PART)]
     workers = Workers({"": reader}, num_workers if size > MANY else 0)
-    with tqdm(desc=what, total=size, unit=" files", disable=None if distributed.is_main() else True) as bar:
+    with distributed.progress(desc=what, total=size, unit=" files") as bar:
         for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
             yield result
             bar.update(len(part))
 
 
-def _digest(listing: Listing, files: Files) -> Callable[[], str]:
-    def digest() -> str:
-        content = hashlib.sha256(json.dumps(listing.class_names).encode())
-        for array in (*files.names.to_arrays(), files.labels):
-            content.update(array.tobytes())
-        return content.hexdigest()
-
-    return digest
+def _digest(listing: Listing, files: Files) -> str:
+    content = hashlib.sha256(json.dumps(listing.class_names).encode())
+    for array in (*files.names.to_arrays(), files.labels):
+        content.update(array.tobytes())
+    return content.hexdigest()

@@ -4,7 +4,6 @@ N files, B images of a batch, C channels, H and W height and width for the model
 """
 
 import errno
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -87,23 +86,23 @@ class Reader(NamedTuple):
 
     def decode_some(self, index: list[int]) -> tuple[list[np.ndarray], dict[int, str]]:
         """Some files, each [C, h, w] uint8 or empty; and number -> reason of those that cannot be read."""
-        images = {i: np.empty((0, 0, 0), dtype=np.uint8) for i in index}
-        bad = self.find_bad(index, lambda i, image: images.update({i: image.contiguous().numpy()}))
-        return list(images.values()), bad
+        found = {i: self._decode_or_reason(i) for i in index}
+        empty = np.empty((0, 0, 0), dtype=np.uint8)
+        images = [empty if isinstance(each, str) else each.contiguous().numpy() for each in found.values()]
+        return images, {i: each for i, each in found.items() if isinstance(each, str)}
 
-    def find_bad(self, index: list[int], use: Callable[[int, Tensor], None] = lambda i, image: None) -> dict[int, str]:
-        """Number -> reason of those of some files that cannot be read; the others are given to `use`, decoded."""
-        bad = {}
-        for i in index:
-            try:
-                use(i, self._decode(i))
-            except OSError as error:
-                if error.errno not in ABSENT:  # another time it may be read
-                    raise InputError(f"cannot read {self.name(i)}: {reason_of(error)}; run it again") from error
-                bad[i] = reason_of(error)
-            except BadImage as error:
-                bad[i] = reason_of(error)
-        return bad
+    def find_bad(self, index: list[int]) -> dict[int, str]:
+        """Number -> reason of those of some files that cannot be read."""
+        return {i: reason for i in index if isinstance(reason := self._decode_or_reason(i), str)}
+
+    def _decode_or_reason(self, i: int) -> Tensor | str:
+        """File `i`, [C, h, w] uint8, or why it cannot be read; InputError where another time it may be."""
+        try:
+            return self._decode(i)
+        except (OSError, BadImage) as error:
+            if isinstance(error, OSError) and error.errno not in ABSENT:
+                raise InputError(f"cannot read {self.name(i)}: {reason_of(error)}; run it again") from error
+            return reason_of(error)
 
     def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
         return [self._fitted(i, key) for i, key in zip(index.tolist(), keys.unbind(), strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from backbones.errors import InputError, check_known
 from backbones.models.base import apply_head
 from backbones.models.vit import ViT, attention_weights
-from backbones.run.analysis.features import check_layer, layer_shapes
+from backbones.run.analysis.features import layer_shapes
 from backbones.run.analysis.pictures import to_rgb
 from backbones.run.analysis.trained_model import TrainedModel
 
@@ -45,10 +45,10 @@ def grad_cam(trained: TrainedModel, images: Tensor, classes: Tensor, layer: str)
         layer: a name in `model.features` of a map [B, C, h, w].
 
     Raises:
-        InputError: the layer gives another shape, or the head of the model is not known.
+        InputError: there is no such layer, it gives another shape, or the head of the model is not known.
     """
     features = trained.features(images.to(torch.float32).requires_grad_())
-    maps = features[layer]
+    maps = features[check_known("layer", layer, features)]
     if maps.ndim != 4:
         raise InputError(
             f"{layer} gives {tuple(maps.shape)} for {len(images)} images; Grad-CAM needs maps [B, C, H, W]"
@@ -115,7 +115,6 @@ def make_maps(trained: TrainedModel, images: Tensor, classes: Tensor, layers: Se
             found[f"attention, {name}"] = F.interpolate(each[:, None], images.shape[2:])[:, 0]
     else:
         for name in layers:
-            check_layer(trained, name)
             each = grad_cam(trained, images, classes, name)
             found[f"Grad-CAM, {name}"] = F.interpolate(each[:, None], images.shape[2:], mode="bilinear")[:, 0]
     return {name: each / each.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for name, each in found.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbones.data import DataInfo, Dataset, Source, eval_batches
-from backbones.errors import InputError, check_known
+from backbones.errors import InputError
 from backbones.models.base import Backbone, apply_head
 from backbones.run.analysis.feature_table import FeatureTable
 from backbones.run.analysis.trained_model import TrainedModel
@@ -26,11 +26,6 @@ def layer_shapes(trained: TrainedModel) -> dict[str, tuple[int, ...]]:
     """Layer -> the shape of its output for one image, as [C, H, W]."""
     blank = torch.zeros(1, *trained.info.image_shape)
     return {name: tuple(x.shape[1:]) for name, x in trained.features(blank).items()}
-
-
-def check_layer(trained: TrainedModel, layer: str) -> None:
-    """Raise an InputError that lists the layers of a model, if it has none of that name."""
-    check_known("layer", layer, layer_shapes(trained))
 
 
 def check_image_shape(got: DataInfo, wanted: DataInfo, name: str) -> None:

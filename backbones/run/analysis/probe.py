@@ -3,7 +3,7 @@
 N training and M test images, D numbers of a vector, K classes.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ HELD_OUT = 0.2
 
 
 def find_nearest(images: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine [M, k], the largest first, and number [M, k] int64 of the k nearest of N images; all N if there are fewer.
+    """The k nearest of N images, all N if there are fewer: cosines [M, k], the largest first, and indices [M, k] int64.
 
     Args:
         images: [N, D].
@@ -55,27 +55,18 @@ def knn_predict(
     return votes.scatter_add(1, labels[neighbours], (cosine / temperature).exp()).argmax(dim=1)
 
 
-class LinearProbe(NamedTuple):
-    """A linear classifier of standardised features."""
-
-    classifier: Any
-    """A pipeline of scikit-learn."""
-    l2: float
-    """Its regularisation."""
-
-
-def fit_linear(features: np.ndarray, labels: np.ndarray, l2: float) -> LinearProbe:
-    """Minimise the mean cross-entropy + l2/2 |weights|^2, of features [N, D] that are standardised first."""
+def fit_linear(features: np.ndarray, labels: np.ndarray, l2: float) -> Any:
+    """A classifier of scikit-learn: features [N, D] standardised, then least mean cross-entropy + l2/2 |weights|^2."""
     from sklearn.linear_model import LogisticRegression  # late: it takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     regression = LogisticRegression(C=1 / (l2 * len(labels)), max_iter=1000)
-    return LinearProbe(make_pipeline(StandardScaler(), regression).fit(features, labels), l2)
+    return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> LinearProbe:
-    """`fit_linear` of all training images, with that `l2` which is best on a fifth of them after a fit of the others.
+def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[Any, float]:
+    """`fit_linear` of all training images, and its `l2`: the best on a fifth of them after a fit of the others.
 
     Args:
         features: [N, D].
@@ -92,9 +83,12 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Lin
             "a linear probe chooses its regularisation on a fifth of the training images, and needs two classes in the "
             f"others; there are {len(labels)} images of {len(np.unique(labels))} classes: give it more"
         )
-    tried = [fit_linear(features[rest], labels[rest], l2) for l2 in L2]
-    best = max(tried, key=lambda probe: probe.classifier.score(features[held], labels[held]))  # the first of equals
-    return fit_linear(features, labels, best.l2)
+
+    def score(l2: float) -> float:
+        return fit_linear(features[rest], labels[rest], l2).score(features[held], labels[held])
+
+    best = max(L2, key=score)  # the first of equals
+    return fit_linear(features, labels, best), best
 
 
 def take_per_class(table: FeatureTable, number: int, *, seed: int = 0) -> FeatureTable:
@@ -129,6 +123,6 @@ def probe_table(
         neighbours = min(NEIGHBOURS, len(train.label))
         found["knn"] = {"top1": top1, "neighbours": neighbours, "temperature": TEMPERATURE}
     if linear:
-        probe = fit_probe(train.features, train.label, seed=seed)
-        found["linear_probe"] = {"top1": float(probe.classifier.score(test.features, test.label)), "l2": probe.l2}
+        classifier, l2 = fit_probe(train.features, train.label, seed=seed)
+        found["linear_probe"] = {"top1": float(classifier.score(test.features, test.label)), "l2": l2}
     return found

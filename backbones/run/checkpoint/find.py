@@ -75,11 +75,12 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
         if step is None:
             raise InputError(f"no checkpoint in {folder} was evaluated; choose latest or a step: {join_steps(steps)}")
         return folder / str(step)
-    if isinstance(which, int) and which not in steps:
+    step = which if isinstance(which, int) else steps[-1]
+    if step not in steps:
         raise InputError(
-            f"there is no checkpoint {which} in {folder}; choose latest, best or a step: {join_steps(steps)}"
+            f"there is no checkpoint {step} in {folder}; choose latest, best or a step: {join_steps(steps)}"
         )
-    return folder / str(which if isinstance(which, int) else steps[-1])
+    return folder / str(step)
 
 
 def join_steps(steps: list[int]) -> str:

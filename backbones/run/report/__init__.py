@@ -69,17 +69,17 @@ def make_report(
     runs, notes = read_runs(run_dirs)
     groups, repeated = group_runs(runs)
     notes += repeated
-    examined = _examine(groups, device) if images else {}
+    examined = _examine(groups, device) if images else [None] * len(groups)
     page = write_page(groups, examined, title=title, notes=notes)
     folder = png or out.with_name(f"{out.stem}-png")
     folder.mkdir(parents=True, exist_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_overview(groups, folder / "overview.png", title=title)
-    for group, stem, found in zip(groups, _file_names(groups), examined.values(), strict=False):
+    for group, stem, found in zip(groups, _file_names(groups), examined, strict=True):
         if isinstance(found, Examined):
             _draw(found, group, folder / stem)
     atomic_write(out, page)
-    return Report(groups, [*notes, *(found for found in examined.values() if isinstance(found, str))], folder)
+    return Report(groups, [*notes, *(found for found in examined if isinstance(found, str))], folder)
 
 
 def _check_free(out: Path) -> None:
@@ -90,20 +90,20 @@ def _check_free(out: Path) -> None:
         raise InputError(f"{out} is there already, and no report; delete it, or name another --out")
 
 
-def _examine(groups: Sequence[Group], device: torch.device) -> dict[int, Examined | str]:
-    """Number of the group -> what is known of its first seed, or why nothing is."""
+def _examine(groups: Sequence[Group], device: torch.device) -> list[Examined | str | None]:
+    """For each group what is known of its first seed, or why nothing is."""
 
     @cache
     def read(data: Use) -> Dataset:
         return data.make(device=CPU)
 
-    found: dict[int, Examined | str] = {}
-    for i, group in enumerate(groups):
+    found: list[Examined | str | None] = []
+    for group in groups:
         try:
-            found[i] = examine(group.counted[0], read, device)
+            found.append(examine(group.counted[0], read, device))
         except Exception as error:  # also of a module of the user's own
             reason = str(error).partition("\n")[0] or type(error).__name__
-            found[i] = f"The predictions of {group.label} are left out: {reason}"
+            found.append(f"The predictions of {group.label} are left out: {reason}")
     return found
 
 
@@ -112,7 +112,9 @@ def _file_names(groups: Sequence[Group]) -> list[str]:
     names: list[str] = []
     for i, group in enumerate(groups):
         name = re.sub(r"[^\w.+-]+", "-", group.label)[:100].strip("-")
-        names.append(f"{name}-{i}" if name in names else name)
+        while name in names:
+            name += f"-{i}"
+        names.append(name)
     return names
 
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -28,13 +28,13 @@ MOST_PIXELS = 128
 
 
 def write_page(
-    groups: Sequence[Group], examined: Mapping[int, Examined | str], *, title: str, notes: Sequence[str]
+    groups: Sequence[Group], examined: Sequence[Examined | str | None], *, title: str, notes: Sequence[str]
 ) -> str:
     """The page.
 
     Args:
         groups: in their order on the page.
-        examined: number of a group -> what its model does with the images, or why that is not known.
+        examined: for each group what its model does with the images, or why that is not known; None if not asked.
         title: of the page.
         notes: lines on what is left out.
     """

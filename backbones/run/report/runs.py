@@ -107,19 +107,16 @@ def _read_run(folder: Path) -> Run:
     experiment = read_experiment(folder / CONFIG)
     lines, starts = read_metrics(folder / METRICS), read_starts(folder)
     finished = (folder / RESULT).exists()
-    result = read_json(folder / RESULT) if finished else _result_so_far(experiment, lines, starts)
+    result = read_json(folder / RESULT) if finished else _result_so_far(lines, starts)
     return Run(folder, experiment, finished, result, lines, starts)
 
 
-def _result_so_far(experiment: Experiment, lines: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for line in lines:
-        last[line["split"]] = line
+def _result_so_far(lines: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[str, Any]:
+    last = {line["split"]: line for line in lines}
     test, train = last.get("test", {}), last.get("train", {})
     latest = lines[-1] if lines else {"step": 0}
     return {
         **{name: test.get(name) for name in ("loss", "top1", "top5")},
-        "model": experiment.model.label,
         "steps": latest["step"],
         "seconds": latest.get("seconds"),
         "images_per_second": train.get("images_per_second"),

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -18,22 +18,6 @@ Combination = dict[str, str]
 """Field -> its value, as on the command line."""
 
 
-class Span(NamedTuple):
-    """A range to draw from: `LOW..HIGH` is uniform, `LOW..HIGH:log` is uniform in the logarithm."""
-
-    low: str
-    high: str
-    log: bool
-
-    def at(self, share: float, *, integer: bool) -> str:
-        """The value at a share in [0, 1) of the range; four digits of it, so that it can be read and typed."""
-        low, high = float(self.low), float(self.high)
-        if integer:
-            low, high = low - 0.5, high + 0.5
-        value = math.exp(math.log(low) + share * math.log(high / low)) if self.log else low + share * (high - low)
-        return str(min(max(round(value), int(self.low)), int(self.high))) if integer else f"{value:.4g}"
-
-
 class Axis(NamedTuple):
     """An option that differs from member to member."""
 
@@ -41,7 +25,19 @@ class Axis(NamedTuple):
     """As `optim.weight_decay`."""
     values: tuple[str, ...]
     """As on the command line; the two ends of a range."""
-    span: Span | None
+    scale: Literal["linear", "log"] | None = None
+    """Of a range, `LOW..HIGH` or `LOW..HIGH:log`: in what draws are uniform. None for a list of values."""
+
+    def at(self, share: float, *, integer: bool) -> str:
+        """The value at a share in [0, 1) of the range; four digits of it, so that it can be read and typed."""
+        low, high = map(float, self.values)
+        if integer:
+            low, high = low - 0.5, high + 0.5
+        if self.scale == "log":
+            value = math.exp(math.log(low) + share * math.log(high / low))
+        else:
+            value = low + share * (high - low)
+        return str(min(max(round(value), int(self.values[0])), int(self.values[1]))) if integer else f"{value:.4g}"
 
 
 def parse_axis(words: Sequence[str]) -> Axis:
@@ -60,18 +56,18 @@ def parse_axis(words: Sequence[str]) -> Axis:
     number = r"([-+.\w]+?)"
     matches = [match for value in values if (match := re.fullmatch(rf"{number}\.\.{number}(:log)?", value))]
     if not matches:
-        return Axis(field, tuple(values), None)
+        return Axis(field, tuple(values))
     if len(values) > 1:
         raise InputError(f"--over {field} has other values beside the range {matches[0][0]}; give one of both")
-    span = Span(matches[0][1], matches[0][2], bool(matches[0][3]))
+    low, high, log = matches[0].groups()
     try:
-        low, high = float(span.low), float(span.high)
+        is_range = float(low) < float(high) and not (log and float(low) <= 0)
     except ValueError as error:
         raise InputError(f"--over {field} {values[0]}: a range is LOW..HIGH or LOW..HIGH:log, of numbers") from error
-    if not low < high or (span.log and low <= 0):
-        above = " and both be above 0" if span.log else ""
+    if not is_range:
+        above = " and both be above 0" if log else ""
         raise InputError(f"--over {field} {values[0]}: the low end of a range must be below its high end{above}")
-    return Axis(field, (span.low, span.high), span)
+    return Axis(field, (low, high), "log" if log else "linear")
 
 
 def parse_axes(over: Sequence[Sequence[str]]) -> list[Axis]:
@@ -97,7 +93,7 @@ def grid(axes: Sequence[Axis]) -> list[Combination]:
         InputError: an axis is a range.
     """
     for axis in axes:
-        if axis.span is not None:
+        if axis.scale is not None:
             raise InputError(f"--over {axis.field} is a range, from which --random N draws; give it, or give values")
     return [
         dict(zip([axis.field for axis in axes], values, strict=True)) for values in product(*(a.values for a in axes))
@@ -118,18 +114,18 @@ def draw(axes: Sequence[Axis], number: int, *, seed: int, is_integer: Callable[[
     Raises:
         InputError: there are not so many combinations, or they were not found in `MOST_DRAWS` draws for each.
     """
-    spans = [(i, axis, axis.span) for i, axis in enumerate(axes) if axis.span is not None]
-    combinations = grid([axis for axis in axes if axis.span is None])
-    if not spans and number > len(combinations):
+    ranges = [(i, axis) for i, axis in enumerate(axes) if axis.scale is not None]
+    combinations = grid([axis for axis in axes if axis.scale is None])
+    if not ranges and number > len(combinations):
         raise InputError(f"--random {number}: there are {len(combinations)} combinations; without --random all are run")
-    integers = {axis.field for _, axis, _ in spans if is_integer(axis.field)}
+    integers = {axis.field for _, axis in ranges if is_integer(axis.field)}
     order = torch.randperm(len(combinations), generator=random.generator(seed)).tolist()
     drawn: list[Combination] = []
     for i_draw in range(MOST_DRAWS * number):
         key = random.fold_in(random.key(seed), i_draw)
         values = {
-            axis.field: span.at(random.uniform(random.fold_in(key, i)).item(), integer=axis.field in integers)
-            for i, axis, span in spans
+            axis.field: axis.at(random.uniform(random.fold_in(key, i)).item(), integer=axis.field in integers)
+            for i, axis in ranges
         }
         values |= combinations[order[len(drawn) % len(order)]]
         combination = {axis.field: values[axis.field] for axis in axes}

@@ -26,13 +26,13 @@ from backbones.torch_settings import torch_settings_kept
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
 FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
-"""A sweep of runs of fewer steps, or that takes less time one run after another, is run so."""
+"""Sweeps of runs of fewer steps, or that take less time in sequence, are run in sequence: nothing is measured."""
 
 WARM_UP, TIMED, SECONDS = 1, 3, 0.1
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
 
-RUN, IMPORTS = 0.5, 1.5
-"""Seconds that a run takes beside its steps, for its files and pictures; and, once in a process, for imports."""
+RUN_OVERHEAD, IMPORT_TIME = 0.5, 1.5
+"""Seconds that a run takes beside its steps, for its files and pictures; and that a process takes for its imports."""
 
 MOST_TO_MEASURE = 0.03
 """Share of the time of the sweep that measuring a vmapped step, or starting processes to measure theirs, may take."""
@@ -40,8 +40,8 @@ MOST_TO_MEASURE = 0.03
 CONTENTION = 1.2
 """How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
 
-LEAST_GAIN = 0.95
-"""Share of the time of one run after another that another way must stay below to be taken."""
+WORTHWHILE = 0.95
+"""Another way is taken only if it needs less than this share of the time of one run after another."""
 
 VMAP_MEMORY = 2.0
 """How much more memory a member takes in a vmapped step, whose gradient keeps all it computes to the end."""
@@ -63,7 +63,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     """
     ends = sweep.rung_ends(sweep.members[0])
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
-    startup = time.process_time() + IMPORTS  # of another process, which also imports and reads what this one did
+    startup = time.process_time() + IMPORT_TIME  # of another process, which also imports and reads what this one did
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
         device = experiment.init_device()
@@ -71,20 +71,20 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
         of_step = seconds_of(step)
-        seconds: dict[How, float] = {"sequence": sum(size * (RUN + of_step * part) for size, part in parts)}
+        seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
         if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
             print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
-        if IMPORTS + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
+        if IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
             of_vmapped = seconds_of_vmapped(sweep, dataset, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
             if of_vmapped is not None:
-                seconds["vmap"] = len(sweep.members) * RUN + of_vmapped * ends[-1]
+                seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + of_vmapped * ends[-1]
         if workers > 1:
 
             def in_processes(of_step: float) -> float:
-                return sum(-(-size // workers) * (startup + RUN + of_step * part) for size, part in parts)
+                return sum(-(-size // workers) * (startup + RUN_OVERHEAD + of_step * part) for size, part in parts)
 
             torch.set_num_threads(share_of_threads(workers))
             of_step = seconds_of(step)
@@ -94,7 +94,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
             seconds["processes"] = in_processes(together or CONTENTION * of_step)
     fastest = min(seconds, key=lambda how: seconds[how])
-    how = fastest if seconds[fastest] < LEAST_GAIN * seconds["sequence"] else "sequence"
+    how = fastest if seconds[fastest] < WORTHWHILE * seconds["sequence"] else "sequence"
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
     return how

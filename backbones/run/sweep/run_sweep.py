@@ -61,20 +61,19 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
     """Run every rung, and choose who goes on to the next."""
     failures: dict[str, str] = {}
     left, sizes = sweep.members, sweep.rungs()
+    workers = plan.workers or default_workers(len(sweep.members), sweep.experiment)
     for rung, next_size in enumerate([*sizes[1:], 0]):
         jobs = [Job(folder / each.name, each.experiment, sweep.rung_ends(each)[rung]) for each in left]
         is_last = next_size == 0
         waiting = [job for job in jobs if not _is_done(job, is_last=is_last)]
         if waiting and plan.how is None:
-            most = plan.workers or default_workers(len(sweep.members), sweep.experiment)
-            plan = plan._replace(how=choose_how(sweep, folder, most))
+            plan = plan._replace(how=choose_how(sweep, folder, workers))
             write_sweep(folder, sweep, plan)
         done = f"; {len(jobs) - len(waiting)} are done" if len(waiting) < len(jobs) else ""
         print(f"\n{len(jobs)} members up to step {jobs[0].until}{done}", flush=True)
         if waiting and plan.how == "vmap":
             in_one_step(jobs)
         elif waiting and plan.how == "processes":
-            workers = plan.workers or default_workers(len(sweep.members), sweep.experiment)
             failures |= in_processes(waiting, workers)
         elif waiting:
             in_sequence(waiting)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from backbones.run.files import atomic_write, read_json
 from backbones.run.metric_writer import METRICS, read_metrics
@@ -18,7 +18,7 @@ from backbones.run.sweep.ways import DIVERGED
 STATUS = Literal["finished", "stopped", "diverged", "failed"]
 """Stopped: by successive halving. Failed: its process ended with an error."""
 
-ORDER: tuple[STATUS, ...] = ("finished", "stopped", "diverged", "failed")
+ORDER: tuple[STATUS, ...] = get_args(STATUS)
 
 
 class Row(NamedTuple):
@@ -81,8 +81,8 @@ def to_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
 
     Halving, which stops some of the seeds, has a line for each member.
     """
-    groups = group_by_seed(sweep, rows)
     by_seed = "seed" in sweep.axes and sweep.halving is None
+    groups = group_by_seed(rows) if by_seed else [[row] for row in rows]
     fields = [field for field in sweep.axes if field != "seed" or not by_seed]
     lines = [[*fields, "top-1, %", "loss", "steps", "seeds" if by_seed else "run"]]
     for group in groups:
@@ -102,10 +102,8 @@ def to_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     return _align(lines, num_left=len(fields))
 
 
-def group_by_seed(sweep: Sweep, rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that differ in nothing but the seed, the highest mean of top-1 first; each row alone with halving."""
-    if "seed" not in sweep.axes or sweep.halving is not None:
-        return [[row] for row in rows]
+def group_by_seed(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that differ in nothing but the seed, the highest mean of top-1 first."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         key = repr({field: value for field, value in row.member.values.items() if field != "seed"})

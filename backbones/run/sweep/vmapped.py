@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 import backbones.tree as tree
 from backbones.errors import InputError
-from backbones.experiment import Experiment
 from backbones.run.checkpoint import list_steps
 from backbones.run.lock import locked
 from backbones.run.loop import Diverged, StepCall, Training
@@ -35,17 +34,14 @@ class _Member:
 
     def next_call(self, result: tuple[TrainState, Metrics] | None) -> StepCall | None:
         """The next step that it waits for, given the result of the last, or None at first; None if it has ended."""
-        with redirect_stdout(self._log), redirect_stderr(self._log):
+        with redirect_stdout(self._log), redirect_stderr(self._log), suppress(StopIteration):
             try:
                 return self._training.send(result)  # type: ignore[arg-type]
-            except StopIteration:
-                return None
             except Preempted:
                 self.was_preempted = True
-                return None
             except Diverged as error:
                 record_divergence(self._job, error)
-                return None
+        return None
 
 
 def in_one_step(jobs: Sequence[Job]) -> None:
@@ -58,7 +54,10 @@ def in_one_step(jobs: Sequence[Job]) -> None:
         InputError: the members cannot share a step.
         Preempted: a signal asked to stop, and the members are saved.
     """
-    jobs = [job._replace(experiment=_keep_enough(job.experiment)) for job in jobs]
+    jobs = [
+        job._replace(experiment=dataclasses.replace(job.experiment, keep=max(job.experiment.keep, KEEP)))
+        for job in jobs
+    ]
     alive = {i: job for i, job in enumerate(jobs) if not (job.folder / DIVERGED).exists()}
     start = _common_step(list(alive.values()))
     stopping = False
@@ -99,10 +98,6 @@ def in_one_step(jobs: Sequence[Job]) -> None:
             results = {i: pairs[i] for i in calls}
     if any(member.was_preempted for member in members.values()):
         stop()
-
-
-def _keep_enough(experiment: Experiment) -> Experiment:
-    return dataclasses.replace(experiment, keep=max(experiment.keep, KEEP))
 
 
 def _common_step(jobs: Sequence[Job]) -> int:

@@ -13,11 +13,11 @@ from torch import nn
 
 from backbones.data import Dataset, digits, image_folder, in_memory
 from backbones.data.source import CPU
-from backbones.errors import InputError
+from backbones.errors import InputError, check_known
 from backbones.models import MODELS, Model, from_module
 from backbones.models.base import apply_head
 from backbones.run.analysis.feature_table import FeatureTable, check_new, read_table, write_table
-from backbones.run.analysis.features import check_image_shape, check_layer, extract, to_vectors
+from backbones.run.analysis.features import check_image_shape, extract, layer_shapes, to_vectors
 
 SHAPE = (3, 16, 16)
 
@@ -157,7 +157,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(
         InputError, match=r"unknown layer 'block3'; did you mean .*There are: stem, block1, block2, pooled"
     ):
-        check_layer(trained, "block3")
+        check_known("layer", "block3", layer_shapes(trained))
     check_image_shape(info._replace(image_shape=(1, 16, 16)), info, "x")
     check_image_shape(info, info, "x")
     for shape in ((3, 16, 15), (1, 8, 8), (4, 16, 16)):

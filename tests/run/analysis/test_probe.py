@@ -57,11 +57,11 @@ def test_the_linear_probe_is_that_of_scikit_learn() -> None:
     mean, std = train.features.mean(axis=0), train.features.std(axis=0)
     std[std == 0] = 1
     for l2 in (1.0, 1e-2):
-        probe = fit_linear(train.features, train.label, l2)
+        classifier = fit_linear(train.features, train.label, l2)
         wanted = LogisticRegression(C=1 / (l2 * 500), max_iter=1000).fit((train.features - mean) / std, train.label)
         predicted = wanted.predict((test.features - mean) / std)
-        assert (probe.classifier.predict(test.features) == predicted).mean() > 0.99
-        np.testing.assert_allclose(probe.classifier[-1].coef_, wanted.coef_, rtol=0.02, atol=2e-3)
+        assert (classifier.predict(test.features) == predicted).mean() > 0.99
+        np.testing.assert_allclose(classifier[-1].coef_, wanted.coef_, rtol=0.02, atol=2e-3)
 
 
 def test_regularisation_is_chosen_on_a_part_of_the_training_features() -> None:
@@ -70,15 +70,12 @@ def test_regularisation_is_chosen_on_a_part_of_the_training_features() -> None:
     order = np.random.default_rng(3).permutation(500)
     held, rest = order[:100], order[100:]
     scores = [
-        fit_linear(train.features[rest], train.label[rest], l2).classifier.score(
-            train.features[held], train.label[held]
-        )
+        fit_linear(train.features[rest], train.label[rest], l2).score(train.features[held], train.label[held])
         for l2 in L2
     ]
-    probe = fit_probe(train.features, train.label, seed=3)
-    assert len({*scores}) > 2 and probe.l2 == L2[int(np.argmax(scores))]
-    wanted = fit_linear(train.features, train.label, probe.l2)
-    assert np.array_equal(probe.classifier[-1].coef_, wanted.classifier[-1].coef_)
+    classifier, l2 = fit_probe(train.features, train.label, seed=3)
+    assert len({*scores}) > 2 and l2 == L2[int(np.argmax(scores))]
+    assert np.array_equal(classifier[-1].coef_, fit_linear(train.features, train.label, l2)[-1].coef_)
 
 
 def test_accuracies_of_a_table() -> None:
@@ -90,8 +87,8 @@ def test_accuracies_of_a_table() -> None:
     assert few["train_images"] == 50 and "knn" not in few
     assert 0.3 < few["linear_probe"]["top1"] < found["linear_probe"]["top1"]
     chosen, test = take_per_class(pixels().of_split("train"), 5, seed=1), pixels().of_split("test")
-    probe = fit_probe(chosen.features, chosen.label, seed=1)
-    assert few["linear_probe"] == {"top1": probe.classifier.score(test.features, test.label), "l2": probe.l2}
+    classifier, l2 = fit_probe(chosen.features, chosen.label, seed=1)
+    assert few["linear_probe"] == {"top1": classifier.score(test.features, test.label), "l2": l2}
     assert probe_table(pixels(), linear=False, per_class=5).keys() == {"train_images", "test_images", "knn"}
 
 
