@@ -45,5 +45,6 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(5):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # in one pass over memory
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
