@@ -24,12 +24,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def experiment() -> Experiment:
     """A small ViT with dropout on augmented digits: all that is random is on, and it runs in seconds."""
     return dataclasses.replace(
         digits_vit_tiny,
-        model=digits_vit_tiny.model.replace(width=32, depth=2, heads=2, mlp_width=64),
+        model=digits_vit_tiny.model.replace(width=32, depth=1, heads=2, mlp_width=64),
         steps=12,
         batch_size=32,
         log_every=1,
@@ -47,14 +47,18 @@ AVERAGED_AIRBENCH = dataclasses.replace(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: BatchNorm, and an average of the parameters. Not to be changed."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    run(AVERAGED_AIRBENCH, run_dir=run_dir)
+    with mock.patch("backbones.evaluation.NUM_BN_BATCHES", 10):  # for time
+        run(AVERAGED_AIRBENCH, run_dir=run_dir)
     return run_dir
 
 
 @pytest.fixture(scope="session", autouse=True)
-def curves() -> Iterator[None]:
-    """For time: runs in this process leave an empty `curves.png`."""
-    with mock.patch("backbones.run.run.plot_curves", lambda run_dir: (run_dir / "curves.png").touch()):
+def faster() -> Iterator[None]:
+    """For time, in this process: runs leave an empty `curves.png`, and do not wait for the disk."""
+    with (
+        mock.patch("backbones.run.run.plot_curves", lambda run_dir: (run_dir / "curves.png").touch()),
+        mock.patch("os.fsync", lambda descriptor: None),
+    ):
         yield
 
 

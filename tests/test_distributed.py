@@ -49,10 +49,9 @@ COMPILED = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "every"), [("eager", OPTIONS), ("compiled", COMPILED)])
 def test_two_processes_train_as_one_does(name: str, every: list[dict], experiment: Experiment, tmp_path: Path) -> None:
-    without_dropout = experiment.model.replace(dropout=0.0, depth=1)
+    without_dropout = experiment.model.replace(dropout=0.0)
     experiments = [
-        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 12, "eval_every": 12, **options})
-        for options in every
+        dataclasses.replace(experiment, **{"model": without_dropout, "steps": 6, **options}) for options in every
     ]
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
     finished = run_ranks(2, RANKS, "train", tmp_path / name, "no", *configs, cwd=tmp_path)
@@ -76,17 +75,17 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
     """The same samples in the same order, and the same losses."""
     model = experiment.model.replace(dropout=0.0)
     experiment = dataclasses.replace(experiment, model=model, schedule=use(constant), eval_every=99)
-    for steps, num_processes in ((6, 2), (12, 1), (18, 2)):
+    for steps, num_processes in ((3, 2), (6, 1), (9, 2)):
         config = json.dumps(dataclasses.replace(experiment, steps=steps).to_json())
         done = run_ranks(num_processes, RANKS, "train", tmp_path / "parts", "auto", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert steps == 6 or f"resumed from step {steps - 6}\n" in done.stdout
-    run(dataclasses.replace(experiment, steps=18), run_dir=tmp_path / "whole")
+        assert steps == 3 or f"resumed from step {steps - 3}\n" in done.stdout
+    run(dataclasses.replace(experiment, steps=9), run_dir=tmp_path / "whole")
     lines, parts = (
         [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["split"] == "train"]
         for name in ("whole", "parts/0")
     )
-    assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 19))
+    assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 10))
     for one, other in zip(lines, parts, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
 

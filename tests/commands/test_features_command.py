@@ -165,7 +165,7 @@ def test_a_vit_shows_its_attention(experiment, tmp_path: Path, digit: Path, monk
     monkeypatch.setattr("backbones.commands.explain.save_tiles", lambda rows, out, **options: drawn.append(rows))
     explain(tmp_path / "run", (digit,))
     assert [tile.caption[0] for tile in drawn[0][0]] == [
-        "digit.png", "input gradient", "attention, block2", "attention, rollout"
+        "digit.png", "input gradient", "attention, block1", "attention, rollout"
     ]  # fmt: skip
 
 

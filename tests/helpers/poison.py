@@ -1,6 +1,7 @@
 """A training in which one image goes wrong, at one step."""
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ BAD, SAMPLE = 43, 666
 class Linear(nn.Sequential):
     """A model that trains in no time, and in which no norm hides what an image is."""
 
-    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], dropout: float = 0.1) -> None:
-        channels, height, width = image_shape
-        super().__init__(nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * height * width, num_classes))
+    def __init__(
+        self, num_classes: int, image_shape: tuple[int, int, int], dropout: float = 0.1, bias: bool = True
+    ) -> None:
+        inputs = math.prod(image_shape)
+        super().__init__(nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, num_classes, bias=bias))
 
 
 class WithUnused(Linear):

@@ -15,7 +15,7 @@ from backbones.run.metric_writer import TIMES, read_metrics
 ROOT = Path(__file__).parent.parent.parent
 
 SMALL = (
-    "--model.width 32 --model.depth 2 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu "
+    "--model.width 32 --model.depth 1 --model.heads 2 --model.mlp-width 64 --batch-size 32 --device cpu "
     "--schedule.warmup-steps 2"
 )
 """Options of a ViT that trains in seconds."""

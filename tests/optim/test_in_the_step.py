@@ -27,17 +27,17 @@ from backbones.types import Params, Updates
 pytestmark = pytest.mark.slow
 
 BATCHES = make_batches(digits().train, seed=0, batch_size=16, device=CPU)
-LEARNING_RATES = [0.001, 0.003, 0.01, 0.03]
+LEARNING_RATES = [0.001, 0.03]
 WELL_CONDITIONED = {"muon": {"bfloat16": False}, "soap": {"eps": 1e-3, "max_size": 16}}
 """Options with which rounding errors stay small: bfloat16 has three digits; large covariances are singular at first."""
 
 
 class Net(nn.Sequential):
-    """A leaf of each kind, with two hidden matrices, so that it compiles fast."""
+    """A leaf of each kind, and few, so that it compiles fast."""
 
     def __init__(self) -> None:
         stem = [nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-        super().__init__(*stem, nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))
+        super().__init__(*stem, nn.Flatten(), nn.Linear(128, 16, bias=False), nn.Linear(16, 10))
 
 
 def make_step(optimizer: GradientTransformation) -> tuple[TrainState, TrainStep]:
@@ -106,7 +106,7 @@ def test_clipped_sam_compiles_to_one_graph() -> None:
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_vmapped_members_train_at_their_own_learning_rates(name: str) -> None:
-    """Four members with four learning rates in one step equal four runs."""
+    """Members with learning rates of their own in one step equal their runs."""
     optimizer = optim.OPTIMIZERS[name](lr=1.0, **WELL_CONDITIONED.get(name, {}))
     state, train_step = make_step(optimizer)
     rates = [torch.tensor(rate, dtype=torch.float64) for rate in LEARNING_RATES]

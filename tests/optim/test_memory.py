@@ -129,16 +129,27 @@ def wanted() -> Params:
     return by_hand({name: leaf.clone() for name, leaf in weights.items()}, grad, 8)
 
 
-@pytest.mark.parametrize(("stop", "compile"), [(8, "off"), (3, "off"), pytest.param(8, "on", marks=pytest.mark.slow)])
-def test_states_that_keep_what_they_were_given(stop: int, compile: str, wanted: Params, tmp_path: Path) -> None:
-    experiment = dataclasses.replace(OURS, compile=compile)
-    run(dataclasses.replace(experiment, steps=stop), run_dir=tmp_path / "run")
-    if stop < 8:
-        run(experiment, run_dir=tmp_path / "run", resume="latest")
-    got, _ = saved_weights(read_checkpoint(tmp_path / "run" / "checkpoints" / "8").arrays)
+def check(got: Params, wanted: Params) -> None:
     moved = tree.map(torch.sub, wanted, OURS.make().state.params)
     for name, leaf in got.items():
         assert relative_error(leaf, wanted[name]) < 1e-3 * moved[name].norm() / wanted[name].norm()
+
+
+@pytest.mark.parametrize("stop", [8, 3])
+def test_states_that_keep_what_they_were_given(stop: int, wanted: Params, tmp_path: Path) -> None:
+    run(dataclasses.replace(OURS, steps=stop), run_dir=tmp_path / "run")
+    if stop < 8:
+        run(OURS, run_dir=tmp_path / "run", resume="latest")
+    check(saved_weights(read_checkpoint(tmp_path / "run" / "checkpoints" / "8").arrays)[0], wanted)
+
+
+@pytest.mark.slow
+def test_compiled_states_that_keep_what_they_were_given(wanted: Params) -> None:
+    program = dataclasses.replace(OURS, compile="on").make()
+    state = program.state
+    for step in range(8):
+        state, _ = program.train_step(state, program.batches(step))
+    check(state.params, wanted)
 
 
 def test_the_first_state_has_memory_of_its_own() -> None:

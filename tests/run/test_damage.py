@@ -24,7 +24,7 @@ def halve(file: Path) -> None:
 
 
 def resume(folder: Path) -> list[dict]:
-    train.main(["--resume", "--steps", "6", "--run-dir", str(folder)], EXPERIMENTS)
+    train.main(["--resume", "--steps", "4", "--run-dir", str(folder)], EXPERIMENTS)
     return without_times(folder)[-2:]
 
 
@@ -34,12 +34,11 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.fixture
-def undamaged(experiment: Experiment, tmp_path: Path) -> Path:
-    model = experiment.model.replace(width=16, depth=1)
-    experiment = dataclasses.replace(experiment, model=model, steps=4, eval_every=2, save_every=2)
-    run(experiment, run_dir=tmp_path / "undamaged")
-    return tmp_path / "undamaged"
+@pytest.fixture(scope="module")
+def undamaged(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, model = tmp_path_factory.mktemp("undamaged") / "run", experiment.model.replace(width=16)
+    run(dataclasses.replace(experiment, model=model, steps=2, eval_every=2, save_every=2), run_dir=path)
+    return path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -64,5 +63,5 @@ def test_damage_is_named_or_does_not_matter(
                 assert str(file) in str(error), (name, damage)
             else:
                 printed = capsys.readouterr()
-                change = re.search(r"changed since the checkpoint: (?!steps: 4 -> 6)", printed.out)
+                change = re.search(r"changed since the checkpoint: (?!steps: 2 -> 4)", printed.out)
                 assert got == wanted or str(file) in printed.err or change, (name, damage)

@@ -2,14 +2,16 @@ import dataclasses
 import shutil
 from collections import deque
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.states import flip_a_bit, make_state, zeros_like
+from helpers.states import flip_a_bit, make_state as make_any_state, zeros_like
 
 import backbones.run.checkpoint.store as store
 import backbones.tree as tree
+from backbones import optim
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.run.checkpoint import (
@@ -27,6 +29,7 @@ from backbones.run.run import read_weights
 from backbones.train_step import TrainState
 from experiments.digits import digits_vit_tiny
 
+make_state = partial(make_any_state, optimizer=optim.sgd(momentum=0.0))  # of few leaves: each is two files
 EXPERIMENT = dataclasses.replace(digits_vit_tiny, keep=100)
 INFO = digits().info
 
