@@ -29,7 +29,7 @@ def medians(measurements: Mapping[str, Callable[[], float]], rounds: int, *, war
     return {name: median(each[warmup:]) for name, each in interleaved(measurements, warmup + rounds).items()}
 
 
-def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int) -> dict[str, float]:
+def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 0) -> dict[str, float]:
     """`medians` of the seconds of each call, until a GPU has finished it."""
 
     def seconds(call: Callable[[], object]) -> float:

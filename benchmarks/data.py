@@ -1,6 +1,5 @@
 """Speed of the input pipeline, beside a DataLoader: `python -m benchmarks.data --help`."""
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
@@ -16,7 +15,7 @@ from backbones.augment import crop_flip, make_normalize
 from backbones.commands.exit import run_command
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
-from benchmarks import medians
+from benchmarks import median_seconds
 
 SIZE = 10_000
 
@@ -36,13 +35,11 @@ def main(*, batch_size: int = 128, steps: int = 50, rounds: int = 5, workers: tu
     for pipeline in pipelines.values():
         next(pipeline)  # starts the workers
 
-    def seconds(pipeline: Iterator[Tensor]) -> float:
-        start = time.perf_counter()
+    def read(pipeline: Iterator[Tensor]) -> None:
         for _ in islice(pipeline, steps):
             pass
-        return time.perf_counter() - start
 
-    found = medians({name: partial(seconds, each) for name, each in pipelines.items()}, rounds)
+    found = median_seconds({name: partial(read, each) for name, each in pipelines.items()}, rounds)
     rates = {name: batch_size * steps / each for name, each in found.items()}
     print("| pipeline | images/s | ours over it |\n|---|--:|--:|")
     for name, rate in rates.items():

@@ -28,7 +28,7 @@ import backbones.machine as machine
 from backbones.commands.exit import run_command
 from backbones.data import Dataset, image_folder, image_tar, in_memory, make_batches
 from backbones.data.image_files.workers import Workers
-from backbones.data.source import CPU
+from backbones.data.source import CPU, Source
 from backbones.types import Batch
 from benchmarks import medians, status
 from benchmarks.contenders import Precision, Setting
@@ -145,8 +145,12 @@ def decoding(dataset: Dataset, number: int, batches: int) -> Callable[[], float]
 
 def in_memory_copy(dataset: Dataset) -> Dataset:
     """The same images in memory."""
-    train, test = ((source.read(index := torch.arange(source.size), index), source.labels) for source in dataset)
-    return in_memory(train, test, dataset.info.class_names, CPU)
+
+    def copy(source: Source) -> tuple[Tensor, Tensor]:
+        index = torch.arange(source.size)
+        return source.read(index, index), source.labels
+
+    return in_memory(copy(dataset.train), copy(dataset.test), dataset.info.class_names, CPU)
 
 
 def loaded(folder: Path, workers: int, image_size: int | None = None) -> Read:

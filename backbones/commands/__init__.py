@@ -25,8 +25,8 @@ COMMANDS = {
     "schedule": "draw a learning-rate schedule",
     "augment-preview": "draw training images before and after augmentation",
 }
-"""Name -> what it does. Each is a module of this package, with `_` for `-`: its `main(args)`, or else the function that
-is called like it."""
+"""Name -> what it does. Each is a module of this package, with `_` for `-`: its `main(args)` is called,
+or where it has none the function that is named as the module."""
 
 IN_PROCESSES = ("train", "reproduce", "audit")
 """Those that torchrun may start in several processes."""

@@ -50,8 +50,8 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str, Dataset]:
     """A data set and its name: `own`, or another by its short name or at `module:name`.
 
-    The other one gets those options of `own`, such as its root, that both have. Of training images that would be
-    cropped at random the center is taken.
+    The other one gets those options of `own`, such as its root, that both have. Training images are
+    not cropped at random: the center is taken instead.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a label is not a class.

@@ -70,11 +70,11 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
         nonlocal image_size
         image_size = images.shape[2:]
-        outputs.clear()  # of a call that failed
-        pooled = functional_call(headless, (params, model_state), (images,))
-        found = {**outputs, "pooled": pooled}
-        outputs.clear()  # else they would stay in memory
-        return found
+        try:
+            pooled = functional_call(headless, (params, model_state), (images,))
+            return {**outputs, "pooled": pooled}
+        finally:
+            outputs.clear()  # else they would stay in memory
 
     return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
 

@@ -454,7 +454,7 @@ def test_a_link_to_a_tar_may_be_set_to_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["uint8", "int64", "string", "large_string", "dictionary"])
 def test_labels_in_parquet(kind: str, tmp_path: Path) -> None:
-    """Integers, strings and dictionaries are read as labels; another string column is not mistaken for them."""
+    """Integer, string and dictionary-encoded columns can be the labels; other string columns are ignored."""
     texts = pyarrow.array(["cat", "dog"] * 20)
     labels = {"dictionary": texts.dictionary_encode(), "string": texts, "large_string": texts.cast("large_string")}
     chosen = labels[kind] if kind in labels else pyarrow.array([0, 1] * 20, kind)

@@ -69,7 +69,7 @@ def make_report(
     runs, notes = read_runs(run_dirs)
     groups, repeated = group_runs(runs)
     notes += repeated
-    examined = _examine(groups, device) if images else [None] * len(groups)
+    examined: Sequence[Examined | str | None] = _examine(groups, device) if images else [None] * len(groups)
     page = write_page(groups, examined, title=title, notes=notes)
     folder = png or out.with_name(f"{out.stem}-png")
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ def _check_free(out: Path) -> None:
         raise InputError(f"{out} is there already, and no report; delete it, or name another --out")
 
 
-def _examine(groups: Sequence[Group], device: torch.device) -> list[Examined | str | None]:
+def _examine(groups: Sequence[Group], device: torch.device) -> list[Examined | str]:
     """For each group what is known of its first seed, or why nothing is."""
 
     @cache
     def read(data: Use) -> Dataset:
         return data.make(device=CPU)
 
-    found: list[Examined | str | None] = []
+    found: list[Examined | str] = []
     for group in groups:
         try:
             found.append(examine(group.counted[0], read, device))
