@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ TIMES = ("images_per_second", "seconds")
 
 SECONDS_BETWEEN_LINES = 10.0
 """Seconds between lines on training where there is no progress bar, as in output that is piped to a file."""
+
+LINES_FOR_SPEED = 10
+"""The time left is estimated from the steps since so many lines before: not from compiling, which the first one has."""
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -69,7 +73,7 @@ class MetricWriter:
         self._warned = False
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=None)
         self._num_steps = num_steps
-        self._start = (time.perf_counter(), start_step)
+        self._times = deque([(time.perf_counter(), start_step)], maxlen=LINES_FOR_SPEED)
         self._last_line = 0.0
 
     def _drop_lines_after(self, step: int) -> list[dict[str, Any]]:
@@ -86,7 +90,7 @@ class MetricWriter:
         if self._is_main:
             self._lines.close()
             self._drop_lines_after(step)
-            self._start = (time.perf_counter(), step)
+            self._times = deque([(time.perf_counter(), step)], maxlen=LINES_FOR_SPEED)
             self._bar.n = step
             self._bar.refresh()
 
@@ -128,12 +132,14 @@ class MetricWriter:
         line, now = f"step {step}/{self._num_steps}  {split}: {shown}", time.perf_counter()
         if split == "test":
             self.print(line)
-        elif not self._bar.disable:
+            return
+        before, step_before = self._times[0]
+        self._times.append((now, step))
+        if not self._bar.disable:
             self._bar.set_postfix_str(shown)
         elif now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
-            start_time, start_step = self._start
-            seconds_left = (now - start_time) / max(step - start_step, 1) * (self._num_steps - step)
+            seconds_left = (now - before) / max(step - step_before, 1) * (self._num_steps - step)
             self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:

@@ -101,6 +101,25 @@ def test_piped_output_is_lines_without_control_characters(tmp_path: Path, capsys
     assert "\r" not in out + err and err == ""
 
 
+def test_time_left_does_not_count_the_time_that_compiling_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first step takes 1,000 s, each of the others 2 s."""
+    now = 0.0
+    monkeypatch.setattr("backbones.run.metric_writer.time.perf_counter", lambda: now)
+    monkeypatch.setattr("backbones.run.metric_writer.SECONDS_BETWEEN_LINES", 0.0)
+    writer = MetricWriter(tmp_path, start_step=0, num_steps=100)
+    for step in range(1, 21):
+        now += 1000.0 if step == 1 else 2.0
+        writer.write("train", step, TRAIN)
+    writer.go_back(19)
+    now += 4.0
+    writer.write("train", 20, TRAIN)
+    writer.close()
+    left = [line.split()[-2] for line in capsys.readouterr().out.splitlines()]
+    assert (left[0], left[10], left[19], left[20]) == ("27:30:00", "02:58", "02:40", "05:20")
+
+
 def test_other_ranks_are_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     write_some(tmp_path)
