@@ -1,18 +1,13 @@
-"""Conversion of weights between the state dicts of torchvision or timm and our trees, by explicit key maps.
-
-params, model_state = import_weights("resnet50", read_state_dict("resnet50.pth"), like=model.init(generator))
-write_state_dict("ours.safetensors", export_weights("resnet50", params, model_state))
-"""
+"""Weights between the state dicts of torchvision or timm and our trees, by explicit key maps."""
 
 import re
 from bisect import bisect
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from backbones.errors import InputError, check_known
+from backbones.errors import check_known
 from backbones.models.state_dict import StateDict
 from backbones.types import ModelState, Params
 
@@ -151,41 +146,6 @@ FORMATS = {
     "mixer-small": TIMM_MIXER,
 }
 """Model -> the format of its published weights."""
-
-
-def import_weights(name: str, state_dict: StateDict, *, like: tuple[Params, ModelState]) -> tuple[Params, ModelState]:
-    """Our trees with the weights of a state dict of torchvision or timm.
-
-    Args:
-        name: name of the model, one of `FORMATS`.
-        state_dict: their name -> tensor. The image size, patch size and number of classes are those of `like`; weights
-            for 224x224 images want `stem="imagenet"`, `patch_size=16` or, for a VGG, `head="mlp"`.
-        like: trees from the model's `init`, with the names, shapes, dtypes and devices of the result.
-
-    Raises:
-        InputError: the model has no format, or leaves are missing, left over or of another shape; all are listed.
-    """
-    format = FORMATS[check_known("format of a model", name, FORMATS)]
-    if format.bias_before_norm:
-        state_dict = _fold_biases(state_dict, kept=())
-    ours = {**like[0], **like[1]}
-    theirs = {our_name: _rename(our_name, format) for our_name in ours}
-    problems = [f"missing: {their_name}" for their_name in theirs.values() if their_name not in state_dict]
-    problems += [f"not wanted: {their_name}" for their_name in state_dict.keys() - theirs.values()]
-    found = {
-        our_name: _squeeze(state_dict[key], ours[our_name]) for our_name, key in theirs.items() if key in state_dict
-    }
-    problems += [
-        f"wrong shape: {theirs[our_name]} is {tuple(leaf.shape)}, wanted {tuple(ours[our_name].shape)}"
-        for our_name, leaf in found.items()
-        if leaf.shape != ours[our_name].shape
-    ]
-    if problems:
-        raise InputError("\n  ".join([f"these are not the weights of this {name}:", *sorted(problems)]))
-    params, model_state = (
-        {key: torch.empty_like(leaf).copy_(found[key]) for key, leaf in part.items()} for part in like
-    )
-    return params, model_state
 
 
 def to_our_names(state_dict: StateDict, ours: StateDict) -> StateDict:

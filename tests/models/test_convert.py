@@ -9,16 +9,19 @@ import timm
 import torch
 import torchvision.models
 from helpers.runs import relative_error
-from torch import Tensor, nn
+from torch import nn
 
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
-from backbones.models import MODELS, Model
-from backbones.models.convert import FORMATS, export_weights, import_weights
-from backbones.models.state_dict import read_state_dict, write_state_dict
+from backbones.models import MODELS, Model, with_pretrained
+from backbones.models.convert import FORMATS, export_weights
+from backbones.models.state_dict import StateDict, read_state_dict, write_state_dict
+from backbones.types import ModelState, Params
 
 pytestmark = pytest.mark.slow
+
+SHAPE = (3, 32, 32)
 
 
 def torchvision_model(name: str, **options: object) -> Callable[[], nn.Module]:
@@ -54,7 +57,7 @@ ORACLES = {
 
 
 def random_oracle(name: str) -> nn.Module:
-    """Their model in float64, with random norms and biases, and running statistics of one batch."""
+    """Their model in float64, with random norms and biases, and running statistics of one batch, rounded to float32."""
     torch.manual_seed(0)
     theirs = ORACLES[name][0]().double().train()
     with torch.no_grad():
@@ -62,35 +65,41 @@ def random_oracle(name: str) -> nn.Module:
             if leaf.ndim == 1 or (leaf == 0).all():
                 leaf.add_(torch.randn_like(leaf))
         theirs(torch.randn(4, 3, 32, 32, dtype=torch.float64))
-    return theirs
+    return theirs.float().double()
 
 
-def make(name: str) -> tuple[Model, dict[str, Tensor], dict[str, Tensor]]:
-    model = MODELS[name]((3, 32, 32), 10, **ORACLES[name][1])
-    trees = model.init(random.generator(0))
-    return model, *tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, trees)
+def make(name: str) -> Model:
+    return MODELS[name](SHAPE, 10, **ORACLES[name][1])
+
+
+def read(model: Model, state_dict: StateDict) -> tuple[Params, ModelState]:
+    """Our trees with their weights, in float64."""
+    model, notes = with_pretrained(model, state_dict, SHAPE)
+    assert len(notes) <= 1 and "initialised" not in "".join(notes)
+    return tree.map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, model.init(random.generator(0)))
 
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_their_weights_give_their_logits_and_come_back(name: str) -> None:
     theirs = random_oracle(name)
-    model, *like = make(name)
-    params, model_state = import_weights(name, theirs.state_dict(), like=like)
-    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    model = make(name)
+    params, model_state = read(model, theirs.state_dict())
+    images = torch.randn(4, *SHAPE, dtype=torch.float64)
+    tolerance = 1e-6 if name == "vgg11-bn" else 1e-10  # biases are subtracted from running means
     for train in (False, True):
         expected = theirs.train(train)(images)
         logits, new_model_state = model.apply(params, model_state, images, train=train)
-        assert relative_error(logits, expected) < 1e-10
+        assert relative_error(logits, expected) < tolerance
         # Also the part that depends on the image, which is small in some new models.
         assert relative_error(logits - logits.mean(dim=0), expected - expected.mean(dim=0)) < 1e-5
 
-    _, expected_model_state = import_weights(name, theirs.state_dict(), like=like)
+    _, expected_model_state = read(model, theirs.state_dict())
     for key, leaf in new_model_state.items():
-        assert relative_error(leaf.double(), expected_model_state[key].double()) < 1e-10
+        assert relative_error(leaf.double(), expected_model_state[key].double()) < 1e-6
 
     expected = theirs.eval()(images)
     theirs.load_state_dict(export_weights(name, params, new_model_state))
-    assert relative_error(theirs(images), expected) < 1e-10
+    assert relative_error(theirs(images), expected) < tolerance
 
 
 def test_every_format_has_an_oracle() -> None:
@@ -99,11 +108,11 @@ def test_every_format_has_an_oracle() -> None:
 
 @pytest.mark.parametrize("file_name", ["weights.pth", "weights.safetensors"])
 def test_files(file_name: str, tmp_path: Path) -> None:
-    model, *_ = make("resnet18")
+    model = make("resnet18")
     params, model_state = model.init(random.generator(0))
     path = tmp_path / file_name
     write_state_dict(path, export_weights("resnet18", params, model_state))
-    loaded = import_weights("resnet18", read_state_dict(path), like=model.init(random.generator(1)))
+    loaded = with_pretrained(model, read_state_dict(path), SHAPE)[0].init(random.generator(1))
     assert tree.sha256(loaded) == tree.sha256((params, model_state))
     assert loaded[0]["stem.0.weight"].is_contiguous(memory_format=torch.channels_last)
 
@@ -120,18 +129,6 @@ def test_no_file_and_no_weights(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "run.pth")
 
 
-def test_one_error_lists_all_that_differs() -> None:
-    _, params, model_state = make("resnet18")
-    state_dict = export_weights("resnet18", params, model_state)
-    state_dict["fc.weight"] = torch.zeros(1000, 512)
-    state_dict["extra"] = state_dict.pop("layer1.0.conv1.weight")
-    with pytest.raises(InputError) as error:
-        import_weights("resnet18", state_dict, like=(params, model_state))
-    assert str(error.value).splitlines() == [
-        "these are not the weights of this resnet18:",
-        "  missing: layer1.0.conv1.weight",
-        "  not wanted: extra",
-        "  wrong shape: fc.weight is (1000, 512), wanted (10, 512)",
-    ]
+def test_no_format() -> None:
     with pytest.raises(InputError, match="unknown format of a model 'airbench'"):
-        import_weights("airbench", state_dict, like=(params, model_state))
+        export_weights("airbench", {}, {})
