@@ -89,16 +89,8 @@ def train(
 
     checkpoints, writer = log.checkpoints, log.writer
 
-    def finish_save() -> None:
-        try:
-            checkpoints.wait()
-        except SaveError as error:
-            if experiment.on_save_error == "stop":
-                raise
-            writer.print(f"warning: {error}")
-
     def save(metrics: dict[str, float], weights: Weights | None) -> None:
-        finish_save()
+        finish_save(experiment, log)
         since_log, recent_losses = log.means.to_json(), log.spikes.recent
         checkpoints.save(state, metrics, weights=weights, since_log=since_log, recent_losses=recent_losses)
 
@@ -120,7 +112,7 @@ def train(
         is_last = step == num_steps
         stop_due = False
         if interrupted():
-            finish_save()
+            finish_save(experiment, log)
             stop_due = distributed.any_rank(preempted())
         log_due = step % experiment.log_every == 0
         eval_due = step % experiment.eval_every == 0 or is_last
@@ -132,17 +124,7 @@ def train(
         timer.stop(images)
         images = 0
         for bad in bad_steps:
-            skipped = experiment.nonfinite == "skip" and not bad.finite
-            writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
-            if not (bad.finite or skipped or experiment.rewind):
-                hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
-                error = make_diverged(bad, checkpoints, hint)  # which waits until the last good checkpoint is saved
-                log.report_bad_step(bad)
-                raise error
-            finish_save()
-            if experiment.rewind and not skipped:
-                raise GoBack(bad, state)
-            log.report_bad_step(bad)
+            handle_bad_step(bad, state, experiment, log, num_steps=num_steps)
         if log_due:
             writer.write("train", step, {**with_noise_scale(log.means.take()), "images_per_second": timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
@@ -152,14 +134,39 @@ def train(
         if save_due:
             save(test_metrics if eval_due else {}, weights)
         if stop_due and not is_last:
-            finish_save()
+            finish_save(experiment, log)
             raise Preempted(
                 f"stopped after step {step} of {num_steps}, saved in {checkpoints.folder}; resume with "
                 f"--run-dir {shlex.quote(str(checkpoints.folder.parent))} --resume"
             )
         timer.start()
-    finish_save()
+    finish_save(experiment, log)
     return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
+
+
+def finish_save(experiment: Experiment, log: "RunLog") -> None:
+    """Wait until the latest checkpoint is written; a failure is an error or a warning, as the experiment says."""
+    try:
+        log.checkpoints.wait()
+    except SaveError as error:
+        if experiment.on_save_error == "stop":
+            raise
+        log.writer.print(f"warning: {error}")
+
+
+def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log: "RunLog", *, num_steps: int) -> None:
+    """Print and record a step that went wrong, and raise `Diverged` or `GoBack` if training cannot go on from here."""
+    skipped = experiment.nonfinite == "skip" and not bad.finite
+    log.writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
+    if not (bad.finite or skipped or experiment.rewind):
+        hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
+        error = make_diverged(bad, log.checkpoints, hint)  # which waits until the last good checkpoint is saved
+        log.report_bad_step(bad)
+        raise error
+    finish_save(experiment, log)
+    if experiment.rewind and not skipped:
+        raise GoBack(bad, state)
+    log.report_bad_step(bad)
 
 
 def make_diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:

@@ -112,17 +112,13 @@ def train_in(
     num_steps = experiment.num_steps(dataset)
     last_step = num_steps if until is None else min(until, num_steps)
     steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
-    if resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes:
-        result = distributed.on_main(lambda: _read_result(folder))
-        if result is not None and profile is not None:
+    is_finished = resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes
+    if is_finished and (old_result := distributed.on_main(lambda: _read_result(folder))) is not None:
+        if profile is not None:
             raise InputError(f"the run in {folder} is finished: there are no steps to profile; --steps N continues it")
-        if result is not None:
-            trackers.start(folder, experiment)
-            if distributed.is_main():
-                send_lines(trackers, read_metrics(folder / METRICS))
-                _send_result(trackers, result)
-            distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
-            return result
+        distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
+        _send_again(folder, experiment, old_result, trackers)
+        return old_result
     is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
         model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
@@ -218,6 +214,14 @@ def _finish(folder: Path, result: dict[str, Any], trackers: Trackers) -> None:
 def _send_result(trackers: Trackers, result: dict[str, Any]) -> None:
     numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, int | float)}
     trackers.log(result["steps"], numbers)
+
+
+def _send_again(folder: Path, experiment: Experiment, result: dict[str, Any], trackers: Trackers) -> None:
+    """Send a finished run to trackers, which may be other ones than when it was trained."""
+    trackers.start(folder, experiment)
+    if distributed.is_main():
+        send_lines(trackers, read_metrics(folder / METRICS))
+        _send_result(trackers, result)
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
