@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from backbones.data.source import CPU
 from backbones.experiment import Experiment, Program
 from backbones.models import MODELS
 from backbones.models.base import with_memory
-from backbones.models.layers import Conv
+from backbones.models.layers import Conv, Linear
 from benchmarks.optimizers import COUNTERPARTS, FUSED
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
@@ -99,14 +98,14 @@ def ours(program: Program) -> Step:
 
 
 def our_module(experiment: Experiment) -> nn.Module:
-    """The model of an experiment as the `nn.Module` that a plain loop would train, with torch's own convolutions."""
+    """The model of an experiment as the `nn.Module` that a plain loop would train, with torch's own layers."""
     model = experiment.make_model(experiment.data.make(device=CPU).info)
     params, model_state = model.init(random.generator(0))
     module = with_memory(model.skeleton).train()
     module.load_state_dict({**params, **model_state})
     for layer in module.modules():
-        if type(layer) is Conv:  # depthwise ones stay, since torch's are slower
-            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
+        if type(layer) in (Conv, Linear):  # depthwise convolutions stay, since torch's are slower
+            layer.forward = super(type(layer), layer).forward  # type: ignore
     return module
 
 

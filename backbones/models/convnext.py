@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, DropPath, check_image_size, drop_paths
+from backbones.models.layers import DepthwiseConv, DropPath, Linear, check_image_size, drop_paths
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -35,8 +35,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv(channels, 7, bias=True)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.fc1 = nn.Linear(channels, 4 * channels)
-        self.fc2 = nn.Linear(4 * channels, channels)
+        self.fc1 = Linear(channels, 4 * channels)
+        self.fc2 = Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.empty(channels))
         self.drop_path = DropPath(drop_path)
 

@@ -30,13 +30,41 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.probability)
 
 
+class Linear(nn.Linear):
+    """A linear layer of tokens.
+
+    In bfloat16 on CPUs it is a 1x1 convolution of parts of about 512 tokens where that is faster: oneDNN then adds the
+    bias as it goes, and takes less time for the gradient of the weights. Within torch.func's transforms, of which vmap
+    makes a convolution slower, and in a program that is compiled or exported it is a linear layer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
+        num_tokens = x.numel() // self.in_features
+        within_func = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if within_func or not self._is_faster_as_convolution(x, num_tokens):
+            return super().forward(x)
+        num_parts = math.gcd(num_tokens, 1 << (num_tokens // 512).bit_length() - 1)
+        parts = x.reshape(num_parts, -1, 1, self.in_features).contiguous().permute(0, 3, 1, 2)
+        y = F.conv2d(parts, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+    def _is_faster_as_convolution(self, x: Tensor, num_tokens: int) -> bool:
+        """Whether it is, as measured on an Intel Xeon, see benchmarks/README.md."""
+        return in_bfloat16_on_cpu(x) and num_tokens >= 512 and self.in_features <= self.out_features
+
+
+def in_bfloat16_on_cpu(x: Tensor) -> bool:
+    """Whether a layer computes so for the input x."""
+    return x.is_cpu and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between."""
 
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., width]
@@ -119,8 +147,7 @@ class DepthwiseConv(Conv):
         super().__init__(channels, channels, size, stride=stride, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H/stride, W/stride]
-        in_bfloat16 = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if not (x.is_cpu and in_bfloat16):
+        if not in_bfloat16_on_cpu(x):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.bfloat16)

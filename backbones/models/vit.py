@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones.errors import Count, InputError, Probability, Range
 from backbones.models.base import Backbone, ImageShape, Model, NumClasses, PatchSize, make_constructor
-from backbones.models.layers import DropPath, Mlp, conv3x3, count_patches, drop_paths
+from backbones.models.layers import DropPath, Linear, Mlp, conv3x3, count_patches, drop_paths
 from backbones.types import Params
 
 
@@ -29,8 +29,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
@@ -42,9 +42,9 @@ class Attention(nn.Module):
         return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-def split_heads(qkv: Tensor, heads: int) -> Tensor:
-    """Queries, keys and values of each token [B, N, 3 D] -> [3, B, heads, N, D/heads]."""
-    return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+def split_heads(qkv: Tensor, heads: int) -> list[Tensor]:
+    """Queries, keys and values of each token: [B, N, 3 D] -> three of [B, heads, N, D/heads]."""
+    return [each.transpose(1, 2) for each in qkv.unflatten(2, (3, heads, -1)).unbind(2)]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch.func import functional_call
 import backbones.random as random
 from backbones.jit import jit
 from backbones.models.cbam_resnet import CBAM
-from backbones.models.layers import Conv
+from backbones.models.layers import Conv, Linear
 
 SIZES = [(1, 1), (2, 1), (2, 2), (3, 4), (4, 4), (5, 3)]
 
@@ -59,6 +59,48 @@ def test_small_images_are_what_it_is_for(
     with torch.device("meta"):  # as on a GPU
         Conv(channels, channels, size)(torch.zeros(2, channels, length, length))
     assert called
+
+
+@pytest.mark.parametrize("shape", [(512,), (1537,), (2, 512), (4, 5, 130), (16, 97)])
+def test_a_linear_layer_as_a_convolution(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients are those of torch's linear layer, also where the input is not contiguous."""
+    monkeypatch.setattr(Linear, "_is_faster_as_convolution", lambda *_: True)
+    linear = Linear(6, 8).double()
+    contiguous = torch.randn(*shape, 6, generator=random.generator(0), dtype=torch.float64)
+    for x in (contiguous, contiguous.transpose(0, -1).contiguous().transpose(0, -1)):
+
+        def with_gradients(forward, x=x) -> list[Tensor]:
+            leaves = [x.clone().requires_grad_(), *linear.parameters()]
+            y = forward(leaves[0])
+            return [y, *torch.autograd.grad(y, leaves, torch.randn(y.shape, generator=random.generator(1)).double())]
+
+        wanted = with_gradients(lambda x: nn.Linear.forward(linear, x))
+        torch.testing.assert_close(with_gradients(linear), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_tokens", "dtype", "expected"),
+    [
+        ((8, 8), 512, torch.bfloat16, True),
+        ((8, 8), 511, torch.bfloat16, False),
+        ((8, 4), 512, torch.bfloat16, False),
+        ((8, 8), 512, torch.float32, False),
+    ],
+)
+def test_many_tokens_in_bfloat16_are_what_it_is_for(
+    sizes: tuple[int, int], num_tokens: int, dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, conv2d = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args: calls.append(None) or conv2d(*args))
+    x, linear = torch.zeros(num_tokens, sizes[0]), Linear(*sizes)
+    linear.to(dtype)(x.to(dtype))
+    assert len(calls) == expected
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        linear.float()(x)
+        assert len(calls) == 2 * expected
+        torch.vmap(linear)(x[None])
+        torch.compile(linear, backend="eager", fullgraph=True)(x)
+    assert len(calls) == 2 * expected
 
 
 @pytest.mark.slow
