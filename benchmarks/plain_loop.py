@@ -5,6 +5,7 @@ a `DataLoader`, torchvision's transforms. Its settings are those of `experiments
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +28,27 @@ MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 
 def make_module(name: Name) -> nn.Module:
-    """The network, for ten classes of 32x32 images."""
+    """The network, for ten classes of 32x32 images, with the same initialisation as ours."""
+    module: Any
+    if name == "vit-tiny":
+        module = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4)
+        for leaf in (module.cls_token, module.patch_embed.proj.weight):
+            nn.init.trunc_normal_(leaf, std=0.02)
+        nn.init.zeros_(module.patch_embed.proj.bias)
+        return module
     if name == "resnet18":
         module = torchvision.models.resnet18(num_classes=10)
         module.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
         module.maxpool = nn.Identity()
-        return module
-    if name == "mobilenet":
+    else:
         module = timm.create_model("mobilenetv1_100", num_classes=10, act_layer=nn.ReLU)
-        module.get_submodule("conv_stem").stride = (1, 1)  # type: ignore[assignment]
-        return module
-    return timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4)
+        module.conv_stem.stride = (1, 1)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    return module
 
 
 def train(
@@ -54,7 +64,7 @@ def train(
     loader = DataLoader(
         train_set, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
     )
-    num_steps = round(epochs * len(train_set) / batch_size)
+    num_steps = math.ceil(epochs * len(train_set) / batch_size)
     module = make_module(name).to(device).to(memory_format=torch.channels_last)
     if name == "vit-tiny":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, weight_decay=5e-5)
