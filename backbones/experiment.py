@@ -153,7 +153,7 @@ class Experiment:
     faster in it. Parameters are float32 in either case."""
     compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
     """Whether torch.compile turns the step into one graph; off runs it eagerly. auto compiles on CUDA only: on CPUs,
-    compiling takes minutes and saves 0 to 20 % of a step, which pays for hours of training."""
+    compiling takes minutes and saves 0 to 20 % of a step, so it pays only in hours of training."""
     deterministic: bool = True
     """Whether CUDA may only use deterministic algorithms, as CPUs do anyway."""
     sync_batch_norm: bool = False

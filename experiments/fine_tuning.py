@@ -25,17 +25,18 @@ from experiments.plus import cifar10_vit_tiny_plus
 
 
 def few_fashion_mnist(
-    device: torch.device = CPU, *, root: str = "data", per_class: Count = 40, seed: int = 0
+    device: torch.device = CPU, *, root: str = "data", download: bool = False, per_class: Count = 40, seed: int = 0
 ) -> Dataset:
     """Fashion-MNIST with few training images.
 
     Args:
         device: where the samples are kept.
         root: folder of data sets, as for fashion-mnist.
+        download: fetch the files into root if they are not there.
         per_class: training images of each class.
         seed: which ones.
     """
-    return take_per_class(fashion_mnist(device, root=root), per_class, seed=seed)
+    return take_per_class(fashion_mnist(device, root=root, download=download), per_class, seed=seed)
 
 
 def few_digits(device: torch.device = CPU, *, per_class: Count = 5, seed: int = 0) -> Dataset:

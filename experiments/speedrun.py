@@ -126,12 +126,12 @@ speedrun_sgd = Experiment(
     optim=use(airbench_sgd),
     schedule=use(triangle),
     label_smoothing=0.2,
-    steps=475,  # 9.7 epochs
+    steps=476,  # 9.7 epochs
     batch_size=1024,
     precision="bfloat16",
     tta="flip+shift",
-    eval_every=475,
-    save_every=475,
+    eval_every=476,
+    save_every=476,
 )
 
 speedrun = dataclasses.replace(

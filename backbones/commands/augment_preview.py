@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
     Raises:
         InputError: there is no such run, experiment or augmentation, or the file cannot be written.
     """
-    names = f"--augment NAME, for another than its own: {', '.join(FUNCTIONS['augment'])}"
+    names = f"--augment NAME, for another one than the run's: {', '.join(FUNCTIONS['augment'])}"
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones augment-preview RUN [--augment NAME] [--out FILE] [--help]\n")
         print(f"RUN: a run folder, or an experiment as module:name\n{names}")

@@ -42,8 +42,8 @@ def explain(
     Args:
         run: a run folder, or one checkpoint in it.
         images: image files.
-        layers: maps for Grad-CAM, as stage2 stage3, by default the last of 4x4 positions or more; of a ViT blocks, as
-            block1 block12, and rollout.
+        layers: maps for Grad-CAM, as stage2 stage3, by default the last of 4x4 positions or more; of a ViT blocks,
+            such as block1 block12, and rollout.
         target: class to explain; None for the one that is predicted.
         out: picture to write.
         checkpoint: which checkpoint of the run.

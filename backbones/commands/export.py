@@ -28,7 +28,7 @@ def export(
 
     safetensors and torch hold the weights under our names; timm and torchvision under theirs, for a model that they
     have. pt2 (torch.export), onnx and aoti (compiled for this machine's processor) hold a program: images [N, C, H, W]
-    uint8 to logits, with normalisation inside. All hold class names, mean and standard deviation.
+    uint8 to logits, with normalization inside. All hold class names, mean and standard deviation.
 
     A file is moved into place only after a separate process, without this library, has read it and compared: weights
     bit for bit, or logits of 100 held-out images up to rounding.

@@ -30,7 +30,7 @@ def report(
 
     Args:
         runs: run folders, as runs/*.
-        out: the page to write; a report that is there is replaced, and no other file.
+        out: the page to write; a report that exists is replaced, any other file is not.
         png: folder for the same as PNG files; None for OUT-png, as report-png beside report.html.
         title: of the page.
         images: evaluate the last checkpoint of the first seed of each experiment, for confusion, mistakes and scores.

@@ -62,7 +62,7 @@ class Command:
     """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
     seed and in numbers of the optimizer only. Auto measures, and takes the fastest."""
     workers: Count | None = None
-    """Processes at a time, each with its share of the cores; None for one a core, up to 8, or one a GPU."""
+    """Processes at a time, each with its share of the cores; None for one per core, up to 8, or one per GPU."""
     sweep_dir: Path | None = None
     """Folder of the sweep; None for that of the same sweep, or the next of sweeps/NAME, sweeps/NAME-2, ..."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None

@@ -42,7 +42,7 @@ class Command:
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Trace the steps A to B - 1 by torch.profiler, into the run folder, and print where time and memory went."""
     log_to: Annotated[tuple[str, ...], tyro.conf.arg(metavar="wandb|trackio|mlflow|MODULE:NAME ...")] = ()
-    """Send the metrics there too; a run that is resumed with it continues there. See docs/logging.md."""
+    """Send the metrics to these trackers too; a run that is resumed with it continues there. See docs/logging.md."""
     list_all: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print every experiment with what it reaches, and exit."""
     show: bool = False

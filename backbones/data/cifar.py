@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 
 def cifar(name: str, device: torch.device = CPU, *, root: str = "data", download: bool = False) -> Dataset:
-    """CIFAR (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, 10 or 100 classes.
+    """CIFAR (Krizhevsky 2009): 50,000 + 10,000 color images of 32x32, 10 or 100 classes.
 
     Args:
         name: of torchvision's class, CIFAR10 or CIFAR100.

@@ -145,7 +145,7 @@ def find_tracker(name: str) -> Start:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"--log-to {name}: {error}; pip install 'backbones[{name}]' installs it") from error
+        raise InputError(f"--log-to {name}: {error}; install it by pip install -e '.[{name}]'") from error
     return start
 
 

@@ -23,7 +23,7 @@ def encoded(image: np.ndarray, format: str = "PNG", **options: object) -> bytes:
 
 
 def random_image(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """[H, W, 3] uint8, of one colour and some noise, so that JPEG and scaling change little."""
+    """[H, W, 3] uint8, of one color and some noise, so that JPEG and scaling change little."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(-20, 20, (height, width, 3))
     return np.clip(generator.integers(20, 235, 3) + noise, 0, 255).astype(np.uint8)

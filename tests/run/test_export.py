@@ -310,7 +310,7 @@ def test_what_cannot_be_exported_is_one_line(net: Trainee, tmp_path: Path, monke
     with pytest.raises(InputError, match="unknown format 'onxx'; did you mean onnx"):
         net.export(out, "onxx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--format timm needs timm; pip install 'backbones\[export\]' installs it"):
+    with pytest.raises(InputError, match=r"--format timm needs timm; install it by pip install -e '\.\[export\]'"):
         net.export(tmp_path / "a.safetensors", "timm")
     branching = new(use(Branching))
     with pytest.raises(InputError, match="Branching cannot be exported as pt2: ") as error:

@@ -146,7 +146,7 @@ def test_a_missing_package_or_tracker_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"--log-to wandb: .* pip install 'backbones\[wandb\]' installs it"):
+    with pytest.raises(InputError, match=r"--log-to wandb: .* pip install -e '\.\[wandb\]'"):
         run(experiment, log_to=["wandb"])
     with pytest.raises(InputError, match="unknown tracker 'wandbb'; did you mean wandb"):
         run(experiment, log_to=["wandbb"])

@@ -64,7 +64,7 @@ def image_files(
         holdout: share of the images that is held out for the test, where they are not split; by a hash of the name, so
             that each stays where it is when others are added.
         image_size: height and width of the images that the model sees; None where all files have one size.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for color, 1 for grey.
         crop: which part of a training image to use where image_size is set: its center, or a crop of random size and
             position (arXiv 1409.4842). Test images always use the center.
         center: share of the shorter side that the center takes.

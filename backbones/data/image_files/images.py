@@ -144,7 +144,7 @@ def _to_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _compose(image: Tensor, background: Color) -> Tensor:
-    """Red, green, blue and alpha [4, H, W] over a colour, [3, H, W]."""
+    """Red, green, blue and alpha [4, H, W] over a color, [3, H, W]."""
     color, alpha = image[:3].to(torch.int32), image[3:].to(torch.int32)
     behind = torch.tensor(background, dtype=torch.int32)[:, None, None]
     return ((color * alpha + behind * (255 - alpha) + 127) // 255).to(torch.uint8)

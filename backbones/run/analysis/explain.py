@@ -121,7 +121,7 @@ def make_maps(trained: TrainedModel, images: Tensor, classes: Tensor, layers: Se
 
 
 def draw_map(image: Tensor, values: Tensor) -> Tensor:
-    """A map [H, W] in [0, 1] in colours, from black to yellow, over its image [C, H, W] in grey: [3, H, W] uint8."""
+    """A map [H, W] in [0, 1] in colors, from black to yellow, over its image [C, H, W] in grey: [3, H, W] uint8."""
     from matplotlib import colormaps  # late
 
     grey = to_rgb(image).to(torch.float32).mean(dim=2, keepdim=True)  # [H, W, 1]

@@ -109,7 +109,7 @@ def _check(format: str, how: Format, out: Path, fold: bool) -> None:
         raise InputError(f"--fold changes the layers, and --format {format} holds weights alone; it is for {programs}")
     missing = [name for name in how.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"--format {format} needs {', '.join(missing)}; pip install 'backbones[export]' installs it")
+        raise InputError(f"--format {format} needs {', '.join(missing)}; install it by pip install -e '.[export]'")
 
 
 def _write(format: str, path: Path, content: Content) -> Lines:

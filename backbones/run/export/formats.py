@@ -49,7 +49,7 @@ class Format(NamedTuple):
     """A format of files."""
 
     kind: Literal["weights", "module", "program"]
-    """Our weights; weights for a module of another library; or all of the computation, with normalisation."""
+    """Our weights; weights for a module of another library; or all of the computation, with normalization."""
     file_name: str
     """In the folder of the run, if no other one is given."""
     write: Callable[[Path, Content], Lines]

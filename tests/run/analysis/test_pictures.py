@@ -9,7 +9,7 @@ from backbones.run.analysis.pictures import Tile, caption, draw_tiles, to_rgb
 
 
 def test_tiles_of_any_images_with_any_text(tmp_path: Path) -> None:
-    """Grey and colour, floating pixels, lines of different lengths, and text that is not a formula."""
+    """Grey and color, floating pixels, lines of different lengths, and text that is not a formula."""
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     grey = torch.arange(2000, dtype=torch.float32).reshape(1, 40, 50) % 256
     draw_tiles([[Tile(image, ["$_x$", "b"]), Tile(grey)], [Tile(image)]], tmp_path / "a.png", title="a " * 40)
