@@ -268,11 +268,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: tree.Tree) -> tree.Tree:
-    """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks."""
+    """The mean over ranks of every floating leaf, in one message; integers (counts) are equal on all ranks.
+
+    It is taken in float64, in which the mean of equal float32 numbers is that number.
+    """
     floating = [leaf for leaf in tree.leaves(values) if leaf.is_floating_point()]
     if not floating:
         return values
-    flat = torch.cat([leaf.reshape(-1).to(torch.float32) for leaf in floating])
+    flat = torch.cat([leaf.reshape(-1).to(torch.float64) for leaf in floating])
     means = iter((sum_over_ranks(flat) / world_size()).split([leaf.numel() for leaf in floating]))
     return tree.map(
         lambda leaf: next(means).reshape(leaf.shape).to(leaf.dtype) if leaf.is_floating_point() else leaf, values

@@ -94,7 +94,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
     Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2): the mean
     over `batches`, training images without augmentation. `jit` compiles the forward pass, or does not.
     """
-    momenta = _momenta(model)
+    momenta, counts = _momenta(model), _counts(model)
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
@@ -116,6 +116,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         # Starting from zeros, a norm writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
         totals = zeros
+        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
         for step in range(NUM_BN_BATCHES):
             model_state = seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
@@ -133,6 +134,15 @@ def _momenta(model: Model) -> dict[str, float]:
         if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum
         for leaf in ("running_mean", "running_var")
     }
+
+
+def _counts(model: Model) -> list[str]:
+    """The leaves in which BatchNorm without a momentum, whose running statistics are means over all batches, counts."""
+    return [
+        f"{name}.num_batches_tracked"
+        for name, norm in model.skeleton.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum is None
+    ]
 
 
 def make_evaluate(

@@ -330,9 +330,11 @@ class Experiment:
         torch takes for constants, and for fused attention: call it within `sdpa_kernel(SDPBackend.MATH)`.
 
         Raises:
-            InputError: as `make`.
+            InputError: as `make`; or there are several processes.
         """
         device = self.init_device()
+        if distributed.world_size() > 1:
+            raise InputError("a pure train step is that of one process; start it without torchrun")
         self._check_batch_size()
         model = self._complete_model(self.make_model(dataset.info), dataset.info, device)
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))

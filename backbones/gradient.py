@@ -158,7 +158,8 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
                     loss, (model_state, metrics) = ddp(model_state, batch)
                 with phase("backward"):
                     (loss / len(micro_batches)).backward()
-            values.append((loss.detach(), metrics))
+            values.append(tree.map(Tensor.detach, (loss, metrics)))
+            model_state = {name: leaf.detach() if leaf.requires_grad else leaf for name, leaf in model_state.items()}
         leaves = zip(carrier.names, carrier.leaves, strict=True)
         grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves}
         loss, metrics = _mean(values)

@@ -109,8 +109,8 @@ def make_train_step(
     (1 if one of the loss and the first two norms is not finite, else 0), and of several micro-batches or ranks what
     `with_noise_scale` needs, `grad_sq_norm` and `grad_variance`.
 
-    The batch of each process is cut into `accumulate` micro-batches. With `skip_nonfinite`, a step that is `nonfinite`
-    leaves the state as it is, but for the step count.
+    The batch of each process is cut into `accumulate` equal micro-batches. With `skip_nonfinite`, a step that is
+    `nonfinite` leaves the state as it is, but for the step count.
     """
     update = optim.with_grad_fn(optimizer.update)
 
@@ -118,7 +118,9 @@ def make_train_step(
         with phase("augment"):
             batch = augment(random.sample_keys(state.key, state.step, batch.index), batch)
             batch = batch._replace(images=normalize(batch.images))
-        size = len(batch.images) // accumulate
+        size, rest = divmod(len(batch.images), accumulate)
+        if rest:
+            raise InputError(f"a batch of {len(batch.images)} images is not {accumulate} equal micro-batches")
         micro_batches = [tree.map(lambda leaf, i=i: leaf[i * size : (i + 1) * size], batch) for i in range(accumulate)]
 
         def grad_fn(params: Params) -> Updates:

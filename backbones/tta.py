@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,15 +18,19 @@ def average_views(apply: Callable[[Tensor], Tensor], images: Tensor, tta: Tta) -
     seconds on a single GPU", arXiv 2404.00498, on multi-crop evaluation).
 
     Args:
-        apply: images -> logits [B, K].
+        apply: images -> logits [B, K], which are averaged in float32 or float64.
         images: [B, C, H, W] float.
         tta: which views.
     """
     if tta == "none":
         return apply(images)
 
+    def logits(images: Tensor) -> Tensor:
+        y = apply(images)
+        return y.to(torch.promote_types(y.dtype, torch.float32))
+
     def flip(images: Tensor) -> Tensor:
-        return (apply(images) + apply(images.flip(3))) / 2
+        return (logits(images) + logits(images.flip(3))) / 2
 
     if tta == "flip":
         return flip(images)

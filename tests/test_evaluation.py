@@ -132,14 +132,15 @@ def test_averaged_parameters_are_evaluated_with_batch_norm_statistics_of_their_o
     slow = make_slow(model)
     other = make_weights_of(slow, normalize, batches, jit=lambda function: function)(state)
     for name, leaf in averaged_weights(state)[1].items():
-        torch.testing.assert_close(other[1][name], leaf)
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(other[1][name], leaf)
 
 
 def make_slow(model: Model) -> Model:
-    """The model with other momenta, of which the statistics of an average do not depend."""
+    """The model with other momenta, or none, on which the statistics of an average do not depend."""
     slow = copy.deepcopy(model.skeleton)
     for i, norm in enumerate(each for each in slow.modules() if isinstance(each, nn.BatchNorm2d)):
-        norm.momentum = 0.01 * (i + 1)
+        norm.momentum = 0.01 * i or None
     return model._replace(skeleton=slow, apply=make_apply(slow))
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 import backbones.experiment
 import backbones.random as random
 import backbones.tree as tree
+from backbones.augment import Augment
 from backbones.component import use
 from backbones.data import digits
+from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.gradient import grad_and_value
 from backbones.losses import binary_cross_entropy
@@ -156,6 +158,16 @@ def test_accumulation_is_the_same_step(accumulate: int) -> None:
     assert [m["accuracy"].item() for m in other_history] == pytest.approx([m["accuracy"].item() for m in history])
     for ours, theirs in zip(tree.leaves(other.params), tree.leaves(state.params), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def one_less() -> Augment:
+    """Leaves out the first row of each batch."""
+    return lambda keys, batch: tree.map(lambda leaf: leaf[1:], batch)
+
+
+def test_a_batch_that_is_not_equal_micro_batches_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a batch of [0-9]+ images is not 2 equal micro-batches"):
+        train(dataclasses.replace(VIT, accumulate=2, augment=use(one_less)), num_steps=1)
 
 
 @pytest.mark.parametrize("skip", [False, True])

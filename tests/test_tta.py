@@ -25,6 +25,13 @@ def test_flip_is_the_mean_over_an_image_and_its_mirror_image() -> None:
     torch.testing.assert_close(average_views(apply, IMAGES, "flip"), (apply(IMAGES) + apply(mirrored)) / 2)
 
 
+def test_the_mean_is_taken_in_float32() -> None:
+    """In bfloat16 it would be 10, as is that of the other class."""
+    views = iter([torch.tensor([[10.0, 10.0]]), torch.tensor([[10.0, 10.0625]])])
+    mean = average_views(lambda images: next(views).bfloat16(), IMAGES, "flip")
+    assert mean.tolist() == [[10.0, 10.03125]]
+
+
 def test_flip_and_shift_are_six_views() -> None:
     """A quarter for each of two views, an eighth for each of four; the border repeats what is beside it inside."""
     up_left = IMAGES[:, :, [1, 2, 3, 2]][..., [1, 2, 3, 4, 3]]

@@ -161,6 +161,12 @@ def test_members_that_differ_in_what_is_not_in_the_state_are_refused(
         check_vmappable([one, dataclasses.replace(one, seed=1), other], few_digits())
 
 
+def test_a_pure_step_is_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match="start it without torchrun"):
+        VIT.make_pure_step(few_digits())
+
+
 def test_steps_that_are_compiled_or_go_back_are_refused() -> None:
     with pytest.raises(InputError, match="--compile is on; set --compile off"):
         check_vmappable([dataclasses.replace(VIT, compile="on")], few_digits())

@@ -44,8 +44,8 @@ def select(roles: Roles, patterns: Sequence[str], option: str) -> set[str]:
 def freeze(model: Model, names: Collection[str]) -> Model:
     """The model with some of its parameters as leaves of `model_state`: they get no gradient and no update.
 
-    A norm with running statistics, all of whose parameters are frozen, uses these in training too, and leaves them as
-    they are.
+    A norm with running statistics, all of whose trainable parameters are frozen, uses these in training too, and leaves
+    them as they are.
 
     Args:
         model: what to freeze parts of.
@@ -62,7 +62,7 @@ def freeze(model: Model, names: Collection[str]) -> Model:
         name
         for name, module in model.skeleton.named_modules()
         if isinstance(module, NORMS)
-        and (own := [f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)])
+        and (own := [f"{name}.{key}" for key, leaf in module.named_parameters(recurse=False) if leaf.requires_grad])
         and all(key in names for key in own)
     ]
 

@@ -102,7 +102,8 @@ def scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Gra
         rho_inf = 2 / (1 - state.b2) - 1
         rho = rho_inf - 2 * step * state.b2**step / (1 - state.b2**step)
         is_tractable = rho >= 5
-        (r,) = cast_like(updates, torch.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)))
+        r_square = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+        (r,) = cast_like(updates, torch.where(is_tractable, r_square, 1.0).sqrt())  # no NaN, also in the derivative
 
         def leaf(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mu = torch.lerp(mu, g, one_minus_b1)

@@ -21,12 +21,14 @@ def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
     """The state with every hyperparameter of those names set: `set_hyperparams(opt_state, b2=tensor)`.
 
     Raises:
-        ValueError: there is no hyperparameter of that name.
+        ValueError: there is no hyperparameter of that name, or it is one that each update overwrites.
     """
     names = {_name(path) for path in hyperparams(opt_state)}
     for name in values:
         if name not in names:
             raise ValueError(f"no hyperparameter is called {name!r}; there are: {', '.join(sorted(names))}")
+    if "learning_rate" in values and "base_learning_rate" in names:
+        raise ValueError("learning_rate is what the latest update used, and is overwritten; set base_learning_rate")
     return tree.replace_fields(opt_state, values)
 
 

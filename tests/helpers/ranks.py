@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from helpers.poison import PASS_OVER, REWIND
 from helpers.resumed import CASES, check_resumed
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import backbones.distributed as distributed
@@ -25,7 +26,7 @@ from backbones.models import with_sync_batch_norm
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run as run_experiment
 from backbones.train_step import make_loss_fn
-from backbones.types import Batch, Metrics
+from backbones.types import Batch, Metrics, ModelState, Params
 from experiments import EXPERIMENTS
 
 
@@ -68,8 +69,24 @@ def seam() -> None:
         model_state = new_state
 
     assert distributed.sum_over_ranks(torch.tensor([1.0, distributed.rank()])).tolist() == [2.0, 1.0]
+    buffers_with_a_graph()
     sync_batch_norm()
     print("all equal")
+
+
+def buffers_with_a_graph() -> None:
+    """A module may write a function of its parameters into a buffer, and use it in the next micro-batch and step."""
+
+    def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
+        center = 0.9 * model_state["center"] + params["weight"] * batch.images.mean()
+        return (params["weight"] * center).sum(), ({"center": center}, {"accuracy": center.sum()})
+
+    params = {"weight": torch.ones(3)}
+    by_ddp, model_state = grad_and_value(loss_fn, params), {"center": torch.zeros(3)}
+    for call in range(2):
+        batches = [random_batch(4, random.generator(4, call, i, distributed.rank())) for i in range(2)]
+        _, (_, (model_state, metrics)) = by_ddp(params, model_state, batches)
+        assert not any(leaf.requires_grad for leaf in tree.leaves((model_state, metrics)))
 
 
 def without_noise(result: GradAndValueResult) -> GradAndValueResult:
@@ -84,6 +101,8 @@ def noise() -> None:
     A rank's share is one part of the batch, however many micro-batches it is cut into.
     """
     distributed.init("cpu")
+    equal = torch.tensor([12582914 / 2**23])  # three times it is not a float32
+    assert torch.equal(distributed.mean_over_ranks(equal), equal)
     model, rank = resnet(BasicBlock, (1, 1), (3, 8, 8), 10), distributed.rank()
     params, model_state = model.init(random.generator(0))
     loss_fn = make_loss_fn(model, label_smoothing=0.0)

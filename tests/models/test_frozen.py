@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 import backbones.random as random
 import backbones.tree as tree
@@ -12,7 +13,7 @@ from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.models import MODELS, freeze, relative_rates, select
+from backbones.models import MODELS, freeze, from_module, relative_rates, select
 from backbones.models.airbench import airbench
 from backbones.models.resnet import resnet18
 from backbones.models.vit import vit_tiny
@@ -104,6 +105,16 @@ def test_a_frozen_batch_norm_keeps_its_statistics_and_uses_them() -> None:
     merged = {**params, **new}
     features = frozen.features(merged, {}, images)
     torch.testing.assert_close(features["stem"], expected)
+
+
+def test_a_norm_whose_weight_is_fixed_is_frozen_with_its_bias() -> None:
+    norm = nn.BatchNorm2d(2)
+    norm.weight.requires_grad_(False)
+    layers = nn.Conv2d(1, 2, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)
+    model = freeze(from_module(lambda: nn.Sequential(*layers)), {"1.bias"})
+    params, model_state = model.init(random.generator(0))
+    _, new = model.apply(params, model_state, torch.randn(4, *SHAPE), train=True)
+    assert tree.sha256(new) == tree.sha256(model_state)
 
 
 def test_weights_that_images_decide_may_be_frozen() -> None:

@@ -263,6 +263,8 @@ def test_hyperparams_are_read_and_set_by_name(descent: Descent) -> None:
         optim.set_hyperparams(state, b3=torch.tensor(0.5))
     with pytest.raises(ValueError, match="no hyperparameter is called 'b3'"):
         optim.inject_hyperparams(optim.adam(), b3=cosine(10)).init(descent.params)
+    with pytest.raises(ValueError, match=r"learning_rate is .* overwritten; set base_learning_rate"):
+        optim.inject_hyperparams(optim.adam(), learning_rate=cosine(10)).init(descent.params)
 
 
 def test_hyperparameters_of_a_stateless_transform_are_leaves_of_its_state() -> None:
@@ -435,17 +437,19 @@ def test_options_out_of_range_are_errors(make: Callable[[], object], message: st
     "scale",
     [optim.scale_by_adam(), optim.scale_by_adam(nesterov=True), optim.scale_by_belief(), optim.scale_by_radam(b2=0.9)],
 )
-def test_two_updates_are_differentiable_backward_as_forward(scale: GradientTransformation, descent: Descent) -> None:
-    """<J^T v, u> = <v, J u>, for the parameters after two updates as a function of the first gradient."""
-    params, (grads, others, u, v) = descent.params, descent.grads[:4]
+def test_updates_are_differentiable_backward_as_forward(scale: GradientTransformation, descent: Descent) -> None:
+    """<J^T v, u> = <v, J u>, for the parameters after four updates as a function of the first gradient."""
+    grads, u, v = descent.grads[0], *descent.grads[4:6]
 
-    def after_two_updates(grads: Params) -> Params:
-        updates, state = scale.update(grads, scale.init(params), params)
-        moved = optim.apply_updates(params, updates)
-        return optim.apply_updates(moved, scale.update(others, state, moved)[0])
+    def after_four_updates(grads: Params) -> Params:
+        params, state = descent.params, scale.init(descent.params)
+        for each in (grads, *descent.grads[1:4]):
+            updates, state = scale.update(each, state, params)
+            params = optim.apply_updates(params, updates)
+        return params
 
-    _, forward = torch.func.jvp(after_two_updates, (grads,), (u,))
-    (backward,) = torch.func.vjp(after_two_updates, grads)[1](v)
+    _, forward = torch.func.jvp(after_four_updates, (grads,), (u,))
+    (backward,) = torch.func.vjp(after_four_updates, grads)[1](v)
     products = [tree.map(torch.mul, *pair) for pair in ((backward, u), (v, forward))]
     one, other = (sum(leaf.sum().item() for leaf in tree.leaves(each)) for each in products)
     assert one == pytest.approx(other, rel=1e-8) != 0
