@@ -49,10 +49,11 @@ def set_num_threads(wanted: int | None) -> None:
     """Let this process compute in `wanted` threads of the CPU, or in its share of the cores.
 
     torchrun gives each of several processes one thread, by `OMP_NUM_THREADS=1`, however many cores there are. Any other
-    number in that variable counts, up to the number of cores.
+    number in that variable, or that torch has been told, counts, up to the number of cores.
     """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    by_torchrun = wanted is None and num_local > 1 and os.environ.get("OMP_NUM_THREADS") == "1"
+    is_one = os.environ.get("OMP_NUM_THREADS") == "1" and torch.get_num_threads() == 1
+    by_torchrun = wanted is None and num_local > 1 and is_one
     share = share_of_cores() if by_torchrun else min(torch.get_num_threads(), num_cores())
     threads = wanted or share
     if threads == torch.get_num_threads():

@@ -57,11 +57,15 @@ def test_threads(
         monkeypatch.setenv(name, value)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 2)))
         machine.set_num_threads(wanted)
         assert torch.get_num_threads() == threads
-        by_torchrun = environment.get("OMP_NUM_THREADS") == "1" and threads == 1
+        by_torchrun = environment.get("OMP_NUM_THREADS") == "1" and wanted is None and threads > 1
         assert ("torchrun's default is 1" in capsys.readouterr().out) == by_torchrun
+        torch.set_num_threads(3)  # as an audit does, to compute in as many as the run did
+        capsys.readouterr()
+        machine.set_num_threads(None)
+        assert torch.get_num_threads() == 3 and capsys.readouterr().out == ""
         (eight_cores / "cpu.max").write_text("100000 100000\n")
         machine.set_num_threads(None)
         assert torch.get_num_threads() == 1

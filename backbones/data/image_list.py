@@ -54,7 +54,7 @@ def list_table(root: Path) -> Listing:
 
 
 def _read_table(table: Path) -> list[tuple[str, str, str]]:
-    """Split (`all` where no column says it), path and label of each line."""
+    """Split (`all` where there is no such column), path and label of each line."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file, skipinitialspace=True)
@@ -64,10 +64,10 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
                 raise InputError(
                     f"{table} has no column {' and '.join(sorted(missing))} in its first line ({got}); wanted {COLUMNS}"
                 )
-            found = []
+            found, splits = [], ("train", *TEST_NAMES) if "split" in (lines.fieldnames or ()) else ("all",)
             for line in lines:
                 split, path, label = line.get("split", "all"), line["path"], line["label"]
-                if not path or not label or split not in ("train", "all", *TEST_NAMES) or None in line:
+                if not path or not label or split not in splits or None in line:
                     raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
                 found.append((split, path, label))
             return found

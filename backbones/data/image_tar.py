@@ -69,11 +69,13 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
     # hidden files were read only because others may be hard links to them
     extents = {name: place for name, place in places.items() if not _is_hidden(name)}
     top = _top(filter(is_image, extents))
-    files: dict[str, list[str]] = {folder.removeprefix(top): [] for folder in folders if folder + "/" != top}
-    for name in extents:
-        folder, _, file_name = name.removeprefix(top).rpartition("/")
+    tree = {name.removeprefix(top): extent for name, extent in extents.items() if name.startswith(top)}
+    beside = [PurePosixPath(name).name for name in extents if not name.startswith(top)]
+    files = {"": beside, **{folder.removeprefix(top): [] for folder in folders if folder.startswith(top)}}
+    for name in tree:
+        folder, _, file_name = name.rpartition("/")
         files.setdefault(folder, []).append(file_name)
-    return list_tree(root, files, {name.removeprefix(top): extent for name, extent in extents.items()}), stamps
+    return list_tree(root, files, tree), stamps
 
 
 def _is_hidden(name: str) -> bool:
@@ -87,8 +89,9 @@ def _top(images: Iterable[str]) -> str:
     for folder in folders:
         for child, parent in pairwise([folder, *folder.parents]):
             inside.setdefault(parent, set()).add(child.name)
-    # several folders of images beside an image: it is not one of a class
-    classes = {each for each in folders if len(inside.get(each, ())) < 2 and "train" not in inside.get(each, ())}
+    # an image beside or above several folders of images is not one of a class
+    parents = [folder for folder, children in inside.items() if len(children) > 1 or "train" in children]
+    classes = folders - {each for parent in parents for each in (parent, *parent.parents)}
     shared = PurePosixPath(os.path.commonpath({str(each.parent) for each in classes} or {"."}))
     shared = shared.parent if shared.name == "train" else shared
     return "" if shared == PurePosixPath(".") else f"{shared}/"

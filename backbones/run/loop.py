@@ -83,7 +83,7 @@ def train(
     Raises:
         Diverged: a step was not finite, and the experiment says stop.
         GoBack: a step was not finite or a spike, and the experiment says to go back.
-        SaveError: a checkpoint could not be written, and the experiment says stop.
+        SaveError: a checkpoint could not be written, and the experiment says stop, or `preempted()` was true.
         Preempted: `preempted()` was true, and the state is saved.
     """
 
@@ -134,7 +134,7 @@ def train(
         if save_due:
             save(test_metrics if eval_due else {}, weights)
         if stop_due and not is_last:
-            finish_save(experiment, log)
+            checkpoints.wait()  # if that fails it is an error: the state is lost with this process
             raise Preempted(
                 f"stopped after step {step} of {num_steps}, saved in {checkpoints.folder}; resume with "
                 f"--run-dir {shlex.quote(str(checkpoints.folder.parent))} --resume"

@@ -27,14 +27,25 @@ PROVENANCE = "provenance.json"
 
 
 def record_start(
-    run_dir: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
+    run_dir: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    step: int,
+    changes: dict[str, str],
+    origin: Path | None = None,
 ) -> None:
-    """Add an entry to `provenance.json`; `step` steps were done before, and `changes` are from `check_run_dir`."""
+    """Add an entry to `provenance.json`, and say if the images are not those of the last start.
+
+    `step` steps were done before, `changes` are from `check_run_dir`, and `origin` is the run that a new one continues.
+    """
     circumstances = describe_circumstances(experiment, dataset, device)
     time, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(sys.argv)
     entry = {"time": time, "command": command, "step": step, "changes": changes, **circumstances}
     starts = read_starts(run_dir)
-    if starts and starts[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
+    before = starts or (read_starts(origin) if origin else [])
+    if before and before[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
         distributed.warn0("the images or labels have changed since the last start; continuing with the new ones")
     atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from backbones.jit import Mode
 from backbones.models import with_pretrained
 from backbones.models.cost import ModelCost, measure_cost
 from backbones.models.state_dict import read_state_dict
-from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, read_checkpoint, saved_weights
+from backbones.run.checkpoint import (
+    Checkpoints,
+    Manifest,
+    Which,
+    find_checkpoint,
+    list_steps,
+    read_checkpoint,
+    saved_weights,
+)
+from backbones.run.checkpoint.find import join_steps
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
 from backbones.run.loop import RunLog, Training, complete
@@ -27,7 +37,15 @@ from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.rewind import train_and_rewind
-from backbones.run.run_dir import check_run_dir, check_steps_left, latest_run_dir, new_run_dir, write_config
+from backbones.run.run_dir import (
+    CONFIG,
+    check_run_dir,
+    check_steps_left,
+    latest_run_dir,
+    new_run_dir,
+    read_experiment,
+    write_config,
+)
 from backbones.run.spikes import make_bad_step_report, make_spike_detector
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
@@ -71,6 +89,8 @@ def run(
         trackers = Trackers(log_to)
         folder = distributed.on_main(lambda: run_dir or choose(experiment.name))
         with locked(folder), trackers:
+            if resume is not None and experiment.rewind is not None:
+                experiment = _with_passed_over(experiment, folder)
             training = train_in(
                 folder,
                 experiment,
@@ -137,6 +157,7 @@ def train_in(
         saved, log_every = None, math.inf
         if resume is not None and not is_new:
             states[0], saved = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
+            _check_passed_over(experiment, saved)
             if not isinstance(resume, Path):  # else the lines of the steps before are elsewhere
                 log_every = saved.experiment.get("log_every", math.inf)
             distributed.print0(f"resumed from step {int(states[0].step)}")
@@ -147,7 +168,8 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
-            _write_start(folder, experiment, dataset, device, step=start_step, changes=changes)
+            origin = find_checkpoint(resume).parent.parent if isinstance(resume, Path) else None
+            _write_start(folder, experiment, dataset, device, step=start_step, changes=changes, origin=origin)
         checkpoints.supersede_after(start_step)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
@@ -189,11 +211,26 @@ def train_in(
     return result
 
 
-def _write_start(
-    folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, *, step: int, changes: dict[str, str]
-) -> None:
+def _with_passed_over(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with the steps that the run has noted that it passes over, after it went back."""
+    config = folder / CONFIG
+    noted = distributed.on_main(lambda: read_experiment(config).pass_over if config.exists() else ())
+    return replace(experiment, pass_over=tuple(sorted({*noted, *experiment.pass_over})))
+
+
+def _check_passed_over(experiment: Experiment, saved: Manifest) -> None:
+    """Raise InputError if the steps to pass over are others than in the checkpoint, and done already."""
+    others = {*experiment.pass_over} ^ {*saved.experiment.get("pass_over", ())}
+    if done := sorted(step for step in others if step <= saved.step):
+        raise InputError(
+            f"--pass-over differs from that of the checkpoint of step {saved.step} in steps that are done: "
+            f"{join_steps(done)}; go back before them with --resume STEP, or leave it as it was"
+        )
+
+
+def _write_start(folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, **start: Any) -> None:
     """Write `provenance.json`, `config.json` and `bad_files.txt`: first of all, so that a full disk changes nothing."""
-    record_start(folder, experiment, dataset, device, step=step, changes=changes)
+    record_start(folder, experiment, dataset, device, **start)
     write_config(folder, experiment)
     if bad_files := dataset.train.bad_files + dataset.test.bad_files:
         print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")

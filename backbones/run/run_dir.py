@@ -36,7 +36,7 @@ IN_THE_STATE = ("optim", "clip", "ema", "seed", "init_from", "freeze", "train_on
 
 IN_THE_STEPS = (
     *("augment", "model", "schedule", "loss", "batch_size", "accumulate", "weight_decay_mask", "class_weights"),
-    *("sampling", "label_smoothing", "precision", "nonfinite", "pass_over"),
+    *("sampling", "label_smoothing", "precision", "nonfinite", "spike", "rewind", "pass_over", "sync_batch_norm"),
 )
 """Fields that act in the steps of a run, so that a new value would have no effect on one without steps left."""
 
@@ -180,7 +180,12 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     """
     changes = {}
     if resume is not None:
-        read_starts(run_dir)  # which the run will add to
+        starts = read_starts(run_dir)  # which the run will add to
+        if resume == "auto" and not list_steps(run_dir / "checkpoints") and any(start.get("step") for start in starts):
+            raise InputError(
+                f"the run in {run_dir} began at a later step than 0, and has no checkpoint; delete the folder, and "
+                "start again, or from a checkpoint elsewhere with --resume PATH"
+            )
         # of the checkpoint, whose hashes are checked: a `config.json` may have been edited or damaged
         stored = _checkpoint_config(run_dir, resume) or config_to_resume(run_dir, resume)
         if stored is not None:

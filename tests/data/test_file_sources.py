@@ -74,6 +74,23 @@ def test_a_tar_may_hold_the_tree_in_a_folder(tmp_path: Path) -> None:
         assert DATASETS["image-tar"](root=str(root)).train.digest() == image_folder(root=str(folder)).train.digest()
 
 
+def test_what_is_beside_the_tree_in_a_tar_is_no_class(tmp_path: Path) -> None:
+    """Folders above it, an image and another folder beside it."""
+    folder = write_folder(tmp_path / "photos")
+    (tmp_path / "notes" / "more").mkdir(parents=True)
+    (tmp_path / "notes" / "a.txt").write_text("")
+    write(tmp_path / "preview.png", encoded(random_image(0)))
+    for i, (tree, holdout) in enumerate(((folder, None), (folder / "train", 0.25))):
+        with tarfile.open(tmp_path / f"{i}.tar", "w") as tar:
+            tar.add(tmp_path, "data", recursive=False)
+            tar.add(tmp_path / "preview.png", "data/preview.png")
+            tar.add(tmp_path / "notes", "data/notes")
+            tar.add(tree, "data/photos")
+        dataset = DATASETS["image-tar"](root=str(tmp_path / f"{i}.tar"), holdout=holdout)
+        wanted = image_folder(root=str(tree), holdout=holdout)
+        assert dataset.info == wanted.info and dataset.train.digest() == wanted.train.digest()
+
+
 def test_listings_are_remembered_until_the_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "photos")
     listed = []
@@ -341,6 +358,7 @@ def rowless(root: Path) -> Path:
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\nx,\n"), r"a.csv, line 2: wanted path, label and"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\n\xff,1\n"), r"a.csv is not a CSV file in UTF-8"),
         ("image-list", lambda p, t: write(t / "a.csv", b"path,label\na,b.jpg,cat\n"), r"a.csv, line 2: wanted path"),
+        ("image-list", lambda p, t: write(t / "a.csv", b"path,label,split\na,b,all\n"), r"a.csv, line 2: wanted path"),
         ("image-list", lambda p, t: two_tables(t, "cat"), r"train.csv has a line of the split val, x.png; leave that"),
         ("parquet", lambda p, t: write_parquet(p, t / "hub", test_classes=["a", "b", "c"]),
          "the classes are a, b, c in .*test-00000.*, and cat, dog.b, Éclair 2.0 in .*train-00000"),

@@ -71,6 +71,10 @@ def test_a_run_that_goes_on_with_other_images_says_so(tmp_path: Path, capsys: py
     in_order(folder / "train")[4].unlink()
     run(dataclasses.replace(experiment, steps=9), run_dir=tmp_path / "run", resume="latest")
     assert "warning: the images or labels have changed since the last start" in capsys.readouterr().err
+    for name, changed in (("branch", False), ("other", True)):
+        run(dataclasses.replace(experiment, steps=10), run_dir=tmp_path / name, resume=tmp_path / "run")
+        assert ("the images or labels have changed" in capsys.readouterr().err) == changed
+        in_order(folder / "train")[4].unlink()
 
 
 @pytest.mark.slow

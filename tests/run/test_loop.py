@@ -194,6 +194,24 @@ def test_a_failed_save_stops_the_run_or_is_a_warning() -> None:
     assert [step for step, _ in recorder.saved] == [0, 3, 6, 9, 10]
 
 
+def test_a_state_that_cannot_be_saved_before_a_stop_is_an_error() -> None:
+    """Whatever `on_save_error` is: nobody goes on with it."""
+
+    class Full(Recorder):
+        def wait(self) -> None:
+            if self.saved and self.saved[-1][0] == 4:
+                raise SaveError("the disk is full")
+
+    recorder = Full()
+    with pytest.raises(SaveError, match="the disk is full"):
+        run(
+            recorder,
+            preempted=lambda: recorder.saved[-1][0] == 3,
+            experiment=dataclasses.replace(EXPERIMENT, on_save_error="continue"),
+        )
+    assert recorder.saved[-1][0] == 4 and recorder.printed == []
+
+
 def test_means_continue_after_a_resume() -> None:
     whole, first = RunningMeans({}), RunningMeans({})
     metrics = [{"loss": torch.tensor(0.1 * i), "n": torch.tensor(i)} for i in range(7)]

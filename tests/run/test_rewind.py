@@ -86,7 +86,7 @@ def test_a_run_that_dies_after_it_went_back(straight: Path, tmp_path: Path, monk
             with pytest.raises(KeyboardInterrupt):
                 run(REWIND, run_dir=tmp_path / str(deaths), resume="auto")
         monkeypatch.undo()
-        run(stored(tmp_path / str(deaths)), run_dir=tmp_path / str(deaths), resume="latest")
+        run(REWIND, run_dir=tmp_path / str(deaths), resume="latest")
         check(tmp_path / str(deaths), straight)
 
 

@@ -220,6 +220,11 @@ def test_a_resume_without_checkpoint(experiment: Experiment, tmp_path: Path) -> 
     experiment = dataclasses.replace(experiment, steps=2)
     assert run(experiment, run_dir=tmp_path, resume="auto")["steps"] == 2  # of a run that died before its first
     assert run(experiment, run_dir=tmp_path / "new", resume="auto")["steps"] == 2
+    branch = tmp_path / "branch"  # that died before its first, or lost them
+    run(experiment, run_dir=branch, resume=tmp_path / "new")
+    shutil.rmtree(branch / "checkpoints")
+    with pytest.raises(InputError, match="began at a later step than 0, and has no checkpoint"):
+        run(experiment, run_dir=branch, resume="auto")
 
 
 @pytest.mark.slow
@@ -404,9 +409,20 @@ def test_a_finished_run_with_other_settings(experiment: Experiment, tmp_path: Pa
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"no steps left, .*\n  label_smoothing: 0\.0 -> 0\.1\ngive it more --steps"):
         run(dataclasses.replace(experiment, label_smoothing=0.1), run_dir=tmp_path, resume="latest")
+    with pytest.raises(InputError, match=r"no steps left, .*\n  rewind: None -> 5\ngive it more --steps"):
+        run(dataclasses.replace(experiment, rewind=5), run_dir=tmp_path, resume="latest")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     other = run(dataclasses.replace(experiment, tta="flip"), run_dir=tmp_path, resume="latest")
     assert other["loss"] != result["loss"] and other["images_per_second"] > 0
+
+
+def test_steps_that_are_done_cannot_be_passed_over(experiment: Experiment, tmp_path: Path) -> None:
+    half = dataclasses.replace(experiment, steps=6, pass_over=(2,))
+    run(half, run_dir=tmp_path)
+    for pass_over in ((2, 3), ()):
+        with pytest.raises(InputError, match=r"--pass-over differs from that of the checkpoint of step 6 .*: [23];"):
+            run(dataclasses.replace(half, steps=12, pass_over=pass_over), run_dir=tmp_path, resume="latest")
+    run(dataclasses.replace(half, steps=8, pass_over=(2, 8)), run_dir=tmp_path, resume="latest")
 
 
 def test_a_resume_that_cannot_write_leaves_all_as_it_was(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:

@@ -47,8 +47,8 @@ class _Member:
 def in_one_step(jobs: Sequence[Job]) -> None:
     """Run members in one step, from the latest that all have saved; what they print goes into their `log.txt`.
 
-    A member that has diverged is left as it is, and another one computed twice in its place: so the draws of dropout
-    for the others stay the same.
+    A member that has diverged keeps its place in the step, with the batch of another one, so that the draws of dropout
+    for the others stay the same; nothing of it is recorded.
 
     Raises:
         InputError: the members cannot share a step.

@@ -3,7 +3,6 @@
 Each run is that of `train.py`, in its own folder; it goes on where it was, and is saved when it is asked to stop.
 """
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
 from backbones.run.preemption import Preempted, handle_signals
 from backbones.run.run import RESULT, run
-from backbones.run.run_dir import CONFIG, read_experiment
 
 DIVERGED, LOG, SCORES = "diverged.txt", "log.txt", "scores.json"
 """In the folder of a member: why it cannot go on, what it printed where several run at once, and its top-1 after each
@@ -56,12 +54,8 @@ def run_job(job: Job, preempted: Callable[[], bool] | None = None) -> None:
     Raises:
         InputError, Preempted: as `run`.
     """
-    experiment, config = job.experiment, job.folder / CONFIG
-    if experiment.rewind is not None and config.exists():  # it has noted there which steps it passes over
-        pass_over = read_experiment(config).pass_over
-        experiment = dataclasses.replace(experiment, pass_over=pass_over)
     try:
-        result = run(experiment, run_dir=job.folder, resume="auto", until=job.until, preempted=preempted)
+        result = run(job.experiment, run_dir=job.folder, resume="auto", until=job.until, preempted=preempted)
     except Diverged as error:
         record_divergence(job, error)
     else:
