@@ -90,6 +90,13 @@ def test_a_run_that_dies_after_it_went_back(straight: Path, tmp_path: Path, monk
         check(tmp_path / str(deaths), straight)
 
 
+def test_a_run_that_is_resumed_as_it_was_started_passes_over_the_same_steps(tmp_path: Path) -> None:
+    for steps in (60, 80):
+        run(dataclasses.replace(REWIND, steps=steps), run_dir=tmp_path, resume="auto")
+    assert stored(tmp_path).pass_over == PASS_OVER.pass_over
+    assert read_manifest(tmp_path / "checkpoints" / "80").experiment["pass_over"] == [*PASS_OVER.pass_over]
+
+
 def test_going_back_over_one_step_is_to_skip_it(tmp_path: Path) -> None:
     nan = dataclasses.replace(POISONED, augment=POISONED.augment.replace(pixel=math.nan))
     skip = run(dataclasses.replace(nan, nonfinite="skip"), run_dir=tmp_path / "skip")
