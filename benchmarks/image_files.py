@@ -57,7 +57,8 @@ def read(tar: Positional[Path], *, image_size: int | None = None, batches: int =
 
         def torchcodec(step: int) -> Tensor:
             start = BATCH * step % len(contents)
-            return torch.stack([decode_jpeg(content) for content in contents[start : start + BATCH]])  # type: ignore
+            images = [decode_jpeg(content) for content in contents[start : start + BATCH]]
+            return torch.stack(images) if image_size is None else images  # type: ignore
 
         reads: dict[str, Read] = {
             "torchcodec alone": torchcodec,
@@ -271,7 +272,7 @@ def train_on(tar: str, number: int, steps: int) -> None:
 
 def megabytes(name: str) -> float:
     """An entry of this process's memory, in MB."""
-    return status(name) / 2**20
+    return status(name) / 1e6
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"read": read, "train": train, "listing": listing, "memory": memory}

@@ -32,8 +32,8 @@ def make_module(name: Name) -> nn.Module:
     module: Any
     if name == "vit-tiny":
         module = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4)
-        for leaf in (module.cls_token, module.patch_embed.proj.weight):
-            nn.init.trunc_normal_(leaf, std=0.02)
+        for leaf in (leaf for leaf in module.parameters() if leaf.ndim > 1):
+            nn.init.trunc_normal_(leaf, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(module.patch_embed.proj.bias)
         return module
     if name == "resnet18":

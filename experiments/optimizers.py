@@ -1,4 +1,5 @@
-"""Every optimizer on the digits, with ResNet-18 as in `digits_resnet18`: 300 steps of 64 images, warm-up and cosine.
+"""Every optimizer on the digits, with ResNet-18 as in `digits_resnet18`: 300 steps of 64 images, warm-up and cosine
+(but for the schedule-free one).
 
 `python -m benchmarks.optimizers` runs them all; its table of accuracies and times is in docs/optimizers.md. One of
 them: `python train.py digits-resnet18-adamw`.

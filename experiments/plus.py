@@ -1,5 +1,6 @@
 """Better recipes for the reference's ten, for 3 to 50 epochs: Muon, label smoothing, one cycle of the learning rate,
-each image flipped in every second epoch. The ViT embeds patches by convolutions, with registers and no class token.
+each image flipped in every second epoch. The ViT has RandAugment, and embeds patches by convolutions, with registers
+and no class token.
 
 Top-1 of the last step with --epochs 3, on CIFAR-10 in JPEG files, with seed 0, in bfloat16, on an NVIDIA H200
 (docs/experiments.md has the command, and what a CPU gave):

@@ -62,8 +62,10 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
         print(f"{name:{width}s} {describe_difference(after.arrays[name], now[name])}")
     for line in list_resumes("the run", starts, after=first):
         print(line)
-    for difference in list_other_circumstances(starts[-1], circumstances) if starts else ():
-        print(f"other circumstances: {difference}")
+    nexts = [each["step"] for each in starts[1:]]
+    trained = [each for each, until in zip(starts, [*nexts, last], strict=True) if until > first]
+    for line in list_other_circumstances(trained, circumstances):
+        print(line)
     return not different
 
 

@@ -93,6 +93,8 @@ def verify(run: RunPath, /) -> bool:
             content = read_checkpoint(path)
             tqdm.write(f"{path} is intact: {len(content.arrays)} leaves, {_megabytes(content)} MB")
         except CorruptCheckpoint as error:
+            if not path.exists():  # a run that is still training has removed it
+                continue
             good = False
             tqdm.write(str(error))
     return good

@@ -14,7 +14,7 @@ from backbones.commands.options import CheckpointName, DeviceName, RunPath, read
 from backbones.data import DataInfo
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
-from backbones.errors import Count, check_values
+from backbones.errors import Count, InputError, check_values
 from backbones.run.analysis.model_evaluation import (
     Evaluation,
     Predict,
@@ -25,7 +25,7 @@ from backbones.run.analysis.model_evaluation import (
     write_evaluation,
 )
 from backbones.run.analysis.trained_model import read_trained
-from backbones.run.checkpoint import parse_saved
+from backbones.run.checkpoint import parse_saved, run_of
 from backbones.torch_settings import in_full_float32
 from backbones.tta import Tta
 
@@ -72,6 +72,8 @@ def evaluate(
         experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)
     if images:
+        if out is not None or data is not None:
+            raise InputError("--data and --out are for a data set; the scores of image files are printed")
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
@@ -83,7 +85,7 @@ def evaluate(
     )
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
     _print_evaluation(evaluation, info.class_names, about)
-    folder = out or path.resolve().parent.parent
+    folder = out or run_of(path)
     write_evaluation(folder, evaluation, info.class_names, about)
     print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
 

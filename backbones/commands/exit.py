@@ -71,5 +71,5 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
         return EXIT_CODE
     except KeyboardInterrupt:
         if distributed.is_main():
-            print("interrupted; --resume continues from the latest checkpoint, if there is one", file=sys.stderr)
+            print("interrupted (a training goes on from its latest checkpoint by --resume)", file=sys.stderr)
         return 130

@@ -17,7 +17,7 @@ from backbones.augment import AUGMENTS
 from backbones.component import Option, Use, import_object, options_of, use
 from backbones.data import DATASETS, Dataset
 from backbones.data.source import check_labels
-from backbones.errors import check_known
+from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment
 from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
@@ -44,22 +44,27 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 
 def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The object with a short name, or at `module:name`; the InputError for an unknown name offers the nearest ones."""
-    return import_object(name) if ":" in name else known[check_known(kind, name, known)]
+    if ":" in name:
+        return import_object(name)
+    if not known:
+        raise InputError(f"name the {kind} as module:name, not {name}; train.py alone has short names of experiments")
+    return known[check_known(kind, name, known)]
 
 
 def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str, Dataset]:
     """A data set and its name: `own`, or another by its short name or at `module:name`.
 
-    The other one gets those options of `own`, such as its root, that both have. Training images are
-    not cropped at random: the center is taken instead.
+    The other one gets the options of `own`, such as its root, that it has too, with the same type and default. Training
+    images are not cropped at random: the center is taken instead.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a label is not a class.
     """
     if name is not None:
         function = find_object("data", name, DATASETS)
-        shared = inspect.signature(function).parameters.keys() & own.values.keys()
-        own = use(function, **{option: own.values[option] for option in shared})
+        known = inspect.signature(own.function).parameters
+        shared = [each.name for each in inspect.signature(function).parameters.values() if known.get(each.name) == each]
+        own = use(function, **{option: own.values[option] for option in shared if option in own.values})
     if own.values.get("crop") == "random":
         own = own.replace(crop="center")
     dataset = own.make(device=device)

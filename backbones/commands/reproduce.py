@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import backbones.distributed as distributed
 import backbones.tree as tree
@@ -32,7 +33,9 @@ def main(args: list[str]) -> bool:
     new = Path(f"{before}-again")
     args = ["--config", str(before / CONFIG), "--run-dir", str(new), *args[1:]]
     command = parse(args, {}, prog="backbones reproduce RUN")
-    starts = distributed.on_main(lambda: read_starts(before))
+    if command.show or command.list_all:
+        raise InputError("--show and --list train nothing; they are options of train.py")
+    starts = distributed.on_main(lambda: starts_of(before))
     with torch_settings_kept():
         use_recorded_threads(starts)
         train(command)
@@ -53,6 +56,12 @@ def check_finished(run_dir: Path) -> None:
         raise InputError(f"{run_dir / RESULT} is damaged: its params_sha256 is not that of {path}")
 
 
+def starts_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The starts of a finished run that have trained: it may have been resumed only to be evaluated in another way."""
+    steps = read_json(run_dir / RESULT)["steps"]
+    return [start for start in read_starts(run_dir) if start.get("step", 0) < steps]
+
+
 def compare_runs(before: Path, now: Path) -> bool:
     """Print whether two finished runs ended in equal parameters, and what may explain a difference; True if equal."""
     runs = (before, now)
@@ -66,18 +75,20 @@ def compare_runs(before: Path, now: Path) -> bool:
     settings = list_changes(*(read_experiment(path / CONFIG) for path in runs))
     for name, change in settings.items():
         print(f"other settings: {name}: {change}")
-    starts = [read_starts(run_dir) for run_dir in runs]
+    starts = [starts_of(run_dir) for run_dir in runs]
     for line in list_resumes(str(before), starts[0]):
         print(line)
-    for difference in list_other_circumstances(starts[0][-1], starts[1][-1]) if all(starts) else ():
-        print(f"other circumstances: {difference}")
+    for line in list_other_circumstances(starts[0], starts[1][-1]) if starts[1] else ():
+        print(line)
     return equal
 
 
 def _first_difference(before: Path, now: Path) -> str:
-    for one, other in zip(read_metrics(before / METRICS), read_metrics(now / METRICS), strict=False):
+    again = {(line["step"], line["split"]): line for line in read_metrics(now / METRICS)}
+    for one in read_metrics(before / METRICS):
+        other = again.get((one["step"], one["split"]), one)
         for name in sorted(one.keys() - set(TIMES)):
             if one[name] != other.get(name):
                 where = f"step {one['step']}, {one['split']}"
                 return f"the first metric that differs: {where}: {name} {one[name]} -> {other.get(name)}"
-    return "no metric differs"
+    return "no metric differs in the steps of which both have lines"

@@ -107,7 +107,7 @@ def parse(args: Sequence[str]) -> Command:
     if known.resume is not None:
         experiment, options = read_sweep(known.resume)[0].experiment, [*args]
     else:
-        base, options = find_base(args, {})
+        base, options = find_base(args, {}, PROG)
         experiment, options = choose_components(base, options)
         experiment = with_duration(experiment, options)
     description = f"{DESCRIPTION}\n\n{describe_choices(experiment, {})}"
@@ -136,7 +136,8 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
 
     def is_integer(field: str) -> bool:
         ends = next(axis.values for axis in axes if axis.field == field)
-        values = [value_of(member({field: end}), field) for end in ends]  # each is checked as on a command line
+        others = {axis.field: axis.values[0] for axis in axes if axis.scale is None}  # such as the component it is of
+        values = [value_of(member({**others, field: end}), field) for end in ends]  # each is checked as by train
         return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
     if command.random is None:

@@ -60,7 +60,7 @@ def main(
         claims: name -> what is known of an experiment, for `--list`.
     """
     distributed.join()
-    command = parse(args, experiments or {})
+    command = parse(args, experiments or {}, prog="train.py" if experiments else "backbones train")
     if command.list_all:
         distributed.print0(list_experiments(experiments or {}, claims or {}))
     elif command.show:
@@ -89,7 +89,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     args = _resume_the_latest(args)
     if args[:1] == ["--show"]:  # the name of the experiment follows
         args = [*args[1:], "--show"]
-    base, args = find_base(args, experiments)
+    base, args = find_base(args, experiments, prog)
     known, _ = _EARLY.parse_known_args(args)
     experiment, options = choose_components(base, args)
     if known.resume is not None:
@@ -110,18 +110,22 @@ _EARLY.add_argument("--resume", nargs="?")
 _EARLY.add_argument("--config", nargs="?", type=Path)
 
 
-def find_base(args: Sequence[str], experiments: Mapping[str, Experiment]) -> tuple[Experiment, list[str]]:
+def find_base(args: Sequence[str], experiments: Mapping[str, Experiment], prog: str) -> tuple[Experiment, list[str]]:
     """The experiment that a command line begins with, or that of its `--config`, and the other arguments."""
     named = bool(args) and not args[0].startswith("-")
     name, options = (args[0], [*args[1:]]) if named else (next(iter(experiments), ""), [*args])
     known, _ = _EARLY.parse_known_args(options)
+    if known.config is not None and named:
+        raise InputError(f"--config {known.config} brings its experiment; leave out {name}")
     if known.config is not None:
         return parse_experiment(known.config, distributed.on_main(lambda: read_json(known.config))), options
     if not name and {"-h", "--help"} & {*options}:
-        distributed.print0("usage: backbones train MODULE:NAME [OPTIONS], and MODULE:NAME --help for its options")
+        distributed.print0(f"usage: {prog} MODULE:NAME [OPTIONS], and {prog} MODULE:NAME --help for the options")
         raise SystemExit(0)
     if not name:
-        stored = None if known.run_dir is None else distributed.on_main(lambda: config_to_resume(known.run_dir, "auto"))
+        which = parse_which(known.resume or "auto")
+        folder = which if isinstance(which, Path) else known.run_dir
+        stored = None if folder is None else distributed.on_main(lambda: config_to_resume(folder, which))
         if stored is None:
             raise InputError("name an experiment, as module:name")
         return parse_experiment(*stored), options

@@ -63,23 +63,21 @@ def uniform_sequence(labels: Tensor, seed: int) -> SampleSequence:
     """Epoch after epoch of all samples, each in an order of its own."""
     size = len(labels)
 
+    @lru_cache(maxsize=2)  # a batch can reach into the next epoch
+    def order(epoch: int) -> Tensor:
+        return torch.randperm(size, generator=random.generator(seed, Stream.ORDER, epoch)).to(labels.device)
+
     def sequence(start: int, length: int) -> tuple[Tensor, Tensor]:
         epochs = torch.arange(start, start + length, device=labels.device) // size
         parts = []
         while length > 0:
             epoch, position = divmod(start, size)
-            part = epoch_order(seed, epoch, size, labels.device)[position : position + length]
+            part = order(epoch)[position : position + length]
             parts.append(part)
             start, length = start + len(part), length - len(part)
         return torch.cat(parts), epochs
 
     return sequence
-
-
-@lru_cache(maxsize=2)  # a batch can reach into the next epoch
-def epoch_order(seed: int, epoch: int, size: int, device: torch.device) -> Tensor:
-    """The order of `size` samples in one epoch, [size] int64: a permutation that depends on nothing else."""
-    return torch.randperm(size, generator=random.generator(seed, Stream.ORDER, epoch)).to(device)
 
 
 def balanced_sequence(labels: Tensor, seed: int) -> SampleSequence:

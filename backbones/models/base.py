@@ -15,7 +15,7 @@ from torch.func import functional_call
 from typing_extensions import Doc
 
 from backbones.errors import Count, InputError, checked
-from backbones.models.roles import make_roles
+from backbones.models.roles import make_roles, owner_of
 from backbones.types import ModelState, Params, Roles
 
 P = ParamSpec("P")
@@ -214,7 +214,7 @@ def apply_head(model: Model, params: Params, model_state: ModelState, pooled: Te
     Raises:
         InputError: it is a module of another library, and its head is not known.
     """
-    owners = {name.rpartition(".")[0] for name, role in model.roles.items() if role.part == "head"}
+    owners = {owner_of(name)[0] for name, role in model.roles.items() if role.part == "head"}
     name = "head" if isinstance(model.skeleton, Backbone) else next(iter(owners), None)
     head = model.skeleton.get_submodule(name or "")
     if name is None or isinstance(head, nn.Conv2d):

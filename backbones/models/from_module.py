@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 
 from backbones.errors import InputError
 from backbones.models.base import Model, make_apply, split_leaves
-from backbones.models.roles import make_roles
+from backbones.models.roles import make_roles, owner_of
 from backbones.types import ModelState, Params
 
 
@@ -32,11 +33,12 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
         make: the constructor, such as `partial(MyNet, width=64)`. It is called once here and once in each `init`.
 
     Raises:
-        InputError: a layer gets its shape only from a first batch (`nn.LazyLinear`).
+        InputError: a layer gets its shape only from a first batch (`nn.LazyLinear`), or a parameter is complex.
     """
 
     def make_on_cpu(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # no_grad: what a module computes of its parameters, as torch's first weight_norm does, can then be copied
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return make()
 
@@ -71,7 +73,9 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
         nonlocal image_size
         image_size = images.shape[2:]
         try:
-            pooled = functional_call(headless, (params, model_state), (images,))
+            leaves = {**params, **model_state}
+            own = {name: leaf for name, leaf in leaves.items() if owner_of(name)[0] not in head}
+            pooled = functional_call(headless, own, (images,))
             return {**outputs, "pooled": pooled}
         finally:
             outputs.clear()  # else they would stay in memory
@@ -84,6 +88,11 @@ def _on_meta(module: nn.Module) -> nn.Module:
     for name, leaf in module.named_parameters():
         if nn.parameter.is_lazy(leaf):
             raise InputError(f"{name} of {type(module).__name__} has no shape yet; give its layer the number of inputs")
+        if leaf.is_complex():
+            raise InputError(
+                f"{name} of {type(module).__name__} is complex, and optimizers take real numbers: keep it as "
+                "torch.view_as_real, and use torch.view_as_complex in forward"
+            )
     copies: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     copies |= {id(leaf): nn.Parameter(leaf.to("meta"), leaf.requires_grad) for leaf in module.parameters()}
     return copy.deepcopy(module, copies)
@@ -94,7 +103,8 @@ def find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
     layers = [
         (name, layer)
         for name, layer in module.named_modules()
-        if name and next(layer.parameters(recurse=False), None) is not None
+        if name and ".parametrizations" not in f".{name}"
+        if is_parametrized(layer) or next(layer.parameters(recurse=False), None) is not None
     ]
     stem = [name for name, layer in layers if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)][:1]
     head = [

@@ -45,7 +45,7 @@ def freeze(model: Model, names: Collection[str]) -> Model:
     """The model with some of its parameters as leaves of `model_state`: they get no gradient and no update.
 
     A norm with running statistics, all of whose trainable parameters are frozen, uses these in training too, and leaves
-    them as they are.
+    them as they are. One that has none goes with the layer before it.
 
     Args:
         model: what to freeze parts of.
@@ -58,13 +58,12 @@ def freeze(model: Model, names: Collection[str]) -> Model:
         return model
     if not model.roles.keys() - set(names):
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
-    norms = [
-        name
-        for name, module in model.skeleton.named_modules()
-        if isinstance(module, NORMS)
-        and (own := [f"{name}.{key}" for key, leaf in module.named_parameters(recurse=False) if leaf.requires_grad])
-        and all(key in names for key in own)
-    ]
+    norms, latest = [], [""]
+    for name, module in model.skeleton.named_modules():
+        own = [f"{name}.{key}" for key, leaf in module.named_parameters(recurse=False) if leaf.requires_grad]
+        latest = own or latest
+        if isinstance(module, NORMS) and all(key in names for key in latest):
+            norms.append(name)
 
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         return split(*model.init(generator))

@@ -149,8 +149,9 @@ class DepthwiseConv(Conv):
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H/stride, W/stride]
         if not in_bfloat16_on_cpu(x):
             return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
         with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float()).to(torch.bfloat16)
+            return self._conv_forward(x.float(), self.weight.float(), bias).to(torch.bfloat16)
 
 
 def global_max(x: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def with_pretrained(model: Model, weights: StateDict, image_shape: ImageShape) -
 def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple[StateDict, list[str]]:
     """The weights by our names and in our shapes, and what was changed."""
     leaves: StateDict = dict(chain(model.skeleton.named_parameters(), model.skeleton.named_buffers()))
+    tied = model.skeleton.state_dict().keys() - leaves.keys()  # other names of these leaves
     optional = leaves.keys() - model.skeleton.state_dict().keys()  # buffers that a file of a state dict does not have
     optional |= {name for name in leaves if name.endswith("num_batches_tracked")}
     parts = {name: role.part for name, role in model.roles.items()}
@@ -68,7 +69,7 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
         elif got is not None or name not in optional:
             found = "missing" if got is None else tuple(got.shape)
             problems.append(f"{name} is {found}, expected {tuple(wanted.shape)}")
-    left_over = [name for name in weights if not name.endswith("num_batches_tracked")]
+    left_over = [name for name in weights if name not in tied and not name.endswith("num_batches_tracked")]
     if fresh:  # what was a part of another kind of head
         notes.append(f"missing or of another size, and initialised: {', '.join(fresh)}")
         left_over = [name for name in left_over if name.partition(".")[0] != fresh[0].partition(".")[0]]

@@ -1,6 +1,7 @@
 """The role of each parameter: the part of the network from its name, the kind from the layer that owns it."""
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from backbones.types import Kind, Part, Role, Roles
 
@@ -22,8 +23,18 @@ def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...
             depth, blocks_begun = order.index(block) + 1, True
         else:
             depth = len(order) + 1 if part == "head" or (part == "trunk" and blocks_begun) else 0
-        roles[name] = Role(part, _kind(module.get_submodule(name.rpartition(".")[0]), name, leaf), depth)
+        owner, tensor = owner_of(name)
+        roles[name] = Role(part, _kind(module.get_submodule(owner), tensor, leaf), depth)
     return roles
+
+
+def owner_of(name: str) -> tuple[str, str]:
+    """The layer that a parameter is of, and what it is called there: also of what `parametrize` makes a weight of."""
+    owner, _, parametrized = name.partition(".parametrizations.")
+    if parametrized:
+        return owner, parametrized.partition(".")[0]
+    owner, _, tensor = name.rpartition(".")
+    return owner, tensor
 
 
 def _block(module: nn.Module, name: str) -> str | None:
@@ -60,11 +71,11 @@ def _part(name: str, stem: tuple[str, ...], head: tuple[str, ...]) -> Part:
     return "stem" if any(f"{name}.".startswith(f"{owner}.") for owner in stem) else "trunk"
 
 
-def _kind(layer: nn.Module, name: str, leaf: Tensor) -> Kind:
+def _kind(layer: nn.Module, tensor: str, leaf: Tensor) -> Kind:
     if isinstance(layer, NORMS):
         return "norm"
-    if name.endswith("bias"):
+    if tensor.endswith("bias"):
         return "bias"
-    if leaf.ndim < 2:
+    if leaf.ndim < 2 or (is_parametrized(layer) and leaf[0].numel() == 1):  # the lengths of `weight_norm`
         return "scale"
-    return "matrix" if name.endswith("weight") and not isinstance(layer, LOOKUP_TABLES) else "embedding"
+    return "matrix" if tensor.endswith("weight") and not isinstance(layer, LOOKUP_TABLES) else "embedding"

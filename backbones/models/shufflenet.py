@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.errors import InputError
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
 from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
 
@@ -62,6 +63,8 @@ class ShuffleNet(Backbone):
 
     def __init__(self, groups: int, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()
+        if groups not in STAGE_WIDTHS:
+            raise InputError(f"{groups} groups are not in table 1; choose from {', '.join(map(str, STAGE_WIDTHS))}")
         stride = 2 if stem == "imagenet" else 1
         self.stem = nn.Sequential(conv3x3(image_shape[0], 24, stride=stride), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
         if stem == "imagenet":

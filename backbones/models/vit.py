@@ -3,7 +3,7 @@ ICLR 2021, arXiv 2010.11929. Tiny and small are from DeiT, arXiv 2012.12877, tab
 
 Differs from the paper: the patch size is 4 by default, for images of 32x32; the head is one linear layer, as the paper
 has it for fine-tuning; position embeddings and linear layers start from a normal distribution of standard deviation
-0.02, truncated at two standard deviations (DeiT). The options `patch_embed`, `pool`, `positions`, `registers` and
+0.02, as DeiT's, truncated at two standard deviations. The options `patch_embed`, `pool`, `positions`, `registers` and
 `drop_path` are of later papers.
 
 Shapes: B images, C channels, H and W height and width, N tokens (patches and one class token), D embedding dimension,

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import Probability
+from backbones.errors import InputError, Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
 from backbones.models.layers import ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
 
@@ -57,6 +57,8 @@ class WideResNet(Backbone):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
+        if depth < 10 or depth % 6 != 4:
+            raise InputError(f"a depth of {depth} is not 6 n + 4, as 16, 28 and 40 are")
         self.stem = make_stem(stem, image_shape[0], 16, activation=False)
         stage_depth = (depth - 4) // 6  # what is not in the stages: the stem, two projections, the head
         block = partial(WideBlock, dropout=dropout)

@@ -12,12 +12,20 @@ from backbones.errors import InputError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path. The file that is written there replaces `path` at the end, unless an error is raised."""
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+def atomic_path(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """Yield a temporary path. The file that is written there replaces `path` at the end, unless an error is raised.
+
+    With `new` it replaces no file, and several processes may try to write the same one.
+
+    Raises:
+        InputError: with `new`, there is such a file at the end.
+    """
+    temporary = path.with_name(f"{path.stem}.{os.getpid() if new else 'tmp'}{path.suffix}")
     try:
         yield temporary
         sync(temporary)
+        if new and path.exists():
+            raise InputError(f"{path} was written by another process in the meantime; choose another --out")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -71,11 +71,17 @@ def describe_circumstances(experiment: Experiment, dataset: Dataset, device: tor
     }
 
 
-def list_other_circumstances(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`NAME OLD -> NEW` for whatever differs between two starts, or between a start and the circumstances now."""
-    one, other = ({**start.get("packages", {}), **start} for start in (before, now))
-    names = sorted({*one, *other} - {"time", "command", "step", "changes", "packages"})
-    return [f"{name} {one.get(name)} -> {other.get(name)}" for name in names if one.get(name) != other.get(name)]
+def list_other_circumstances(starts: Sequence[dict[str, Any]], now: dict[str, Any]) -> list[str]:
+    """A line for whatever is otherwise now than at one of the starts of a run, the last one first."""
+    found: dict[str, str] = {}
+    for start in reversed(starts):
+        one, other = ({**each.get("packages", {}), **each} for each in (start, now))
+        for name in sorted({*one, *other} - {"time", "command", "step", "changes", "packages"}):
+            if one.get(name) != other.get(name):
+                after = f" after step {start['step']}" if start.get("step") else ""
+                change = f"{name} {one.get(name)} -> {other.get(name)}"
+                found.setdefault(change, f"other circumstances{after}: {change}")
+    return [*found.values()]
 
 
 def list_resumes(name: str, starts: Sequence[dict[str, Any]], *, after: int = -1) -> list[str]:

@@ -25,11 +25,12 @@ from backbones.run.checkpoint import (
     Manifest,
     Which,
     find_checkpoint,
+    join_steps,
     list_steps,
     read_checkpoint,
+    run_of,
     saved_weights,
 )
-from backbones.run.checkpoint.find import join_steps
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
 from backbones.run.loop import RunLog, Training, complete
@@ -168,7 +169,7 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
-            origin = find_checkpoint(resume).parent.parent if isinstance(resume, Path) else None
+            origin = run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None
             _write_start(folder, experiment, dataset, device, step=start_step, changes=changes, origin=origin)
         checkpoints.supersede_after(start_step)
         if distributed.is_main():

@@ -3,6 +3,7 @@
 B samples of a batch.
 """
 
+import dataclasses
 import math
 import statistics
 from collections import deque
@@ -21,7 +22,7 @@ from backbones.errors import shorten
 from backbones.experiment import Experiment
 from backbones.run.analysis.model_evaluation import Predict, load_predictor
 from backbones.run.analysis.pictures import Tile, caption, draw_tiles, in_rows
-from backbones.run.checkpoint import find_checkpoint, read_checkpoint
+from backbones.run.checkpoint import find_checkpoint, read_checkpoint, without_average
 from backbones.run.files import atomic_path, write_json
 from backbones.types import Batch, Metrics
 
@@ -124,8 +125,9 @@ def make_bad_step_report(
         if len({path.stem for path in folder.glob("*.json")} - {str(bad.step)}) >= MOST_STEPS:
             return
         try:
-            checkpoint = read_checkpoint(find_checkpoint(run_dir))
-            predict, step = load_predictor(checkpoint, experiment, device), checkpoint.manifest.step
+            saved = read_checkpoint(find_checkpoint(run_dir))
+            checkpoint, step = saved._replace(arrays=without_average(saved.arrays)), saved.manifest.step
+            predict = load_predictor(checkpoint, dataclasses.replace(experiment, tta="none"), device)
             batch, losses = recompute_batch(bad.step, experiment, source, predict, device)
             samples, tiles = describe_samples(batch, losses, source)
             shown = [

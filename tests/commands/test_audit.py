@@ -58,8 +58,9 @@ def test_a_leaf_that_was_changed(audited: Path, tmp_path: Path, capsys, monkeypa
     write_checkpoint(saved.path, {**saved.arrays, "params/2.bias": bias}, saved.manifest)
     (start,) = json.loads((path / "provenance.json").read_text())
     start["packages"]["torch"] = "1.0"
-    later = {**start, "step": 50, "changes": {"label_smoothing": "0.0 -> 0.1"}}
-    (path / "provenance.json").write_text(json.dumps([start, later]))
+    later = {**start, "step": 50, "changes": {"label_smoothing": "0.0 -> 0.1"}, "device": "another"}
+    early = {**start, "precision": "none"}  # which trained up to step 30
+    (path / "provenance.json").write_text(json.dumps([early, {**start, "step": 30}, later]))
     monkeypatch.setattr(sys, "argv", ["backbones", "audit", str(path), "40:60"])
     with pytest.raises(SystemExit) as exit:
         commands.main()
@@ -68,7 +69,10 @@ def test_a_leaf_that_was_changed(audited: Path, tmp_path: Path, capsys, monkeypa
     assert verdict.startswith("1 of ") and " leaves differ: steps 41 to 60, done again from " in verdict
     assert leaf.startswith("params/2.bias  10.00% of the elements, by at most 0.25; relative norm ")
     assert others[0] == "the run was resumed from step 50 with other settings: label_smoothing: 0.0 -> 0.1"
-    assert any(line.startswith("other circumstances: torch 1.0 -> ") for line in others[1:])
+    assert [line.partition(" -> ")[0] for line in others[1:]] == [
+        "other circumstances after step 50: device another",
+        "other circumstances after step 50: torch 1.0",
+    ]
 
 
 def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:

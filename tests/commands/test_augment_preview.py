@@ -93,7 +93,7 @@ def test_a_run_folder_is_its_experiment(finished: Path) -> None:
 
 def test_help_lists_names_and_fields(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     main(["--help"])
-    assert "--augment NAME, for another than its own: crop-flip, alternating-flip" in capsys.readouterr().out
+    assert "--augment NAME, for another one than the run's: crop-flip, alternating-flip" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["backbones", "augment-preview", NAME, "--augment", "cutout", "--help"])
     with pytest.raises(SystemExit, match="0"):
         commands.main()

@@ -12,6 +12,7 @@ from helpers.trees import write_folder
 from PIL import Image
 
 import backbones.commands as commands
+import backbones.random as random
 from backbones.commands.explain import explain
 from backbones.commands.features import features
 from backbones.commands.nearest import nearest
@@ -179,6 +180,18 @@ def test_training_images_are_not_cropped_at_random(tmp_path: Path, monkeypatch: 
     images = [dataset.train.read(index, index) for dataset in datasets]
     assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[2])
     assert not torch.equal(images[3], images[2])
+
+
+def noise(device: torch.device = CPU, *, size: int = 30, seed: int = 0) -> Dataset:
+    """As many images of noise in each split."""
+    images = torch.randint(256, (size, 1, 16, 16), dtype=torch.uint8, generator=random.generator(seed))
+    return in_memory((images, torch.arange(size) % 2), (images, torch.arange(size) % 2), ("a", "b"), device)
+
+
+def test_an_option_that_has_the_same_name_alone_is_not_taken_over() -> None:
+    """Of digits `size` is the height of an image."""
+    assert read_dataset(f"{__name__}:noise", use(digits, size=16), CPU)[1].train.size == 30
+    assert read_dataset(f"{__name__}:noise", use(noise, size=20), CPU)[1].train.size == 20
 
 
 def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.commands.reproduce import compare_runs, main
+from backbones.commands.reproduce import compare_runs, main, starts_of
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.provenance import read_starts
@@ -58,3 +58,17 @@ def test_a_run_whose_settings_were_changed_says_so(short: Experiment, tmp_path: 
     assert not compare_runs(tmp_path / "one", tmp_path / "other")
     changed = f"{tmp_path / 'one'} was resumed from step 2 with other settings: label_smoothing: 0.0 -> 0.1\n"
     assert changed in capsys.readouterr().out
+    lines = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "one" / "metrics.jsonl").write_text("".join(lines[1:]))  # as in a run that branched off
+    assert not compare_runs(tmp_path / "one", tmp_path / "other")
+    shown = capsys.readouterr().out
+    assert "the first metric that differs: step 3, train: " in shown, shown
+
+
+@pytest.mark.slow
+def test_a_start_that_trained_nothing_does_not_count(short: Experiment, tmp_path: Path) -> None:
+    run(short, run_dir=tmp_path)
+    run(dataclasses.replace(short, tta="flip"), run_dir=tmp_path, resume="latest")
+    assert len(read_starts(tmp_path)) == 2 and len(starts_of(tmp_path)) == 1
+    with pytest.raises(InputError, match="--show and --list train nothing"):
+        main([str(tmp_path), "--show"])

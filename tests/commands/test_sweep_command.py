@@ -82,6 +82,12 @@ def test_random_draws_have_the_type_of_their_option(calls: list[dict]) -> None:
     assert [each.values for each in other.members] != [each.values for each in sweep.members]
 
 
+def test_a_range_of_an_option_that_the_first_component_has_not(calls: list[dict]) -> None:
+    main(f"{NAME} --over optim sgd sam-sgd --over optim.momentum 0.8..0.99 --random 4".split())
+    members = calls[0]["sweep"].members
+    assert len(members) == 4 and all(0.8 <= each.experiment.optim.values["momentum"] <= 0.99 for each in members)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -169,5 +175,8 @@ def test_help_shows_the_options_of_both(capsys: pytest.CaptureFixture[str]) -> N
         main([NAME, "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert exit.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: backbones sweep MODULE:NAME [OPTIONS]")
     for text in ("--over FIELD VALUE...", "--how {auto,sequence,processes,vmap}", "--halving", "--optim.b2", "--steps"):
         assert text in shown

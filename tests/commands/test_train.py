@@ -169,8 +169,12 @@ def test_an_experiment_of_ones_own_need_not_be_named_again(tmp_path: Path, capsy
     assert parse_with(["--resume", "--run-dir", str(tmp_path)], {}).experiment == experiment
     with pytest.raises(InputError, match="name an experiment, as module:name"):
         parse_with(["--resume", "--run-dir", str(tmp_path / "nowhere")], {})
+    with pytest.raises(InputError, match="name the experiment as module:name, not digits-resnet18;"):
+        parse_with(["digits-resnet18"], {})
+    with pytest.raises(InputError, match=r"--config .*config\.json brings its experiment; leave out digits-resnet18"):
+        parse(["digits-resnet18", "--config", str(tmp_path / "config.json")])
     with pytest.raises(SystemExit) as exit:
-        parse_with(["--help"], {})
+        parse_with(["--help"], {}, prog="backbones train")
     assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: backbones train MODULE:NAME [OPTIONS]")
 
 

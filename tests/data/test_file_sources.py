@@ -453,6 +453,23 @@ def test_a_hidden_original_in_a_tar(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(everything(ours), everything(theirs), strict=True))
 
 
+def test_a_link_to_a_folder_may_be_set_to_another(tmp_path: Path) -> None:
+    """That differs in what its images hold alone."""
+    one, other = write_folder(tmp_path / "one"), tmp_path / "other"
+    for path in [one, *one.rglob("*")]:
+        os.utime(path, (1e9, 1e9))
+    shutil.copytree(one, other)
+    changed = in_order(other / "train")[0]
+    changed.write_bytes(encoded(random_image(999)))
+    os.utime(changed, (1e9, 1e9))
+    link = tmp_path / "current"
+    for target in (one, other):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        pixels = [everything(image_folder(root=str(root)))[0] for root in (link, one, other)]
+        assert torch.equal(pixels[0], pixels[1 if target == one else 2]) and not torch.equal(pixels[1], pixels[2])
+
+
 def test_a_link_to_a_tar_may_be_set_to_another(tmp_path: Path) -> None:
     folders = [write_folder(tmp_path / name) for name in "ab"]
     for path in in_order(folders[1]):
@@ -600,11 +617,33 @@ def test_large_batches_come_through_shared_memory(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path: Path) -> None:
     folder, cache = write_folder(tmp_path / "photos"), tmp_path / "kept"
     image_folder(root=str(folder), cache=str(cache))
-    for made in cache.glob("decoded-*"):
-        if made.is_dir():
-            made.rename(made.with_name(f"{made.name}-x1y2"))
+    for made in [path for path in cache.glob("decoded-*") if path.is_dir()]:
+        shutil.copytree(made, made.with_name(f"{made.name}-live"))  # of another machine that writes the same
+        old = made.rename(made.with_name(f"{made.name}-x1y2"))
+        os.utime(old, (1e9, 1e9))
     image_folder(root=str(folder), cache=str(cache))
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2 and not list(cache.glob("decoded-*-*"))
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 4
+    assert {path.name.rpartition("-")[2] for path in cache.glob("decoded-*-*")} == {"live"}
+
+
+def test_a_cache_that_another_process_has_written_in_the_meantime_is_taken(tmp_path: Path) -> None:
+    image = random_image(0)
+
+    def parts(inner: bool):
+        if inner:
+            decoded_module.write_decoded(tmp_path / "decoded", parts(False))
+        yield [image], {}
+
+    decoded_module.write_decoded(tmp_path / "decoded", parts(True))
+    assert [path.name for path in tmp_path.iterdir()] == ["decoded"]
+
+
+def test_another_decoder_decodes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = write_folder(tmp_path / "photos"), tmp_path / "kept"
+    for versions, number in ((["11.3", None], 2), (["11.3", None], 2), (["11.4", None], 4)):
+        monkeypatch.setattr(files_module, "decoder_versions", lambda versions=versions: versions)
+        image_folder(root=str(folder), cache=str(cache))
+        assert len([path for path in cache.iterdir() if path.is_dir()]) == number
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,16 @@ def test_center_crop_is_that_of_torchvision(shape: tuple[int, int]) -> None:
     assert cropped.shape == (3, 14, 14) and (cropped.int() - expected.int()).abs().max() <= 12
 
 
+def test_a_long_and_thin_image_is_not_scaled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert center_crop(torch.zeros(3, 1, 60_000, dtype=torch.uint8), 224, 224, 0.875).shape == (3, 224, 224)
+    image = torch.linspace(0, 255, 400).round().to(torch.uint8).expand(3, 20, 400)
+    for each in (image, image.mT):
+        whole = center_crop(each, 40, 40, 0.8)
+        with monkeypatch.context() as patch:
+            patch.setattr("backbones.data.image_files.images.MAX_PIXELS", 1000)
+            assert (center_crop(each, 40, 40, 0.8).int() - whole.int()).abs().max() <= 2
+
+
 def test_image_files_are_read_as_those_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(encoded(random_image(3, 20, 30)))

@@ -285,9 +285,30 @@ def test_buffers_that_are_not_persistent_may_be_absent_from_pretrained_weights()
     assert model_state["table"].tolist() == [0, 0.5, 1]
 
 
+def test_weights_of_a_module_with_tied_parameters() -> None:
+    module = Tied()
+    model, notes = with_pretrained(from_module(Tied), module.state_dict(), (3, 32, 32))
+    params, _ = model.init(random.generator(0))
+    assert notes == [] and torch.equal(params["down.weight"], module.up.weight)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_that_is_computed_from_parameters() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(12, 10)))
+
+    model, x = from_module(make), torch.randn(2, 3, 2, 2)
+    params, model_state = model.init(random.generator(0))
+    assert params.keys() == {"1.bias", "1.weight_g", "1.weight_v"}
+    grads = torch.func.grad(lambda params: model.apply(params, model_state, x, train=True)[0].square().sum())(params)
+    assert all(leaf.abs().sum() > 0 for leaf in grads.values())
+
+
 def test_messages_for_modules_that_cannot_be_used() -> None:
     with pytest.raises(InputError, match=r"0\.weight of Sequential has no shape yet; give its layer the number of"):
         from_module(lambda: nn.Sequential(nn.LazyLinear(3)))
+    with pytest.raises(InputError, match=r"0\.weight of Sequential is complex, and optimizers take real numbers"):
+        from_module(lambda: nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)))
     model = from_module(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     with pytest.raises(InputError, match="Sequential has no features: its last layer is not linear"):
         model.features(*model.init(random.generator(0)), images(8).float())

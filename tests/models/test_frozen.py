@@ -117,6 +117,21 @@ def test_a_norm_whose_weight_is_fixed_is_frozen_with_its_bias() -> None:
     assert tree.sha256(new) == tree.sha256(model_state)
 
 
+def test_a_norm_without_parameters_goes_with_the_layer_before_it() -> None:
+    layers = (
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2, affine=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 10),
+    )
+    for names, changes in (({"0.weight", "0.bias"}, False), ({"0.bias"}, True), ({"4.bias"}, True)):
+        model = freeze(from_module(lambda: nn.Sequential(*layers)), names)
+        params, model_state = model.init(random.generator(0))
+        _, new = model.apply(params, model_state, torch.randn(4, *SHAPE), train=True)
+        assert torch.equal(new["1.running_mean"], model_state["1.running_mean"]) != changes
+
+
 def test_weights_that_images_decide_may_be_frozen() -> None:
     model = airbench((3, 32, 32), 10)
     frozen = freeze(model, select(model.roles, ["stem", "stages.1"], "freeze"))

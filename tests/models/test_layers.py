@@ -6,9 +6,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import backbones.random as random
+from backbones.errors import InputError
 from backbones.jit import jit
 from backbones.models.cbam_resnet import CBAM
-from backbones.models.layers import Conv, Linear
+from backbones.models.layers import Conv, DepthwiseConv, Linear
+from backbones.models.shufflenet import shufflenet
+from backbones.models.wide_resnet import wide_resnet
 
 SIZES = [(1, 1), (2, 1), (2, 2), (3, 4), (4, 4), (5, 3)]
 
@@ -101,6 +104,19 @@ def test_many_tokens_in_bfloat16_are_what_it_is_for(
         torch.vmap(linear)(x[None])
         torch.compile(linear, backend="eager", fullgraph=True)(x)
     assert len(calls) == 2 * expected
+
+
+def test_a_depthwise_convolution_whose_parameters_are_bfloat16() -> None:
+    conv = DepthwiseConv(4, 3, bias=True)
+    x = torch.randn(2, 4, 6, 6, generator=random.generator(0))
+    assert relative_error(conv.bfloat16()(x.bfloat16()).float(), conv.float()(x)) < 0.02
+
+
+def test_numbers_of_layers_and_groups_that_no_table_has() -> None:
+    with pytest.raises(InputError, match=r"a depth of 27 is not 6 n \+ 4, as 16, 28 and 40 are"):
+        wide_resnet(27, 10, (3, 32, 32), 10)
+    with pytest.raises(InputError, match="5 groups are not in table 1; choose from 2, 3, 4, 8"):
+        shufflenet(5, (3, 32, 32), 10)
 
 
 @pytest.mark.slow

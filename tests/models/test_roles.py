@@ -1,9 +1,13 @@
 """The role of each leaf of a model."""
 
 import pytest
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+import backbones.random as random
 from backbones.models import MODELS, from_module
+from backbones.models.base import apply_head
 from backbones.types import Role
 
 
@@ -47,6 +51,31 @@ def test_matrices_of_the_trunk_are_what_muon_orthogonalises(name: str) -> None:
 )
 def test_roles(name: str, leaf: str, role: Role) -> None:
     assert MODELS[name]((3, 32, 32), 10).roles[leaf] == role
+
+
+def test_layers_with_parametrizations_are_those_that_they_were() -> None:
+    """Also where they have no parameters of their own any more, and in a run."""
+
+    def make() -> nn.Module:
+        stem = spectral_norm(nn.Conv2d(3, 4, 3, bias=False))
+        head = weight_norm(nn.Linear(8, 10))
+        return nn.Sequential(stem, nn.Flatten(), weight_norm(nn.Linear(4, 8)), head)
+
+    model = from_module(make)
+    assert {name: (role.part, role.kind) for name, role in model.roles.items()} == {
+        "0.parametrizations.weight.original": ("stem", "matrix"),
+        "2.bias": ("trunk", "bias"),
+        "2.parametrizations.weight.original0": ("trunk", "scale"),
+        "2.parametrizations.weight.original1": ("trunk", "matrix"),
+        "3.bias": ("head", "bias"),
+        "3.parametrizations.weight.original0": ("head", "scale"),
+        "3.parametrizations.weight.original1": ("head", "matrix"),
+    }
+    params, model_state = model.init(random.generator(0))
+    images = torch.randn(2, 3, 3, 3)
+    pooled = model.features(params, model_state, images)["pooled"]
+    logits, _ = model.apply(params, model_state, images, train=False)
+    torch.testing.assert_close(apply_head(model, params, model_state, pooled), logits)
 
 
 def test_a_block_of_layers_in_a_row_is_one_with_its_norm() -> None:

@@ -37,6 +37,15 @@ def test_draws_are_uniform_or_log_uniform_in_their_ranges_and_integers_where_the
     assert abs(correlation) < 0.05
 
 
+def test_draws_near_the_end_of_a_range_stay_in_it() -> None:
+    (axis,) = parse_axes([["ema", "0.999..0.99999"]])
+    values = [axis.at(i / 100, integer=False) for i in range(100)]
+    assert len(set(values)) == 100 and all(0.999 <= float(value) <= 0.99999 for value in values)
+    assert [float(value) for value in values] == pytest.approx(
+        [0.999 + i / 100 * 0.00099 for i in range(100)], abs=1e-6
+    )
+
+
 def test_draws_of_lists_repeat_none() -> None:
     axes = parse_axes([LIST, ["seed", "0", "1", "2"]])
     drawn = draw(axes, 6, seed=3, is_integer=lambda field: False)

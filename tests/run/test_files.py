@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from backbones.run.files import Appender, atomic_write
+from backbones.errors import InputError
+from backbones.run.files import Appender, atomic_path, atomic_write
 
 
 @contextmanager
@@ -27,6 +28,14 @@ def test_atomic_write_writes_everything_or_nothing(tmp_path: Path) -> None:
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     atomic_write(path, "after")
     assert path.read_text() == "after"
+
+
+def test_a_new_file_replaces_none_that_another_process_wrote_in_the_meantime(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(InputError, match=r"a\.npz was written by another process"), atomic_path(path, new=True) as mine:
+        mine.write_text("mine")
+        atomic_write(path, "theirs")
+    assert path.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_did_not_fit_is_written_when_there_is_space(tmp_path: Path) -> None:

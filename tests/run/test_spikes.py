@@ -128,6 +128,14 @@ def test_the_samples_of_a_spike_are_told_and_drawn(tmp_path: Path, capsys: pytes
     assert [path.name for path in (tmp_path / "spikes").iterdir() if path.stem != str(BAD)] == []
 
 
+def test_losses_are_those_of_the_parameters_and_of_one_view(tmp_path: Path) -> None:
+    """Not of an average of them, nor with test-time augmentation."""
+    for name, options in (("plain", {}), ("average", {"ema": 0.9, "tta": "flip"})):
+        run(dataclasses.replace(POISONED, **options), run_dir=tmp_path / name)
+    found = [json.loads((tmp_path / name / "spikes" / f"{BAD}.json").read_text()) for name in ("plain", "average")]
+    assert found[0] == found[1]
+
+
 def test_a_step_that_is_not_finite_is_reported_too(tmp_path: Path) -> None:
     nan = dataclasses.replace(POISONED, augment=POISONED.augment.replace(pixel=math.nan), spike=None)
     with pytest.raises(Diverged, match=f"not finite at step {BAD}"):

@@ -282,3 +282,4 @@ def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Pat
     smoothing = make_sweep(VIT, parse_axes([["label_smoothing", "0", "0.1"]]), members)
     with pytest.raises(InputError, match="they differ in label_smoothing, which the state of a training does not hold"):
         run_sweep(smoothing, tmp_path, how="vmap")
+    assert read_sweep(tmp_path)[1].how is None  # the next start may choose another

@@ -14,6 +14,7 @@ import torch
 import backbones.distributed as distributed
 import backbones.machine as machine
 from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
+from backbones.data.image_files.images import decoder_versions
 from backbones.data.image_files.listing import Files, Listing, train_test
 from backbones.data.image_files.listing_cache import stamp
 from backbones.data.image_files.reader import Fit, Reader, unreadable
@@ -87,7 +88,7 @@ def image_files(
         distributed.once_a_node(partial(_find_here, listing, list_files, path))
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
-        name: Reader(files._replace(version=stamp(files.store) if files.store else None), channels, background)
+        name: Reader(files._replace(version=_version_of(files.store)), channels, background)
         for name, files in splits.items()
     }
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers
@@ -173,7 +174,8 @@ def _cache_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decod
     files = reader.files
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]
     stamps = [stamp(path) if os.path.exists(path) else None for path in paths]
-    about = hashlib.sha256(json.dumps([DECODING, files.root, stamps, reader.channels, reader.background]).encode())
+    decoding = [DECODING, *decoder_versions()]
+    about = hashlib.sha256(json.dumps([decoding, files.root, stamps, reader.channels, reader.background]).encode())
     for array in (*files.names.to_arrays(), files.extents):
         about.update(b"" if array is None else array.tobytes())
     folder = cache / f"decoded-{about.hexdigest()[:16]}"
@@ -192,6 +194,11 @@ def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Itera
         for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
             yield result
             bar.update(len(part))
+
+
+def _version_of(store: str | None) -> tuple[int, ...] | None:
+    """What differs between two files of one name, also where a link was set to a copy of the same time and size."""
+    return (*stamp(store), os.stat(store).st_ino) if store else None
 
 
 def _digest(listing: Listing, files: Files) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -113,7 +114,11 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
             checks=np.array(checks, dtype=np.int64),
             bad=np.frombuffer(json.dumps(bad).encode(), dtype=np.uint8),
         )
-        os.replace(unfinished, folder)
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            if not folder.exists():  # else another process has written it
+                raise
 
 
 @contextmanager
@@ -133,6 +138,7 @@ def cache_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarr
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         if not folder.exists():
-            for left in folder.parent.glob(f"{folder.name}-*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for left in folder.parent.glob(f"{folder.name}-*"):
+                if time.time() - left.stat().st_mtime > 86_400:  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
             write_decoded(folder, parts())

@@ -1,9 +1,11 @@
 """Image files as tensors. The only importer of torchcodec and Pillow."""
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,11 @@ def _decode_any(content: bytes) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def decoder_versions() -> list[str | None]:
+    """Of Pillow and torchcodec, None where that does not load: others may read other files."""
+    return [version("pillow"), version("torchcodec") if _torchcodec() else None]
+
+
 def _to_8_bits(image: np.ndarray) -> np.ndarray:
     if image.min() < 0 or image.max() > 65535:
         raise BadImage("its pixels have more than 16 bits")
@@ -166,6 +173,10 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 def center_crop(image: Tensor, height: int, width: int, share: float) -> Tensor:
     """The middle of [C, h, w] uint8, [C, height, width], which is `share` of the image in the side that limits it."""
     scale = max(height / image.shape[1], width / image.shape[2]) / share
+    if image.shape[1] * image.shape[2] * scale**2 > MAX_PIXELS:  # a long and thin one: first its middle alone
+        for dim, length in ((1, height), (2, width)):
+            needed = min(math.ceil(length / scale) + 2, image.shape[dim])
+            image = image.narrow(dim, (image.shape[dim] - needed) // 2, needed)
     resized = resize(image, max(round(image.shape[1] * scale), height), max(round(image.shape[2] * scale), width))
     top, left = (resized.shape[1] - height) // 2, (resized.shape[2] - width) // 2
     return resized[:, top : top + height, left : left + width]

@@ -15,7 +15,7 @@ import numpy as np
 
 from backbones.data.image_files.listing import Files, Listing, Names
 
-VERSION = 3
+VERSION = 4
 """Of how files are listed: another one lists them anew."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -64,9 +64,10 @@ def cached_listing(
 
 
 def cache_path(path: Path, kind: str, suffix: str) -> Path:
-    """Where something about the data set at `path` is kept between runs."""
+    """Where something about the data set at `path` is kept between runs: a link to it may be set to another."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
-    return home / f"{kind}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.{suffix}"
+    names = os.fsencode(path.absolute()) + b"\0" + os.fsencode(path.resolve())
+    return home / f"{kind}-{hashlib.sha256(names).hexdigest()[:16]}.{suffix}"
 
 
 @contextmanager

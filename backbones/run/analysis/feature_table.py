@@ -66,10 +66,10 @@ def check_new(path: Path) -> None:
 
 
 def write_table(path: Path, table: FeatureTable) -> None:
-    """Write a table, completely or not at all; the suffix is the format."""
+    """Write a new table, completely or not at all; the suffix is the format."""
     columns = table._asdict()
     about = json.dumps(columns.pop("about"))
-    with atomic_path(path) as temporary:
+    with atomic_path(path, new=True) as temporary:
         if path.suffix == ".parquet":
             write_columns(temporary, columns, about)
         else:

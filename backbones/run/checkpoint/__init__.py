@@ -6,7 +6,16 @@ find.py       which one is meant by `latest`, `best`, a step or a path
 store.py      the checkpoints of a run: saving in the background, what is kept, going back
 """
 
-from backbones.run.checkpoint.arrays import load_arrays, saved_weights, to_arrays
-from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, list_steps, parse_saved, parse_which
+from backbones.run.checkpoint.arrays import load_arrays, saved_weights, to_arrays, without_average
+from backbones.run.checkpoint.find import (
+    Which,
+    best_step,
+    find_checkpoint,
+    join_steps,
+    list_steps,
+    parse_saved,
+    parse_which,
+    run_of,
+)
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, Manifest, read_checkpoint, read_manifest
 from backbones.run.checkpoint.store import Checkpoints, SaveError

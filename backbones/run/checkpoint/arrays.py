@@ -70,6 +70,11 @@ def saved_weights(arrays: Arrays) -> Weights:
     return subtree(arrays, "params"), subtree(arrays, "model_state")
 
 
+def without_average(arrays: Arrays) -> Arrays:
+    """The arrays of the state alone."""
+    return {name: array for name, array in arrays.items() if not name.startswith(f"{EVALUATED}/")}
+
+
 def describe_leaf(array: np.ndarray) -> Leaf:
     """Dtype, shape and hash of an array."""
     digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -83,7 +88,7 @@ def load_arrays(like: TrainState, arrays: Arrays) -> TrainState:
         InputError: they differ; the message lists where, and `like` is unchanged.
     """
     leaves = tree.named_leaves(like)
-    tensors = {name: to_tensor(array) for name, array in arrays.items() if not name.startswith(f"{EVALUATED}/")}
+    tensors = {name: to_tensor(array) for name, array in without_average(arrays).items()}
     differences = []
     for name, leaf in leaves.items():
         got, wanted = _signature(tensors.get(name)), _signature(leaf)

@@ -53,6 +53,12 @@ def best_step(folder: Path) -> int | None:
     return max(((value, step) for value, step in values if not math.isnan(value)), default=(None, None))[1]
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of, also where it has been superseded."""
+    folder = checkpoint.resolve()
+    return next((each.parent for each in folder.parents if each.name == "checkpoints"), folder.parent.parent)
+
+
 def find_checkpoint(path: Path, which: Which = "latest") -> Path:
     """The folder of one checkpoint.
 

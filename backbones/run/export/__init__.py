@@ -77,7 +77,7 @@ def export(
         images = read_images()
         logits = trained.logits(images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
+    with atomic_path(out, new=True) as temporary:
         lines = _write(format, temporary, Content(experiment.model, trained, metadata, fold))
         if how.kind != "weights":
             return _compare(compute_logits(temporary, lines, images), logits, lines)

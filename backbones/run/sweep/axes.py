@@ -29,7 +29,7 @@ class Axis(NamedTuple):
     """Of a range, `LOW..HIGH` or `LOW..HIGH:log`: in what draws are uniform. None for a list of values."""
 
     def at(self, share: float, *, integer: bool) -> str:
-        """The value at a share in [0, 1) of the range; four digits of it, so that it can be read and typed."""
+        """The value at a share in [0, 1) of the range, in as few digits as keep it in the range and near its place."""
         low, high = map(float, self.values)
         if integer:
             low, high = low - 0.5, high + 0.5
@@ -37,7 +37,11 @@ class Axis(NamedTuple):
             value = math.exp(math.log(low) + share * math.log(high / low))
         else:
             value = low + share * (high - low)
-        return str(min(max(round(value), int(self.values[0])), int(self.values[1]))) if integer else f"{value:.4g}"
+        if integer:
+            return str(min(max(round(value), int(self.values[0])), int(self.values[1])))
+        texts = (f"{value:.{digits}g}" for digits in range(4, 18))
+        near = 1e-3 * (high - low)
+        return next(each for each in texts if low <= float(each) <= high and abs(float(each) - value) <= near)
 
 
 def parse_axis(words: Sequence[str]) -> Axis:

@@ -47,7 +47,11 @@ def run_sweep(
         plan = Plan(before.how if how == "auto" else how, workers or before.workers)
         write_sweep(folder, sweep, plan)
         _check_members(sweep, folder)
-        failures = _run_rungs(sweep, folder, plan)
+        try:
+            failures = _run_rungs(sweep, folder, plan)
+        except InputError:
+            write_sweep(folder, sweep, before)  # this way may not be possible: the next start may choose another
+            raise
         rows = read_rows(sweep, folder, failures)
         print(f"\n{write_tables(sweep, rows, folder)}")
         plot_sweep(sweep, rows, folder / "sweep.png")

@@ -24,6 +24,7 @@ from backbones.run.checkpoint import (
     list_steps,
     parse_saved,
     parse_which,
+    run_of,
 )
 from backbones.run.run import read_weights
 from backbones.train_step import TrainState
@@ -87,6 +88,15 @@ def test_keeps_the_latest_every_nth_and_the_best_also_after_a_restart(
         checkpoints.close()
     assert list_steps(folder) == kept
     assert best_step(folder) == kept[0]
+
+
+def test_the_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "checkpoints" / "superseded" / "8").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "8").mkdir()
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    for path in ("8", "superseded/8", str(tmp_path / "run" / "checkpoints" / "8")):
+        assert run_of(Path(path)) == tmp_path / "run"
+    assert run_of(tmp_path / "copied" / "to" / "8") == tmp_path / "copied"
 
 
 def test_find_checkpoint(folder: Path) -> None:
