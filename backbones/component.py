@@ -52,10 +52,12 @@ class Use:
         self.function, self.options = function, options
         known = options_of(function)
         for name in options:
+            if name in GIVEN and name in inspect.signature(function).parameters:
+                raise InputError(f"{name} of {self.name} is given by the experiment; call that parameter otherwise")
             check_known(f"option of {self.name}", name, known)
         check_values({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
         for name, value in options.items():
-            if not _is_plain(value):
+            if not is_plain(value):
                 raise InputError(
                     f"{self.name}.{name} is {value!r}; it must be a number, a text, true, false, None, or a tuple or "
                     "dict of such: write a function that takes a name for it"
@@ -88,10 +90,15 @@ class Use:
         Raises:
             InputError: an option without a default has no value.
         """
-        missing = [name for name, value in self.values.items() if value is inspect.Parameter.empty]
+        parameters = inspect.signature(self.function).parameters
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is inspect.Parameter.empty and name not in {**given, **self.options}
+            if name in GIVEN or name in self.values
+        ]
         if missing:
             raise InputError(f"{self.name} needs a value for {', '.join(missing)}")
-        parameters = inspect.signature(self.function).parameters
         return partial(self.function, **{key: given[key] for key in given if key in parameters}, **self.options)
 
     def make(self, **given: Any) -> Any:
@@ -131,12 +138,12 @@ class Use:
         return f"use({', '.join(shown)})"
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value survives JSON, but that tuples become lists."""
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+        return all(isinstance(key, str) for key in value) and all(map(is_plain, value.values()))
     return value is None or isinstance(value, bool | int | float | str)
 
 

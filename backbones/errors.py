@@ -84,10 +84,10 @@ def range_of(annotation: Any) -> Range | None:
 
 
 def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """The values of a `Literal` in an annotation, also in a member of a union."""
+    """The values of each `Literal` in an annotation, also in the members of a union."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((found for found in map(choices_of, get_args(annotation)) if found), ())
+    return tuple(choice for part in get_args(annotation) for choice in choices_of(part))
 
 
 def _mentions(annotation: Any, kind: type) -> bool:
@@ -106,8 +106,12 @@ def _members(annotation: Any) -> list[Any]:
 def _wanted_kind(annotation: Any, value: Any) -> str | None:
     """What must stand in the place of a value that is None, a tuple or a number, and must not be; None if it may be."""
     interval, members = range_of(annotation), _members(annotation)
-    if interval is None or (value is None and type(None) in members):
+    if value is None and type(None) in members:
         return None
+    if interval is None:
+        several = isinstance(value, tuple | list) and all(get_origin(each) is not tuple for each in members)
+        choices = choices_of(annotation) if several or value is None else ()
+        return f"one of {', '.join(map(str, choices))}" if choices else None
     sizes = [
         Ellipsis if Ellipsis in get_args(each) else len(get_args(each)) for each in members if get_origin(each) is tuple
     ]

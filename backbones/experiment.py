@@ -20,7 +20,7 @@ from torch import nn
 import backbones.distributed as distributed
 import backbones.machine as machine
 from backbones.augment import Normalize, identity, make_normalize
-from backbones.component import GIVEN_TO_LOSSES, Use, use as use  # `use` is for those who write experiments
+from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_labels, read_some
 from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
@@ -38,6 +38,8 @@ from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, Loss, balanced_class_weights, check_loss, cross_entropy
 from backbones.models import Model, freeze, from_module, relative_rates, select, with_autocast, with_sync_batch_norm
+from backbones.models.base import Backbone
+from backbones.models.library import check_logits
 from backbones.optim.average import averages, ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
@@ -189,6 +191,9 @@ class Experiment:
         annotations = {field.name: field.type for field in dataclasses.fields(self)}
         values = vars(self)
         check_values(annotations, values, prefix="--")
+        for name in values.keys() - {*COMPONENTS}:
+            if not is_plain(values[name]):
+                raise InputError(f"{name} is {values[name]!r}; it must be a number, a text, true, false, or None")
         for name in COMPONENTS:
             if not isinstance(values[name], Use):
                 raise InputError(f"{name} is {values[name]!r}; wanted use(function, option=value, ...)")
@@ -208,7 +213,8 @@ class Experiment:
 
     def num_steps(self, dataset: Dataset) -> int:
         """Steps of the run."""
-        return self.steps or math.ceil((self.epochs or 0) * dataset.train.size / self.batch_size)
+        steps = (self.epochs or 0) * dataset.train.size / self.batch_size
+        return self.steps or max(1, math.ceil(round(steps, 6)))  # 1.1 epochs of 50,000 are 55,000.00000000001
 
     def init_device(self) -> torch.device:
         """Join the processes, set torch's arithmetic, and return this process's device."""
@@ -222,12 +228,17 @@ class Experiment:
         return device
 
     def make_model(self, info: DataInfo) -> Model:
-        """The model, for images of a data set; an `nn.Module` becomes one."""
+        """The model, for images of a data set; an `nn.Module` becomes one.
+
+        Raises:
+            InputError: it cannot be made, or does not give logits of the classes.
+        """
         make = self.model.bind(image_shape=info.image_shape, num_classes=info.num_classes)
-        if inspect.isclass(self.model.function):
-            return from_module(make)
-        made = make()
-        return from_module(make) if isinstance(made, nn.Module) else made
+        made = None if inspect.isclass(self.model.function) else make()
+        model = from_module(make) if made is None or isinstance(made, nn.Module) else made
+        if not isinstance(model.skeleton, Backbone):
+            check_logits(f"--model {self.model.name}", model, info.image_shape, info.num_classes)
+        return model
 
     def make_loss(self) -> Loss:
         """The loss of each sample, with its options.

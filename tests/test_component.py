@@ -54,7 +54,9 @@ def test_mistakes_are_found_at_once() -> None:
         use(adam, lrr=1e-3)
     with pytest.raises(InputError, match=r"adam\.b1 is 1.0; it must be at least 0 and below 1"):
         use(adam, b1=1.0)
-    with pytest.raises(InputError, match="unknown option of triple 'num_classes'"):
+    with pytest.raises(
+        InputError, match="num_classes of triple is given by the experiment; call that parameter otherwise"
+    ):
         use(triple, num_classes=3)
     with pytest.raises(InputError, match="needs-a-value needs a value for width"):
         use(needs_a_value).make()

@@ -1,8 +1,11 @@
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import backbones.experiment
@@ -14,6 +17,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
+from backbones.models.resnet import resnet18
 from backbones.optim import adam, chain, lars, scale, sgd
 from backbones.optim.schedule import constant, cosine
 from backbones.run.run import run
@@ -222,6 +226,36 @@ def test_batches_of_evaluation_have_their_own_size(experiment: Experiment, monke
     program = dataclasses.replace(experiment, eval_batch_size=100).make()
     program.evaluate(program.state)
     assert sizes == [100] * 4  # 364 images
+
+
+def test_a_model_that_does_not_give_logits_of_the_classes_is_refused(experiment: Experiment) -> None:
+    """torchvision's constructors take `num_classes` by `**kwargs`, so that they do not get it."""
+    with pytest.raises(InputError, match=r"--model resnet18 gives \(2, 1000\) for 2 images; wanted logits of shape"):
+        dataclasses.replace(experiment, model=use(torchvision.models.resnet18)).make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tta": None}, "--tta is None; it must be one of none, flip, flip"),
+        ({"tta": ("flip",)}, r"--tta is \('flip',\); it must be one of none"),
+        ({"on_save_error": None}, "--on-save-error is None; it must be one of stop, continue"),
+        ({"init_from": Path("runs/a")}, "init_from is .*Path.*; it must be a number, a text, true, false, or None"),
+        ({"freeze": (torch.tensor(1),)}, "freeze is .*; it must be a number, a text"),
+    ],
+)
+def test_values_that_act_as_others_or_cannot_be_stored(experiment: Experiment, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(experiment, **options)
+    with pytest.raises(InputError, match=r"resnet18\.stem is None; it must be one of cifar, imagenet"):
+        use(resnet18, stem=None)
+
+
+def test_parts_of_an_epoch_are_not_rounded_up_by_a_rounding_error(experiment: Experiment) -> None:
+    labels = torch.zeros(50_000)
+    dataset = SimpleNamespace(train=SimpleNamespace(size=len(labels)))
+    for epochs, steps in ((1.1, 110), (3 * 0.1, 30), (1.1001, 111), (1e-9, 1)):
+        assert dataclasses.replace(experiment, steps=None, epochs=epochs, batch_size=500).num_steps(dataset) == steps
 
 
 def test_what_decays_is_all_or_matrices(experiment: Experiment) -> None:

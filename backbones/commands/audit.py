@@ -62,8 +62,8 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
         print(f"{name:{width}s} {describe_difference(after.arrays[name], now[name])}")
     for line in list_resumes("the run", starts, after=first):
         print(line)
-    nexts = [each["step"] for each in starts[1:]]
-    trained = [each for each, until in zip(starts, [*nexts, last], strict=True) if until > first]
+    ends = [min([last, *(each["step"] for each in starts[i + 1 :])]) for i in range(len(starts))]
+    trained = [start for start, end in zip(starts, ends, strict=True) if end > first]  # what was not done again later
     for line in list_other_circumstances(trained, circumstances):
         print(line)
     return not different

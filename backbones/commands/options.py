@@ -54,17 +54,22 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str, Dataset]:
     """A data set and its name: `own`, or another by its short name or at `module:name`.
 
-    The other one gets the options of `own`, such as its root, that it has too, with the same type and default. Training
-    images are not cropped at random: the center is taken instead.
+    The other one gets the options of `own`, such as its root, that it has too, of the same type, with the same default
+    or none. Training images are not cropped at random: the center is taken instead.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or a label is not a class.
     """
     if name is not None:
         function = find_object("data", name, DATASETS)
-        known = inspect.signature(own.function).parameters
-        shared = [each.name for each in inspect.signature(function).parameters.values() if known.get(each.name) == each]
-        own = use(function, **{option: own.values[option] for option in shared if option in own.values})
+        known = options_of(own.function)
+        shared = [
+            name
+            for name, option in options_of(function).items()
+            if name in own.values and option.annotation == known[name].annotation
+            if option.default in (known[name].default, inspect.Parameter.empty)
+        ]
+        own = use(function, **{name: own.values[name] for name in shared})
     if own.values.get("crop") == "random":
         own = own.replace(crop="center")
     dataset = own.make(device=device)

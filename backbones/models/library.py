@@ -30,9 +30,26 @@ def from_library(
             gives something else than logits; the message has its own words. `init` raises as `read_state_dict` and
             `with_pretrained` do.
     """
-    channels, height, width = image_shape
     try:
         model = from_module(make)
+    except MADE_WRONG as error:
+        raise _does_not_take(title, image_shape, error) from error
+    check_logits(title, model, image_shape, num_classes)
+    return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
+
+
+MADE_WRONG = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
+"""What modules raise for images that they are not made for."""
+
+
+def check_logits(title: str, model: Model, image_shape: ImageShape, num_classes: int) -> None:
+    """Check that a model takes a batch of two such images in training, and gives their logits.
+
+    Raises:
+        InputError: it does not; the message calls it `title`.
+    """
+    channels, height, width = image_shape
+    try:
         images = torch.empty(2, channels, height, width, device="meta")
         try:
             logits = _train(
@@ -40,15 +57,18 @@ def from_library(
             )
         except Exception:  # it computes with numbers while it runs
             logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        if is_out_of_memory(error):
-            raise InputError(f"{title} does not fit into the memory: {reason}") from error
-        raise InputError(f"{title} does not take images of {channels}x{height}x{width}: {reason}") from error
+    except MADE_WRONG as error:
+        raise _does_not_take(title, image_shape, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"{title} gives {got} for 2 images; wanted logits of shape {(2, num_classes)}")
-    return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
+
+
+def _does_not_take(title: str, image_shape: ImageShape, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0]
+    if is_out_of_memory(error):
+        return InputError(f"{title} does not fit into the memory: {reason}")
+    return InputError(f"{title} does not take images of {'x'.join(map(str, image_shape))}: {reason}")
 
 
 def _init_from_file(model: Model, path: str, image_shape: ImageShape) -> InitModel:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,10 @@ def record_start(
     time, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(sys.argv)
     entry = {"time": time, "command": command, "step": step, "changes": changes, **circumstances}
     starts = read_starts(run_dir)
-    before = starts or (read_starts(origin) if origin else [])
+    before = starts
+    if origin and not starts:
+        with suppress(InputError, OSError):  # it is for a warning alone
+            before = read_starts(origin)
     if before and before[-1].get("data_sha256", entry["data_sha256"]) != entry["data_sha256"]:
         distributed.warn0("the images or labels have changed since the last start; continuing with the new ones")
     atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")

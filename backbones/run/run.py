@@ -213,10 +213,11 @@ def train_in(
 
 
 def _with_passed_over(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with the steps that the run has noted that it passes over, after it went back."""
+    """The experiment with the steps that the run has noted that it passes over, after it went back, unless other ones
+    are given."""
     config = folder / CONFIG
     noted = distributed.on_main(lambda: read_experiment(config).pass_over if config.exists() else ())
-    return replace(experiment, pass_over=tuple(sorted({*noted, *experiment.pass_over})))
+    return replace(experiment, pass_over=noted) if {*experiment.pass_over} <= {*noted} else experiment
 
 
 def _check_passed_over(experiment: Experiment, saved: Manifest) -> None:

@@ -52,8 +52,6 @@ def new_run_dir(name: str, parent: Path = RUNS) -> Path:
             path.mkdir()  # only one process can
             return path
         except FileExistsError:
-            if _is_empty(path):
-                return path
             number += 1
 
 
@@ -158,11 +156,13 @@ def list_changes(before: Experiment, now: Experiment) -> dict[str, str]:
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
-    """Option -> value as plain data: of a component its short name, and `COMPONENT.OPTION` for each of its options."""
+    """Option -> value as plain data: of a component its short name, or the path of one's own, and each of its options
+    as `COMPONENT.OPTION`."""
     flat = {}
     for name, value in experiment.to_json().items():
         if isinstance(value, dict):
-            flat[name] = value["function"].partition(":")[2].replace("_", "-")
+            module, _, short = value["function"].partition(":")
+            flat[name] = short.replace("_", "-") if module.startswith("backbones.") else value["function"]
             flat |= {f"{name}.{option}": each for option, each in value["options"].items()}
         else:
             flat[name] = value
@@ -181,7 +181,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     changes = {}
     if resume is not None:
         starts = read_starts(run_dir)  # which the run will add to
-        if resume == "auto" and not list_steps(run_dir / "checkpoints") and any(start.get("step") for start in starts):
+        if resume == "auto" and not list_steps(run_dir / "checkpoints") and starts and starts[0].get("step"):
             raise InputError(
                 f"the run in {run_dir} began at a later step than 0, and has no checkpoint; delete the folder, and "
                 "start again, or from a checkpoint elsewhere with --resume PATH"

@@ -75,6 +75,14 @@ def test_a_leaf_that_was_changed(audited: Path, tmp_path: Path, capsys, monkeypa
     ]
 
 
+def test_a_run_without_its_history(audited: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(audited, path)
+    (path / "provenance.json").unlink()
+    assert main([str(path), "40:60"])
+    assert "other circumstances" not in capsys.readouterr().out
+
+
 def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
     for steps, message in (
         ("20:50", r"there is no checkpoint of step 50; .*checkpoints has those of the steps 0, 20, 40, 60"),

@@ -19,7 +19,7 @@ from backbones.commands.nearest import nearest
 from backbones.commands.options import read_dataset
 from backbones.commands.probe import probe
 from backbones.component import use
-from backbones.data import Dataset, digits, image_folder, in_memory
+from backbones.data import Dataset, cifar10, digits, image_folder, in_memory
 from backbones.data.image_files.images import read_images
 from backbones.data.source import CPU
 from backbones.errors import InputError
@@ -188,10 +188,17 @@ def noise(device: torch.device = CPU, *, size: int = 30, seed: int = 0) -> Datas
     return in_memory((images, torch.arange(size) % 2), (images, torch.arange(size) % 2), ("a", "b"), device)
 
 
+def in_a_folder(device: torch.device = CPU, *, root: str) -> Dataset:
+    """A class named after the folder."""
+    split = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    return in_memory(split, split, (root,), device)
+
+
 def test_an_option_that_has_the_same_name_alone_is_not_taken_over() -> None:
     """Of digits `size` is the height of an image."""
     assert read_dataset(f"{__name__}:noise", use(digits, size=16), CPU)[1].train.size == 30
     assert read_dataset(f"{__name__}:noise", use(noise, size=20), CPU)[1].train.size == 20
+    assert read_dataset(f"{__name__}:in_a_folder", use(cifar10, root="mine"), CPU)[1].info.class_names == ("mine",)
 
 
 def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:

@@ -620,7 +620,8 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path: Path) -> N
     for made in [path for path in cache.glob("decoded-*") if path.is_dir()]:
         shutil.copytree(made, made.with_name(f"{made.name}-live"))  # of another machine that writes the same
         old = made.rename(made.with_name(f"{made.name}-x1y2"))
-        os.utime(old, (1e9, 1e9))
+        for path in (*old.rglob("*"), old):
+            os.utime(path, (1e9, 1e9))
     image_folder(root=str(folder), cache=str(cache))
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 4
     assert {path.name.rpartition("-")[2] for path in cache.glob("decoded-*-*")} == {"live"}

@@ -75,6 +75,8 @@ def test_a_run_that_goes_on_with_other_images_says_so(tmp_path: Path, capsys: py
         run(dataclasses.replace(experiment, steps=10), run_dir=tmp_path / name, resume=tmp_path / "run")
         assert ("the images or labels have changed" in capsys.readouterr().err) == changed
         in_order(folder / "train")[4].unlink()
+    (tmp_path / "run" / "provenance.json").write_text("[{")
+    run(dataclasses.replace(experiment, steps=11), run_dir=tmp_path / "third", resume=tmp_path / "run")
 
 
 @pytest.mark.slow

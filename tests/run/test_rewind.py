@@ -95,6 +95,8 @@ def test_a_run_that_is_resumed_as_it_was_started_passes_over_the_same_steps(tmp_
         run(dataclasses.replace(REWIND, steps=steps), run_dir=tmp_path, resume="auto")
     assert stored(tmp_path).pass_over == PASS_OVER.pass_over
     assert read_manifest(tmp_path / "checkpoints" / "80").experiment["pass_over"] == [*PASS_OVER.pass_over]
+    run(dataclasses.replace(REWIND, steps=60, pass_over=(50,)), run_dir=tmp_path, resume=40)
+    assert 50 in stored(tmp_path).pass_over and BAD - 1 in stored(tmp_path).pass_over
 
 
 def test_going_back_over_one_step_is_to_skip_it(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.processes import run_ranks
 from helpers.runs import ROOT, newest, without_times
+from torch import Tensor
 
 import backbones.commands as commands
 import backbones.experiment
@@ -33,7 +34,7 @@ from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_writer import read_metrics
 from backbones.run.run import read_weights, run
-from backbones.run.run_dir import read_experiment
+from backbones.run.run_dir import list_changes, new_run_dir, read_experiment
 from backbones.torch_settings import torch_settings_kept
 from experiments import EXPERIMENTS
 
@@ -414,6 +415,20 @@ def test_a_finished_run_with_other_settings(experiment: Experiment, tmp_path: Pa
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     other = run(dataclasses.replace(experiment, tta="flip"), run_dir=tmp_path, resume="latest")
     assert other["loss"] != result["loss"] and other["images_per_second"] > 0
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None, *, label_smoothing: float) -> Tensor:
+    """Of the same name as that of the library."""
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def test_a_component_of_the_same_short_name_is_a_change(experiment: Experiment) -> None:
+    changed = list_changes(experiment, dataclasses.replace(experiment, loss=use(cross_entropy)))
+    assert changed == {"loss": f"cross-entropy -> {__name__}:cross_entropy"}
+
+
+def test_two_new_runs_have_two_folders_before_anything_is_in_them(tmp_path: Path) -> None:
+    assert [new_run_dir("a", tmp_path).name for _ in range(3)] == ["a", "a-2", "a-3"]
 
 
 def test_steps_that_are_done_cannot_be_passed_over(experiment: Experiment, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def cache_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarr
     with one_at_a_time(folder):
         if not folder.exists():
             for left in folder.parent.glob(f"{folder.name}-*"):
-                if time.time() - left.stat().st_mtime > 86_400:  # by a process that was killed
-                    shutil.rmtree(left, ignore_errors=True)
+                with suppress(OSError):  # another machine has removed it
+                    if time.time() - max(each.stat().st_mtime for each in (left, *left.rglob("*"))) > 86_400:
+                        shutil.rmtree(left, ignore_errors=True)  # a killed process has left it
             write_decoded(folder, parts())

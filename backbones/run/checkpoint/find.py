@@ -1,6 +1,7 @@
 """Which checkpoint is meant: `latest`, `best`, a step, or the path of one."""
 
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, cast
@@ -55,7 +56,7 @@ def best_step(folder: Path) -> int | None:
 
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint is of, also where it has been superseded."""
-    folder = checkpoint.resolve()
+    folder = Path(os.path.abspath(checkpoint))  # not `resolve`: its folder may be a link to another disk
     return next((each.parent for each in folder.parents if each.name == "checkpoints"), folder.parent.parent)
 
 

@@ -45,12 +45,13 @@ def run_sweep(
     with locked(folder, option="--sweep-dir"):
         before = read_sweep(folder)[1] if (folder / SWEEP).exists() else Plan()
         plan = Plan(before.how if how == "auto" else how, workers or before.workers)
-        write_sweep(folder, sweep, plan)
         _check_members(sweep, folder)
+        write_sweep(folder, sweep, plan)
         try:
             failures = _run_rungs(sweep, folder, plan)
         except InputError:
-            write_sweep(folder, sweep, before)  # this way may not be possible: the next start may choose another
+            if not any((folder / member.name / CONFIG).exists() for member in sweep.members):
+                write_sweep(folder, sweep, before)  # nothing is begun: this way may not be possible, but another
             raise
         rows = read_rows(sweep, folder, failures)
         print(f"\n{write_tables(sweep, rows, folder)}")

@@ -97,6 +97,9 @@ def test_the_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for path in ("8", "superseded/8", str(tmp_path / "run" / "checkpoints" / "8")):
         assert run_of(Path(path)) == tmp_path / "run"
     assert run_of(tmp_path / "copied" / "to" / "8") == tmp_path / "copied"
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "checkpoints").symlink_to(tmp_path / "run" / "checkpoints" / "superseded")
+    assert run_of(tmp_path / "link" / "checkpoints" / "8") == tmp_path / "link"
 
 
 def test_find_checkpoint(folder: Path) -> None:
