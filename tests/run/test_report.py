@@ -462,7 +462,7 @@ def test_options_of_other_components_differ_where_they_are_set() -> None:
     groups = [Group((made_up(0, {}, model=with_dropout),)), Group((made_up(0, {}, model=use(hostile_model)),))]
     assert differences(groups) == [
         {"model": "vit-tiny", **{f"model.{name}": value for name, value in with_dropout.options.items()}},
-        {"model": "hostile-model"},
+        {"model": f"{__name__}:hostile_model"},
     ]
 
 
