@@ -94,7 +94,15 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
     Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2): the mean
     over `batches`, training images without augmentation. `jit` compiles the forward pass, or does not.
     """
-    momenta, counts = _momenta(model), _counts(model)
+    norms = {
+        name: norm
+        for name, norm in model.skeleton.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+    }
+    # Leaf -> momentum, of the running statistics; those of a norm without a momentum are means over all that it counts.
+    leaves = ("running_mean", "running_var")
+    momenta = {f"{name}.{leaf}": norm.momentum for name, norm in norms.items() if norm.momentum for leaf in leaves}
+    counts = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
@@ -124,25 +132,6 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         return params, distributed.mean_over_ranks({**model_state, **means})
 
     return weights_of
-
-
-def _momenta(model: Model) -> dict[str, float]:
-    """Leaf -> momentum, of the running statistics that BatchNorm has in `model_state`."""
-    return {
-        f"{name}.{leaf}": norm.momentum
-        for name, norm in model.skeleton.named_modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum
-        for leaf in ("running_mean", "running_var")
-    }
-
-
-def _counts(model: Model) -> list[str]:
-    """The leaves in which BatchNorm without a momentum, whose running statistics are means over all batches, counts."""
-    return [
-        f"{name}.num_batches_tracked"
-        for name, norm in model.skeleton.named_modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum is None
-    ]
 
 
 def make_evaluate(

@@ -37,7 +37,16 @@ from backbones.evaluation import (
 from backbones.gradient import GradAndValue, LossFn, grad_and_value
 from backbones.jit import Mode, jit
 from backbones.losses import LOSSES, Loss, balanced_class_weights, check_loss, cross_entropy
-from backbones.models import Model, freeze, from_module, relative_rates, select, with_autocast, with_sync_batch_norm
+from backbones.models import (
+    LIBRARIES,
+    Model,
+    freeze,
+    from_module,
+    relative_rates,
+    select,
+    with_autocast,
+    with_sync_batch_norm,
+)
 from backbones.models.base import Backbone
 from backbones.models.library import check_logits
 from backbones.optim.average import averages, ema_params
@@ -236,7 +245,7 @@ class Experiment:
         make = self.model.bind(image_shape=info.image_shape, num_classes=info.num_classes)
         made = None if inspect.isclass(self.model.function) else make()
         model = from_module(make) if made is None or isinstance(made, nn.Module) else made
-        if not isinstance(model.skeleton, Backbone):
+        if not isinstance(model.skeleton, Backbone) and self.model.function not in LIBRARIES.values():  # checked there
             check_logits(f"--model {self.model.name}", model, info.image_shape, info.num_classes)
         return model
 

@@ -12,6 +12,9 @@ from backbones.models.pretrained import with_pretrained
 from backbones.models.state_dict import read_state_dict
 from backbones.types import ModelState, Params
 
+MADE_WRONG = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
+"""What modules raise for images that they are not made for."""
+
 
 def from_library(
     title: str, make: Callable[[], nn.Module], image_shape: ImageShape, num_classes: NumClasses, pretrained: str | None
@@ -36,10 +39,6 @@ def from_library(
         raise _does_not_take(title, image_shape, error) from error
     check_logits(title, model, image_shape, num_classes)
     return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
-
-
-MADE_WRONG = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
-"""What modules raise for images that they are not made for."""
 
 
 def check_logits(title: str, model: Model, image_shape: ImageShape, num_classes: int) -> None:
