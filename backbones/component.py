@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, get_args
 import docstring_parser
 from typing_extensions import Doc
 
-from backbones.errors import InputError, check_known, check_values, range_of
+from backbones.errors import InputError, check_known
+from backbones.ranges import check_values, range_of
 
 GIVEN = ("image_shape", "num_classes", "schedule", "num_steps", "decays", "hidden", "device")
 """Parameters that the experiment gives, by name, to the functions that have them; all others are options."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from backbones.component import use
 from backbones.data import Dataset
-from backbones.errors import Positive, Probability, checked
 from backbones.experiment import Experiment
+from backbones.ranges import Positive, Probability, checked
 
 
 def on(experiment: Experiment, data: Callable[..., Dataset], **options: Any) -> Experiment:

@@ -67,6 +67,11 @@ def join() -> None:
         dist.init_process_group(backend, store=store, rank=int(rank), world_size=int(size), timeout=timeout)
 
 
+def local_world_size() -> int:
+    """Number of processes that torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def init(device: str) -> torch.device:
     """Join the other processes, and return this one's device.
 
@@ -81,7 +86,7 @@ def init(device: str) -> torch.device:
         raise InputError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    num_local, num_gpus = local_world_size(), torch.cuda.device_count()
     if num_local > num_gpus:
         raise InputError(f"{num_local} processes want a GPU each and there are {num_gpus}; lower --nproc_per_node")
     local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,5 +1,6 @@
 """Evaluation: which weights are evaluated, and their metrics over held-out samples."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -121,17 +122,29 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
         if not changed:
             return params, model_state  # these are not statistics, but a table of positions, say
-        # Starting from zeros, a norm writes its momentum times the statistics of the batch.
+        # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
-        totals = zeros
+        totals, times = zeros, []
         model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
         for step in range(NUM_BN_BATCHES):
-            model_state = seeded_forward(params, {**model_state, **zeros}, step)
+            before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
-        means = {name: total / (momenta[name] * NUM_BN_BATCHES) for name, total in totals.items()}
+            times.append({name: model_state[_count_of(name)] - before[_count_of(name)] for name in zeros})
+        weights = {name: math.fsum(_weight(momenta[name], int(each[name])) for each in times) for name in zeros}
+        means = {name: total / weights[name] for name, total in totals.items()}
         return params, distributed.mean_over_ranks({**model_state, **means})
 
     return weights_of
+
+
+def _count_of(running_statistic: str) -> str:
+    """Name of the leaf that counts how often a norm was applied in training mode."""
+    return f"{running_statistic.rpartition('.')[0]}.num_batches_tracked"
+
+
+def _weight(momentum: float, times: int) -> float:
+    """Weight of what a norm has seen, in statistics that begin as zeros, when it was applied this often."""
+    return momentum if times == 1 else 1 - (1 - momentum) ** times
 
 
 def make_evaluate(

@@ -23,7 +23,7 @@ from backbones.augment import Normalize, identity, make_normalize
 from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_labels, read_some
-from backbones.errors import Count, InputError, Positive, Probability, Range, check_values
+from backbones.errors import InputError
 from backbones.evaluation import (
     NUM_BN_BATCHES,
     Evaluate,
@@ -56,6 +56,7 @@ from backbones.optim.combine import chain, with_rates
 from backbones.optim.label import everything, hidden_matrices, matrices
 from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
+from backbones.ranges import Count, Positive, Probability, Range, check_values
 from backbones.torch_settings import set_arithmetic
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step, seeded
 from backbones.tta import Tta
@@ -240,11 +241,14 @@ class Experiment:
         """The model, for images of a data set; an `nn.Module` becomes one.
 
         Raises:
-            InputError: it cannot be made, or does not give logits of the classes.
+            InputError: it cannot be made, is no model, or does not give logits of the classes.
         """
         make = self.model.bind(image_shape=info.image_shape, num_classes=info.num_classes)
-        made = None if inspect.isclass(self.model.function) else make()
-        model = from_module(make) if made is None or isinstance(made, nn.Module) else made
+        is_class = inspect.isclass(self.model.function)
+        made = None if is_class else make()
+        model = from_module(make) if is_class or isinstance(made, nn.Module) else made
+        if not isinstance(model, Model):
+            raise InputError(f"--model {self.model.name} gives a {type(made).__name__}; wanted an nn.Module or a Model")
         if not isinstance(model.skeleton, Backbone) and self.model.function not in LIBRARIES.values():  # checked there
             check_logits(f"--model {self.model.name}", model, info.image_shape, info.num_classes)
         return model
@@ -465,7 +469,9 @@ class Experiment:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         version = values.pop("version", "0.1")
         if version != VERSION:
-            raise InputError(f"it is of version {version} of this program, and this is {VERSION}")
+            raise InputError(
+                f"it is of version {version} of this program, and this is {VERSION}; start a new run, or use that"
+            )
         if isinstance(values.get("loss"), str):  # as it was before a loss could have options
             values["loss"] = use(LOSSES[values["loss"]]).to_json()
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})

@@ -1,4 +1,4 @@
-"""What a process takes of its machine: threads of the CPU, and memory."""
+"""Resources of a process: CPU threads, memory, and the precision that its device is fast in."""
 
 import ctypes
 import math
@@ -28,9 +28,9 @@ def num_cores() -> int:
     return max(1, int(min(cores, _quota())))
 
 
-def share_of_cores() -> int:
-    """CPU cores for each of the processes that torchrun has started on this machine."""
-    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+def share_of_cores(processes: int | None = None) -> int:
+    """CPU cores for each of so many processes; None for those that torchrun has started on this machine."""
+    return max(1, num_cores() // (processes or distributed.local_world_size()))
 
 
 def _quota() -> float:
@@ -51,7 +51,7 @@ def set_num_threads(wanted: int | None) -> None:
     torchrun gives each of several processes one thread, by `OMP_NUM_THREADS=1`, however many cores there are. Any other
     number in that variable, or that torch has been told, counts, up to the number of cores.
     """
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    num_local = distributed.local_world_size()
     is_one = os.environ.get("OMP_NUM_THREADS") == "1" and torch.get_num_threads() == 1
     by_torchrun = wanted is None and num_local > 1 and is_one
     share = share_of_cores() if by_torchrun else min(torch.get_num_threads(), num_cores())

@@ -8,7 +8,7 @@ import torch
 
 
 def set_arithmetic(*, deterministic: bool) -> None:
-    """Let torch compute in full float32, never TF32, and on CUDA by deterministic algorithms only, if so asked."""
+    """Let torch compute in full float32, never TF32, and on CUDA by deterministic algorithms only, if requested."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     _use_deterministic_algorithms(deterministic)

@@ -5,6 +5,7 @@ states, metrics = step(states, tree.stack([program.batches(0) for program in pro
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -47,7 +48,7 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
             try:
                 return step(states, batches)
             except RuntimeError as error:
-                if "vmap" not in str(error):
+                if not re.search("vmap|Batching rule|data pointer", str(error)):
                     raise
                 raise InputError(f"this step does not vmap: {str(error).partition('. ')[0]}") from error
 

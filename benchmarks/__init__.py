@@ -1,15 +1,25 @@
 """Measurements of costs; their results are in README.md and in docs/."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
+import tyro
+
+from backbones.commands.exit import run_command
 
 T = TypeVar("T")
+
+
+def run_script(main: Callable[..., None]) -> NoReturn:
+    """Run the command line of the script whose function `main` is."""
+    module = sys.modules["__main__"].__spec__
+    run_command(lambda args: tyro.cli(main, args=args, prog=f"python -m {module.name if module else ''}"))
 
 
 def status(name: str) -> int:

@@ -14,11 +14,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
-from backbones.commands.exit import run_command
 from backbones.data import image_tar
+from benchmarks import run_script
 
 EPOCHS, BATCH_SIZE, MOMENTUM = 9.9, 1024, 0.85
 LEARNING_RATE = 11.5 / (BATCH_SIZE * (1 + 1 / (1 - MOMENTUM)))
@@ -177,4 +176,4 @@ def main(path: Path, /, *, seeds: tuple[int, ...] = (0,), device: Literal["cpu",
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.airbench"))
+    run_script(main)

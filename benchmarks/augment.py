@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from torchvision.transforms import v2
 from tyro.conf import Positional, arg
 
 import backbones.machine as machine
 import backbones.random as random
 from backbones.augment import AUGMENTS
-from backbones.commands.exit import run_command
 from backbones.component import use
 from backbones.errors import check_known
 from backbones.types import Batch
-from benchmarks import median_seconds
+from benchmarks import median_seconds, run_script
 
 COUNTERPARTS: dict[str, Callable[[int], v2.Transform]] = {
     "crop-flip": lambda size: v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]),
@@ -105,4 +103,4 @@ def make_calls(name: str, batch: Batch, *, compile: bool) -> dict[str, Call]:
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.augment"))
+    run_script(main)

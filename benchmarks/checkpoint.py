@@ -13,7 +13,6 @@ from statistics import median
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import tyro
 
 import backbones.tree as tree
 from backbones.component import use
@@ -22,7 +21,7 @@ from backbones.experiment import Experiment
 from backbones.models.vit import vit_base
 from backbones.run.checkpoint import Checkpoints, list_steps, load_arrays, read_checkpoint
 from backbones.train_step import TrainState
-from benchmarks import interleaved
+from benchmarks import interleaved, run_script
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
 Way = Callable[[TrainState, Path], Iterator[None]]
@@ -121,4 +120,4 @@ def save_and_restore(state: TrainState, way: Way) -> tuple[float, float, float, 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.checkpoint")
+    run_script(main)

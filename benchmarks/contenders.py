@@ -16,7 +16,7 @@ from backbones.data.source import CPU
 from backbones.experiment import Experiment, Program
 from backbones.models import MODELS
 from backbones.models.base import with_memory
-from backbones.models.layers import Conv, Linear
+from backbones.models.cpu_layers import Conv, Linear
 from benchmarks.optimizers import COUNTERPARTS, FUSED
 from experiments.digits import digits_resnet18, digits_vit_tiny
 

@@ -5,17 +5,15 @@ from functools import partial
 from itertools import count, islice
 
 import torch
-import tyro
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import backbones.random as random
 from backbones.augment import crop_flip, make_normalize
-from backbones.commands.exit import run_command
 from backbones.data import in_memory, make_batches
 from backbones.data.source import CPU
-from benchmarks import median_seconds
+from benchmarks import median_seconds, run_script
 
 SIZE = 10_000
 
@@ -85,4 +83,4 @@ def theirs(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> Ite
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.data"))
+    run_script(main)

@@ -11,14 +11,13 @@ from torch import Tensor
 
 import backbones.tree as tree
 from backbones import optim
-from backbones.commands.exit import run_command
 from backbones.component import use
 from backbones.data import digits
 from backbones.errors import check_known
 from backbones.jit import Mode, jit
 from backbones.run.run import run
 from backbones.types import OptState, Params
-from benchmarks import median_seconds
+from benchmarks import median_seconds, run_script
 from experiments import EXPERIMENTS
 
 Call = Callable[[], object]
@@ -146,4 +145,4 @@ def with_grads(params: Params) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.optimizers"))
+    run_script(main)

@@ -13,14 +13,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-import tyro
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
-from backbones.commands.exit import run_command
 from backbones.run.files import read_json
+from benchmarks import run_script
 
 Name = Literal["resnet18", "mobilenet", "vit-tiny"]
 
@@ -114,7 +113,7 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
     """Draw the training losses of both, and print their accuracies."""
     from matplotlib.figure import Figure
 
-    from backbones.run.metric_writer import read_metrics
+    from backbones.run.metric_lines import read_metrics
 
     figure = Figure(figsize=(4 * len(names), 3.5), layout="constrained")
     print("| model | ours, top-1 | plain loop, top-1 | difference of the means |\n|---|---|---|---|")
@@ -172,4 +171,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.plain_loop"))
+    run_script(main)

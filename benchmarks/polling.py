@@ -16,10 +16,9 @@ from contextlib import suppress
 from functools import partial
 
 import torch
-import tyro
 
 import backbones.distributed as distributed
-from benchmarks import medians
+from benchmarks import medians, run_script
 
 NAMESPACES = ("polling-0", "polling-1")
 
@@ -130,4 +129,4 @@ def _milliseconds(step: Callable[[], None], steps: int) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

@@ -10,13 +10,11 @@ from functools import partial
 from statistics import median
 from unittest.mock import patch
 
-import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.exit import run_command
-from benchmarks import interleaved, medians
+from benchmarks import interleaved, medians, run_script
 from benchmarks.contenders import Precision, Setting, Step, ours
 
 GBITS = (0.1, 1, 10, 100)
@@ -44,7 +42,7 @@ def main(
 
     Args:
         models: which.
-        processes: how many, in turn.
+        processes: how many, in turn; one is always the first.
         batch_size: images a step, of all processes together.
         precision: of the models.
         steps: of each measurement.
@@ -57,7 +55,7 @@ def main(
     options = ["--batch-size", str(batch_size), "--precision", precision, "--steps", str(steps)]
     ones: dict[str, dict[str, float]] = {}
     for model in models:
-        runs = {str(number): partial(torchrun, number, [model, *options]) for number in processes}
+        runs = {str(number): partial(torchrun, number, [model, *options]) for number in dict.fromkeys((1, *processes))}
         for number, results in interleaved(runs, rounds).items():
             times = {kind: median(each[kind] for each in results) for kind in results[0]}
             seconds = times["together"]
@@ -118,4 +116,4 @@ def step_time(seconds: float, num_bytes: int, num_machines: int, gbits: float) -
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.scaling"))
+    run_script(main)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import tyro
 
-from backbones.commands.exit import run_command
 from backbones.commands.train import parse
 from backbones.errors import check_known
 from backbones.run.sweep.choose import make_step, seconds_of
 from backbones.run.sweep.members import read_sweep
 from backbones.torch_settings import torch_settings_kept
-from benchmarks import medians
+from benchmarks import medians, run_script
 
 MODELS = {
     "vit": "experiments.digits:digits_vit_tiny --model.width 64 --model.depth 4 --model.heads 2 --model.mlp-width 128 "
@@ -80,4 +79,4 @@ def timed(options: str, members: int, way: str, parent: Path) -> float:
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.sweep"))
+    run_script(main)

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from backbones.commands.exit import run_command
 from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
 from backbones.models.cost import measure_cost
-from benchmarks import medians, status
+from benchmarks import medians, run_script, status
 from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 
 TABLE = (
@@ -250,4 +248,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(lambda args: tyro.cli(main, args=args, prog="python -m benchmarks.train_step"))
+    run_script(main)

@@ -14,9 +14,10 @@ digits-shufflenet-g8      98.90 % after 600 steps
 """
 
 from dataclasses import replace
+from typing import Any
 
 from backbones.augment import crop_flip
-from backbones.component import use
+from backbones.component import Use, use
 from backbones.data import digits
 from backbones.experiment import Experiment
 from backbones.models.cbam_resnet import cbam_resnet18
@@ -57,13 +58,16 @@ digits_resnet18 = Experiment(
     save_every=100,
 )
 
-digits_vgg11 = replace(digits_resnet18, name="digits-vgg11", model=use(vgg11), optim=use(adam, lr=5e-4), steps=500)
-digits_vgg19_bn = replace(digits_resnet18, name="digits-vgg19-bn", model=use(vgg19_bn))
-digits_preactresnet18 = replace(digits_resnet18, name="digits-preactresnet18", model=use(preactresnet18))
-digits_resnext29_32x4d = replace(digits_resnet18, name="digits-resnext29-32x4d", model=use(resnext29_32x4d), steps=600)
-digits_se_resnet18 = replace(digits_resnet18, name="digits-se-resnet18", model=use(se_resnet18))
-digits_cbam_resnet18 = replace(digits_resnet18, name="digits-cbam-resnet18", model=use(cbam_resnet18))
-digits_mobilenet = replace(digits_resnet18, name="digits-mobilenet", model=use(mobilenet))
-digits_shufflenet_g8 = replace(
-    digits_resnet18, name="digits-shufflenet-g8", model=use(shufflenet_g8), optim=use(adam, lr=1e-3), steps=600
-)
+
+def _with(model: Use, **changes: Any) -> Experiment:
+    return replace(digits_resnet18, name=f"digits-{model.name}", model=model, **changes)
+
+
+digits_vgg11 = _with(use(vgg11), optim=use(adam, lr=5e-4), steps=500)
+digits_vgg19_bn = _with(use(vgg19_bn))
+digits_preactresnet18 = _with(use(preactresnet18))
+digits_resnext29_32x4d = _with(use(resnext29_32x4d), steps=600)
+digits_se_resnet18 = _with(use(se_resnet18))
+digits_cbam_resnet18 = _with(use(cbam_resnet18))
+digits_mobilenet = _with(use(mobilenet))
+digits_shufflenet_g8 = _with(use(shufflenet_g8), optim=use(adam, lr=1e-3), steps=600)

@@ -17,10 +17,10 @@ from backbones.component import use
 from backbones.compose import on
 from backbones.data import Dataset, digits, fashion_mnist, take_per_class
 from backbones.data.source import CPU
-from backbones.errors import Count
 from backbones.experiment import Experiment
 from backbones.optim import adamw
 from backbones.optim.schedule import cosine
+from backbones.ranges import Count
 from experiments.plus import cifar10_vit_tiny_plus
 
 

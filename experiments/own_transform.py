@@ -20,7 +20,7 @@ def cautious_sgd(schedule: optim.Schedule, *, lr: float = 0.05, decay: float = 0
 
     Args:
         schedule: factor on the learning rate.
-        lr: peak learning rate.
+        lr: learning rate.
         decay: decay of the momentum, in [0, 1).
     """
     return optim.chain(cautious_trace(decay), optim.scale_by_learning_rate(lr, schedule))

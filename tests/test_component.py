@@ -107,7 +107,7 @@ def test_options_of_a_file_with_postponed_annotations(tmp_path: Path, monkeypatc
     """They are checked, and shown, as others are."""
     (tmp_path / "postponed.py").write_text(
         "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
-        "from backbones.errors import Count\nif TYPE_CHECKING:\n    from nowhere import Schedule\n"
+        "from backbones.ranges import Count\nif TYPE_CHECKING:\n    from nowhere import Schedule\n"
         "def slow(*, width: Count = 3):\n    pass\ndef slower(schedule: Schedule, *, lr: float = 0.5):\n    pass\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.optim import sam_sgd, sgd
 from backbones.optim.schedule import constant
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_lines import read_metrics
 from backbones.run.run import run
 
 RANKS = Path(__file__).parent / "helpers" / "ranks.py"

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 import pytest
 
-from backbones.errors import Count, InputError, Probability, Range, check_known, check_values, checked, range_of
+from backbones.errors import InputError, check_known
+from backbones.ranges import Count, Probability, Range, check_values, checked, range_of
 
 
 @pytest.mark.parametrize(

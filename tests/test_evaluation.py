@@ -191,3 +191,37 @@ def test_buffers_that_training_does_not_change_are_left_as_they_are() -> None:
     state = TrainState(step, step, params, model_state, (EmaParamsState(step, torch.tensor(0.9), average),))
     found = weights_of(state)
     assert tree.sha256(found) == tree.sha256((average, model_state)) and asked == [0]
+
+
+def test_a_norm_that_is_applied_twice_has_the_statistics_of_both() -> None:
+    """In the running mean each application counts 0.9 times the one after it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.head = nn.Linear(3, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.conv(self.norm(self.conv(x)))).mean(dim=(2, 3)))
+
+    images = torch.randint(0, 256, (64, 3, 8, 8), generator=random.generator(0), dtype=torch.uint8)
+    split = images, torch.arange(64) % 10
+    dataset, model = in_memory(split, split, tuple("0123456789"), CPU), from_module(Net)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
+    batches = make_batches(dataset.train, seed=0, batch_size=64, device=CPU)
+    weights_of = make_weights_of(model, normalize, batches, jit=lambda function: function)
+    params, model_state = model.init(random.generator(0))
+    params["norm.bias"] += 1.0
+    step = torch.tensor(1)
+    opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
+    _, found = weights_of(TrainState(step, step, tree.zeros_like(params), model_state, opt_state))
+
+    def conv(x: Tensor) -> Tensor:
+        return F.conv2d(x, params["conv.weight"], params["conv.bias"], padding=1)
+
+    first = conv(normalize(images))
+    second = conv(F.batch_norm(first, None, None, params["norm.weight"], params["norm.bias"], training=True))
+    for name, statistic in (("mean", torch.mean), ("var", torch.var)):
+        expected = (0.9 * statistic(first, dim=(0, 2, 3)) + statistic(second, dim=(0, 2, 3))) / 1.9
+        torch.testing.assert_close(found[f"norm.running_{name}"], expected, rtol=1e-4, atol=1e-5)

@@ -270,3 +270,39 @@ def test_what_decays_is_all_or_matrices(experiment: Experiment) -> None:
         moved[mask] = {name for name, leaf in updates.items() if leaf.any()}
     assert moved["all"] == params.keys() and moved[None] == moved["matrices"]
     assert moved["matrices"] == {name for name, role in model.roles.items() if role.kind == "matrix"}
+
+
+def forgotten(num_classes: int) -> None:
+    nn.Linear(3, num_classes)
+
+
+def with_more(num_classes: int) -> tuple:
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes)), None
+
+
+class NoModule:
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+
+class Misspelt(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.con1(images))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (forgotten, "--model forgotten gives a NoneType; wanted an nn.Module or a Model"),
+        (with_more, "--model with-more gives a tuple; wanted an nn.Module or a Model"),
+        (NoModule, "a NoModule is no model; wanted an nn.Module"),
+        (Misspelt, r"has no attribute 'con1' \(.*test_experiment\.py, line \d+\)$"),
+    ],
+)
+def test_what_is_no_model_says_why(model, message: str, experiment: Experiment) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(experiment, model=use(model)).make()

@@ -17,7 +17,7 @@ LAYERS = [
     [{"backbones.models"}, {"backbones.optim"},
      {"backbones.augment", "backbones.losses", "backbones.metrics", "backbones.tta"}, {"backbones.data"}],
     [{"backbones.distributed", "backbones.gradient", "backbones.machine", "backbones.torch_settings"}],
-    [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors"}],
+    [{"backbones.types", "backbones.tree", "backbones.random", "backbones.errors", "backbones.ranges"}],
 ]  # fmt: skip
 """From the top, each a list of columns, which do not see each other."""
 IMPORTERS = {

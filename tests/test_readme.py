@@ -24,7 +24,7 @@ import backbones.commands
 from backbones.commands.train import parse
 from backbones.data import digits
 from backbones.experiment import Experiment
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_lines import read_metrics
 from backbones.run.run import run
 from docs.architecture import draw
 from experiments import CLAIMS, EXPERIMENTS

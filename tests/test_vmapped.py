@@ -172,3 +172,23 @@ def test_steps_that_are_compiled_or_go_back_are_refused() -> None:
         check_vmappable([dataclasses.replace(VIT, compile="on")], few_digits())
     with pytest.raises(InputError, match="--rewind would go back with one"):
         check_vmappable([dataclasses.replace(VIT, rewind=3)], few_digits())
+
+
+def through_numpy(*, padding: int = 1):
+    """An augmentation that leaves torch."""
+
+    def augment(keys, batch):
+        del keys
+        return batch._replace(images=torch.from_numpy(batch.images.numpy().copy()))
+
+    return augment
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_step_that_leaves_torch_does_not_vmap() -> None:
+    members = [dataclasses.replace(VIT, augment=use(through_numpy), seed=seed) for seed in (0, 1)]
+    step = make_vmapped_step(members, digits())
+    programs = [member.make() for member in members]
+    states = tree.stack([program.state for program in programs])
+    with pytest.raises(InputError, match="this step does not vmap: "):
+        step(states, tree.stack([program.batches(0) for program in programs]))

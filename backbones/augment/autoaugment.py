@@ -9,7 +9,7 @@ import backbones.random as random
 from backbones.augment.base import Augment, chain, of_uint8_images
 from backbones.augment.geometry import Flip, Padding, crop_flip
 from backbones.augment.policy import AUTO, Op, apply_ops, random_sign
-from backbones.errors import checked
+from backbones.ranges import checked
 
 CIFAR10 = [
     ((Op.INVERT, 1, 0), (Op.CONTRAST, 2, 6)),

@@ -13,7 +13,7 @@ from typing_extensions import Doc
 import backbones.random as random
 from backbones.augment.base import Augment, chain, of_uint8_images, per_image
 from backbones.augment.geometry import Flip, Padding, crop_flip
-from backbones.errors import Range, checked
+from backbones.ranges import Range, checked
 
 # more than 99 times the level, in units of 2^-16, would overflow in `blend`
 Distance = Annotated[float, Range("[0, 99]"), Doc("largest distance of its factor from 1; factors are at least 0")]

@@ -9,7 +9,7 @@ from typing_extensions import Doc
 import backbones.random as random
 from backbones.augment.base import Augment, chain, of_images, per_image
 from backbones.augment.geometry import Flip, Padding, Ratio, Scale, check_order, crop_flip
-from backbones.errors import Count, Range, checked
+from backbones.ranges import Count, Range, checked
 
 Level = Annotated[int, Range("[0, 255]")]
 

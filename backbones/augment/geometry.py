@@ -8,7 +8,8 @@ from typing_extensions import Doc
 
 import backbones.random as random
 from backbones.augment.base import Augment, chain, identity, of_images, of_uint8_images, per_image
-from backbones.errors import InputError, Range, checked
+from backbones.errors import InputError
+from backbones.ranges import Range, checked
 from backbones.types import Batch
 
 Padding = Annotated[int, Range("[0, inf)"), Doc("largest shift of a random crop that comes first, pixels; 0 for none")]

@@ -18,7 +18,8 @@ import backbones.tree as tree
 from backbones.augment.base import Augment, chain, per_image
 from backbones.augment.erase import inside
 from backbones.augment.geometry import Flip, Padding, crop_flip
-from backbones.errors import Count, InputError, Positive, Range, checked
+from backbones.errors import InputError
+from backbones.ranges import Count, Positive, Range, checked
 from backbones.types import Batch
 
 Alpha = Annotated[Positive, Doc("both parameters of the Beta distribution of l")]

@@ -1,4 +1,4 @@
-"""Policies that draw their operations: RandAugment, TrivialAugment and AutoAugment for CIFAR-10.
+"""Policies that draw their operations: RandAugment and TrivialAugment, and what AutoAugment shares with them.
 
 Names, magnitudes and order of the operations are those of torchvision. Every image has an operation of its own, so the
 whole batch passes through each of three kernels: an affine map, a blend and a lookup table. An image whose operation is
@@ -17,7 +17,7 @@ import backbones.random as random
 from backbones.augment import color
 from backbones.augment.base import Augment, chain, of_uint8_images, per_image
 from backbones.augment.geometry import Flip, Padding, affine, crop_flip
-from backbones.errors import Count, Range, checked
+from backbones.ranges import Count, Range, checked
 
 
 class Op:

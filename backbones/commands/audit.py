@@ -15,14 +15,16 @@ from backbones.experiment import Experiment
 from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, load_arrays, to_arrays
 from backbones.run.checkpoint.find import join_steps
+from backbones.run.config import parse_experiment
 from backbones.run.provenance import (
     describe_circumstances,
     list_other_circumstances,
     list_resumes,
+    list_trained,
     read_starts,
     use_recorded_threads,
 )
-from backbones.run.run_dir import parse_experiment
+from backbones.run.run import without_pretrained
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -60,10 +62,9 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     width = max(map(len, different), default=0)
     for name in different:
         print(f"{name:{width}s} {describe_difference(after.arrays[name], now[name])}")
-    for line in list_resumes("the run", starts, after=first):
+    trained = list_trained(starts, first, last)
+    for line in list_resumes("the run", trained, after=first):
         print(line)
-    ends = [min([last, *(each["step"] for each in starts[i + 1 :])]) for i in range(len(starts))]
-    trained = [start for start, end in zip(starts, ends, strict=True) if end > first]  # what was not done again later
     for line in list_other_circumstances(trained, circumstances):
         print(line)
     return not different
@@ -98,7 +99,7 @@ def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -
     with distributed.long_timeout():
         dataset = experiment.data.make(device=device)
     circumstances = describe_circumstances(experiment, dataset, device)  # now: what compiles imports more packages
-    program = experiment.make(dataset, experiment.make_model(dataset.info))
+    program = experiment.make(dataset, without_pretrained(experiment).make_model(dataset.info))
     state = load_arrays(program.state, before.arrays)
     steps = range(before.manifest.step + 1, after.manifest.step + 1)
     for step in distributed.progress(steps, unit="step", leave=False):

@@ -4,14 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from backbones.commands.options import FUNCTIONS, find_components, read_options
+from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, read_options
 from backbones.component import Use, import_object
 from backbones.data.source import CPU
-from backbones.errors import Count, InputError, Range, check_values
+from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.ranges import Count, Range
 from backbones.run.analysis.augment_sheet import make_sheet
 from backbones.run.analysis.pictures import save_tiles
-from backbones.run.run_dir import CONFIG, read_experiment
+from backbones.run.config import read_experiment
+from backbones.run.run_dir import CONFIG
 
 Step = Annotated[int, Range("[0, inf)")]
 
@@ -31,7 +33,7 @@ class Command:
     """Step of the run."""
 
     def __post_init__(self) -> None:
-        check_values(type(self).__annotations__, vars(self), prefix="--")
+        check_options(self)
 
 
 def main(args: list[str]) -> None:
@@ -45,12 +47,12 @@ def main(args: list[str]) -> None:
         print("usage: backbones augment-preview RUN [--augment NAME] [--out FILE] [--help]\n")
         print(f"RUN: a run folder, or an experiment as module:name\n{names}")
         return
-    experiment = read_run(args[0])
-    named, options = find_components(args[1:], ["augment"])
-    function = named.get("augment", experiment.augment.function)
-    augment = experiment.augment if function == experiment.augment.function else Use(function)
+    experiment = read_experiment_of(args[0])
+    chosen, options = choose_by_name(args[1:], {"augment": experiment.augment})
     description = f"Draw training images of {args[0]} before and after augmentation. {names}"
-    command = read_options(Command(augment=augment), options, prog="backbones augment-preview", description=description)
+    command = read_options(
+        Command(augment=chosen["augment"]), options, prog="backbones augment-preview", description=description
+    )
     rows = make_sheet(
         experiment,
         experiment.data.make(device=CPU),
@@ -74,7 +76,7 @@ def describe_augment(augment: Use) -> str:
     return f"{augment.name} ({', '.join(fields)})" if fields else augment.name
 
 
-def read_run(name: str) -> Experiment:
+def read_experiment_of(name: str) -> Experiment:
     """The experiment of a run folder, or at `module:name`.
 
     Raises:

@@ -10,11 +10,12 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import CheckpointName, DeviceName, RunPath, read_dataset
+from backbones.commands.options import CheckpointName, DataRoot, DeviceName, RunPath, checked_options, read_dataset
 from backbones.data import DataInfo
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
-from backbones.errors import Count, InputError, check_values
+from backbones.errors import InputError
+from backbones.ranges import Count
 from backbones.run.analysis.model_evaluation import (
     Evaluation,
     Predict,
@@ -31,6 +32,7 @@ from backbones.tta import Tta
 
 
 @in_full_float32()
+@checked_options
 def evaluate(
     run: RunPath,
     images: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = (),
@@ -44,6 +46,7 @@ def evaluate(
     resize: bool = False,
     device: DeviceName = "auto",
     out: Path | None = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Evaluate a checkpoint: accuracy, loss, F1, calibration, the scores of each class, confusion; or classify files.
 
@@ -61,11 +64,11 @@ def evaluate(
         resize: scale image files of another size to that of the model.
         device: where to compute; auto is the GPU where there is one.
         out: folder for evaluation.json, confusion.png and calibration.png; None for the run folder.
+        data_root: where the data set is; None for where it was when the run was trained.
 
     Raises:
         InputError: a file, checkpoint or data set cannot be read, or does not fit the model.
     """
-    check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     content, experiment = read_trained(run, parse_saved(checkpoint))
     path, info, torch_device = content.path, content.manifest.info, distributed.init(device)
     if tta != "auto":
@@ -77,7 +80,7 @@ def evaluate(
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
-    name, dataset = read_dataset(data, experiment.data, torch_device)
+    name, dataset = read_dataset(data, experiment.data, torch_device, data_root)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
     evaluation = evaluate_model(

@@ -1,18 +1,20 @@
 """`backbones explain RUN IMAGE ...`: what in image files a class is predicted by, as one picture."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import backbones.distributed as distributed
-from backbones.commands.options import CheckpointName, DeviceName, ImagePaths, RunPath
+from backbones.commands.options import AT_ONCE, CheckpointName, DeviceName, ImagePaths, RunPath
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
 from backbones.errors import InputError, check_known
 from backbones.run.analysis.explain import default_layers, draw_map, make_maps
 from backbones.run.analysis.pictures import Tile, save_tiles
-from backbones.run.analysis.trained_model import load_model, read_trained
+from backbones.run.analysis.trained_model import TrainedModel, load_model, read_trained
 from backbones.run.checkpoint import parse_saved
 from backbones.torch_settings import in_full_float32
 
@@ -64,10 +66,16 @@ def explain(
         check_known("class", target, names)
     pixels = read_images(images, trained.info, squeeze=resize).to(torch_device)
     with torch.no_grad():
-        probabilities = trained.logits(pixels).softmax(dim=1)
+        probabilities = torch.cat([trained.logits(part).softmax(dim=1) for part in pixels.split(AT_ONCE)])
     predicted = probabilities.argmax(dim=1)
     classes = predicted if target is None else torch.full_like(predicted, names.index(target))
-    maps = make_maps(trained, pixels, classes, layers or default_layers(trained))
+    try:
+        maps = _maps_of_all(trained, pixels, classes, layers or default_layers(trained))
+    except InputError as error:
+        if layers:
+            raise
+        print(f"note: there is the input gradient alone; {error}")
+        maps = _maps_of_all(trained, pixels, classes, ())
     rows = []
     for i, image in enumerate(pixels.cpu()):
         guess = f"{names[predicted[i]]} {probabilities[i, predicted[i]]:.1%}"
@@ -76,3 +84,10 @@ def explain(
     what = "the predicted class" if target is None else target
     save_tiles(rows, out, title=f"{content.path}: evidence for {what}", side=SIDE)
     print(f"see {out}")
+
+
+def _maps_of_all(trained: TrainedModel, pixels: Tensor, classes: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """`make_maps`, a few images at a time."""
+    pairs = zip(pixels.split(AT_ONCE), classes.split(AT_ONCE), strict=True)
+    parts = [make_maps(trained, *pair, layers) for pair in pairs]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

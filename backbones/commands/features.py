@@ -8,9 +8,10 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import CheckpointName, DeviceName, RunPath, read_dataset
+from backbones.commands.options import CheckpointName, DataRoot, DeviceName, RunPath, checked_options, read_dataset
 from backbones.commands.probe import format_accuracies
-from backbones.errors import Count, InputError, check_known, check_values
+from backbones.errors import InputError, check_known
+from backbones.ranges import Count
 from backbones.run.analysis.feature_table import check_new, write_table
 from backbones.run.analysis.features import check_image_shape, extract, layer_shapes
 from backbones.run.analysis.probe import probe_table
@@ -21,6 +22,7 @@ from backbones.torch_settings import in_full_float32
 
 
 @in_full_float32()
+@checked_options
 def features(
     run: RunPath,
     data: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None,
@@ -33,6 +35,7 @@ def features(
     knn: bool = True,
     probe: bool = True,
     device: DeviceName = "auto",
+    data_root: DataRoot = None,
 ) -> None:
     """Write the features of all images of a data set as a table, and measure how well they tell the classes apart.
 
@@ -53,23 +56,25 @@ def features(
         knn: measure nearest neighbours.
         probe: measure a linear classifier.
         device: where to compute; auto is the GPU where there is one.
+        data_root: where the data set is; None for where it was when the run was trained.
 
     Raises:
         InputError: a file, checkpoint or data set cannot be read, does not fit the model, or `out` exists.
     """
-    check_values({"batch_size": Count}, {"batch_size": batch_size}, prefix="--")
     check_new(out)
     content, experiment = read_trained(run, parse_saved(checkpoint))
     path, torch_device = content.path, distributed.init(device)
     trained = load_model(content, experiment, torch_device)
     check_known("layer", layer, layer_shapes(trained))
-    name, dataset = read_dataset(data, experiment.data, torch_device)
+    name, dataset = read_dataset(data, experiment.data, torch_device, data_root)
     check_image_shape(dataset.info, trained.info, name)
     about = {
         "checkpoint": str(path.absolute()),
         "weights": tree.sha256(trained.params),
         "data": data or experiment.data.path,
         "layer": layer,
+        "train": dataset.train.digest(),
+        "test": dataset.test.digest(),
     }
     table = extract(trained, dataset, layer, batch_size=batch_size, about=about)
     write_table(out, table)

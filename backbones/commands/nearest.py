@@ -9,10 +9,11 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import DeviceName, ImagePaths, read_dataset
+from backbones.commands.options import AT_ONCE, DeviceName, ImagePaths, checked_options, read_dataset
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
-from backbones.errors import Count, InputError, check_values
+from backbones.errors import InputError
+from backbones.ranges import Count
 from backbones.run.analysis.feature_table import read_table
 from backbones.run.analysis.features import to_vectors
 from backbones.run.analysis.pictures import Tile, save_tiles
@@ -22,6 +23,7 @@ from backbones.torch_settings import in_full_float32
 
 
 @in_full_float32()
+@checked_options
 def nearest(
     features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
     images: ImagePaths,
@@ -49,7 +51,6 @@ def nearest(
     Raises:
         InputError: a file cannot be read, or its checkpoint or data set is not there any more or has changed.
     """
-    check_values({"k": Count}, {"k": k}, prefix="--")
     if not images:
         raise InputError("no image files are named; give some after the features")
     table, torch_device = read_table(features), distributed.init(device)
@@ -57,13 +58,14 @@ def nearest(
     trained = load_model(content, experiment, torch_device)
     name, dataset = read_dataset(table.about["data"], experiment.data, torch_device)
     source, rows = getattr(dataset, split), table.of_split(split)
-    if tree.sha256(trained.params) != table.about["weights"] or source.labels.tolist() != rows.label.tolist():
+    if tree.sha256(trained.params) != table.about["weights"] or source.digest() != table.about.get(split):
         raise InputError(
             f"{features} was made with other weights than those of {content.path}, or other data than {name}"
         )
     pixels = read_images(images, trained.info, squeeze=resize)
     with torch.no_grad():
-        vectors = to_vectors(trained.features(pixels)[table.about["layer"]]).cpu()
+        parts = [to_vectors(trained.features(part)[table.about["layer"]]).cpu() for part in pixels.split(AT_ONCE)]
+    vectors = torch.cat(parts)
     cosine, found = find_nearest(torch.from_numpy(rows.features), vectors, k)
     lines = []
     for image, file, values, index in zip(pixels, images, cosine.tolist(), found, strict=True):

@@ -1,5 +1,6 @@
 """Options on the command line: components by name, and the options of the functions that were chosen."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from backbones.experiment import Experiment
 from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
+from backbones.ranges import check_values, checked
 
 T = TypeVar("T")
 
@@ -30,6 +32,20 @@ RunPath = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
 ImagePaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
 CheckpointName = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
 DeviceName = Literal["auto", "cpu", "cuda"]
+DataRoot = Annotated[str | None, tyro.conf.arg(name="data.root", metavar="FOLDER|FILE")]
+
+checked_options = partial(checked, prefix="--")
+"""Decorator: each call of a command checks its options against the ranges in their annotations."""
+
+
+def check_options(command: Any) -> None:
+    """Raise InputError for an option of a command, a dataclass, that is out of the range in its annotation."""
+    annotations = {field.name: field.type for field in dataclasses.fields(command)}
+    check_values(annotations, vars(command), prefix="--")
+
+
+AT_ONCE = 16
+"""Image files that a command without --batch-size gives to the model at once."""
 
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": DATASETS,
@@ -51,8 +67,8 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[check_known(kind, name, known)]
 
 
-def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str, Dataset]:
-    """A data set and its name: `own`, or another by its short name or at `module:name`.
+def read_dataset(name: str | None, own: Use, device: torch.device, root: str | None = None) -> tuple[str, Dataset]:
+    """A data set and its name: `own`, or another by its short name or at `module:name`; `root` is where it is now.
 
     The other one gets the options of `own`, such as its root, that it has too, of the same type, with the same default
     or none. Training images are not cropped at random: the center is taken instead.
@@ -70,6 +86,8 @@ def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str,
             if option.default in (known[name].default, inspect.Parameter.empty)
         ]
         own = use(function, **{name: own.values[name] for name in shared})
+    if root is not None:
+        own = own.replace(root=root)
     if own.values.get("crop") == "random":
         own = own.replace(crop="center")
     dataset = own.make(device=device)
@@ -77,14 +95,18 @@ def read_dataset(name: str | None, own: Use, device: torch.device) -> tuple[str,
     return own.name, dataset
 
 
-def find_components(args: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, Callable[..., Any]], list[str]]:
-    """Kind -> function, from `--KIND NAME`, `--KIND=NAME` and `--KIND module:name`; and the other arguments."""
-    chosen, others = {}, []
+def choose_by_name(args: Sequence[str], components: Mapping[str, Use]) -> tuple[dict[str, Use], list[str]]:
+    """Kind -> component, after `--KIND NAME`, `--KIND=NAME` and `--KIND module:name`; and the other arguments.
+
+    A component that is named again keeps its options.
+    """
+    chosen, others = {**components}, []
     remaining = iter(args)
     for arg in remaining:
         kind, equals, name = arg.removeprefix("--").partition("=")
-        if arg.startswith("--") and kind in kinds:
-            chosen[kind] = find_object(kind, name if equals else next(remaining, ""), FUNCTIONS[kind])
+        if arg.startswith("--") and kind in components:
+            function = find_object(kind, name if equals else next(remaining, ""), FUNCTIONS[kind])
+            chosen[kind] = components[kind] if function == components[kind].function else use(function)
         else:
             others.append(arg)
     return chosen, others

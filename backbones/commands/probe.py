@@ -1,4 +1,4 @@
-"""`backbones probe FEATURES`: how well classes can be told by features that were written before."""
+"""`backbones probe FEATURES`: the accuracy of classifiers on features that were written before."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,19 +6,19 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from backbones.errors import Count, Range, check_values
+from backbones.commands.options import checked_options
+from backbones.ranges import Count, Range
 from backbones.run.analysis.feature_table import read_table
 from backbones.run.analysis.probe import probe_table
 
-Seed = Annotated[int, Range("[0, inf)")]
 
-
+@checked_options
 def probe(
     features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
     /,
     *,
     per_class: Count | None = None,
-    seed: Seed = 0,
+    seed: Annotated[int, Range("[0, inf)")] = 0,
     knn: bool = True,
 ) -> None:
     """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.
@@ -32,7 +32,6 @@ def probe(
     Raises:
         InputError: the file cannot be read, or has one class only.
     """
-    check_values({"per_class": Count | None, "seed": Seed}, {"per_class": per_class, "seed": seed}, prefix="--")
     print(format_accuracies(probe_table(read_table(features), knn=knn, per_class=per_class, seed=seed)))
 
 

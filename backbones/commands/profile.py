@@ -8,16 +8,17 @@ import tyro
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.commands.options import DeviceName
+from backbones.commands.options import DeviceName, checked_options
 from backbones.component import use
-from backbones.errors import Count, InputError, check_known, checked
+from backbones.errors import InputError, check_known
 from backbones.models import MODELS
 from backbones.models.cost import layer_table, measure_cost, measure_latency
+from backbones.ranges import Count
 from backbones.torch_settings import in_full_float32
 
 
 @in_full_float32()
-@checked
+@checked_options
 def profile(
     models: tyro.conf.Positional[tuple[str, ...]] = (),
     /,

@@ -10,11 +10,18 @@ from backbones.commands.train import parse, train
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
+from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
-from backbones.run.metric_writer import METRICS, TIMES, read_metrics
-from backbones.run.provenance import list_other_circumstances, list_resumes, read_starts, use_recorded_threads
+from backbones.run.metric_lines import METRICS, TIMES, read_metrics
+from backbones.run.provenance import (
+    list_other_circumstances,
+    list_resumes,
+    list_trained,
+    read_starts,
+    use_recorded_threads,
+)
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, list_changes, read_experiment
+from backbones.run.run_dir import CONFIG
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -58,8 +65,7 @@ def check_finished(run_dir: Path) -> None:
 
 def starts_of(run_dir: Path) -> list[dict[str, Any]]:
     """The starts of a finished run that have trained: it may have been resumed only to be evaluated in another way."""
-    steps = read_json(run_dir / RESULT)["steps"]
-    return [start for start in read_starts(run_dir) if start.get("step", 0) < steps]
+    return list_trained(read_starts(run_dir), 0, read_json(run_dir / RESULT)["steps"])
 
 
 def compare_runs(before: Path, now: Path) -> bool:

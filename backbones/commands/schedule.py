@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-from backbones.commands.options import FUNCTIONS, find_components, read_options
-from backbones.component import Use
-from backbones.errors import Count, InputError, check_values
+from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, read_options
+from backbones.component import Use, use
+from backbones.errors import InputError
 from backbones.optim import Schedule
 from backbones.optim.schedule import cosine
+from backbones.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,16 @@ class Command:
     """Image file to write."""
 
     def __post_init__(self) -> None:
-        check_values(type(self).__annotations__, vars(self), prefix="--")
+        check_options(self)
 
 
 def main(args: list[str]) -> None:
     """Run a command line."""
-    chosen, options = find_components(args, ["schedule"])
-    defaults = Command(schedule=Use(chosen.get("schedule", cosine)))
+    chosen, options = choose_by_name(args, {"schedule": use(cosine)})
     description = f"Draw a learning-rate schedule. --schedule NAME: {', '.join(FUNCTIONS['schedule'])}"
-    command = read_options(defaults, options, prog="backbones schedule", description=description)
+    command = read_options(
+        Command(schedule=chosen["schedule"]), options, prog="backbones schedule", description=description
+    )
     plot(command.schedule.make(num_steps=command.steps), command.steps, command.plot, title=repr(command.schedule))
     print(f"drew {command.steps} steps of {command.schedule.name} into {command.plot}")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,24 +10,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from backbones.commands.options import read_options
+from backbones.commands.options import check_options, read_options
 from backbones.commands.train import choose_components, describe_choices, find_base, parse as parse_train, with_duration
 from backbones.component import options_of
-from backbones.errors import Count, InputError, Range, check_known, check_values
+from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
+from backbones.ranges import Count, Range
+from backbones.run.config import flatten
 from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes
-from backbones.run.sweep.members import (
-    SWEEP,
-    How,
-    Plan,
-    Sweep,
-    find_folder,
-    make_sweep,
-    read_sweep,
-    value_of,
-    write_sweep,
-)
+from backbones.run.sweep.members import SWEEP, How, Plan, Sweep, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
 from backbones.run.sweep.ways import Job, end_with_parent, run_job
 
@@ -57,7 +50,7 @@ class Command:
     sweep_seed: int = 0
     """Seed of these draws."""
     halving: Annotated[int, Range("[2, inf)")] | None = None
-    """Successive halving: all members run a part of their steps, the best one in this many goes on, and so on."""
+    """Successive halving: all members train for a part of their steps, the best one in this many goes on, and so on."""
     how: Literal["auto"] | How = "auto"
     """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
     seed and in numbers of the optimizer only. Auto measures, and takes the fastest."""
@@ -75,9 +68,7 @@ class Command:
     """With --only: save and stop after this step, and end at once when stdin is closed, as a sweep starts members."""
 
     def __post_init__(self) -> None:
-        annotations = {field.name: field.type for field in dataclasses.fields(self)}
-        values = {name: getattr(self, name) for name in ("random", "halving", "workers", "until")}
-        check_values(annotations, values, prefix="--")
+        check_options(self)
 
 
 def main(args: list[str]) -> bool:
@@ -110,12 +101,26 @@ def parse(args: Sequence[str]) -> Command:
         base, options = find_base(args, {}, PROG)
         experiment, options = choose_components(base, options)
         experiment = with_duration(experiment, options)
+        options += _options(_first_values(experiment, args))
     description = f"{DESCRIPTION}\n\n{describe_choices(experiment, {})}"
     return read_options(Command(experiment=experiment), options, prog=PROG, description=description)
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 _EARLY.add_argument("--resume", nargs="?", type=Path)
+
+
+def _first_values(experiment: Experiment, args: Sequence[str]) -> dict[str, str]:
+    """Field -> the first of its values after `--over`, of options without a default, which tyro would ask for."""
+    words = zip(args, args[1:], args[2:], strict=False)
+    first = {field: text.partition("..")[0] for arg, field, text in words if arg == "--over"}
+    without = {
+        f"{kind}.{option}"
+        for kind in COMPONENTS
+        for option, value in getattr(experiment, kind).values.items()
+        if value is inspect.Parameter.empty
+    }
+    return {field: text for field, text in first.items() if field in without}
 
 
 def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
@@ -136,8 +141,8 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
 
     def is_integer(field: str) -> bool:
         ends = next(axis.values for axis in axes if axis.field == field)
-        others = {axis.field: axis.values[0] for axis in axes if axis.scale is None}  # such as the component it is of
-        values = [value_of(member({**others, field: end}), field) for end in ends]  # each is checked as by train
+        others = {axis.field: axis.values[0] for axis in axes}  # such as the component it is of
+        values = [flatten(member({**others, field: end}))[field] for end in ends]  # each is checked as by train
         return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
     if command.random is None:

@@ -5,21 +5,22 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 
 import backbones.distributed as distributed
-from backbones.commands.options import FUNCTIONS, find_components, find_object, read_options
+from backbones.commands.options import FUNCTIONS, choose_by_name, find_object, read_options
 from backbones.commands.show import list_experiments, show
-from backbones.component import Use
 from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES, LIBRARIES
 from backbones.run.checkpoint import parse_which
+from backbones.run.config import parse_experiment
 from backbones.run.files import read_json
+from backbones.run.resume import config_to_resume
 from backbones.run.run import run
-from backbones.run.run_dir import config_to_resume, latest_run_dir, parse_experiment
+from backbones.run.run_dir import latest_run_dir
 from backbones.run.step_profile import parse_steps
 
 RESUME_HELP = (
@@ -60,6 +61,7 @@ def main(
         claims: name -> what is known of an experiment, for `--list`.
     """
     distributed.join()
+    _check_given_once(args)
     command = parse(args, experiments or {}, prog="train.py" if experiments else "backbones train")
     if command.list_all:
         distributed.print0(list_experiments(experiments or {}, claims or {}))
@@ -67,6 +69,14 @@ def main(
         distributed.print0(show(command.experiment))
     else:
         train(command)
+
+
+def _check_given_once(args: Sequence[str]) -> None:
+    """Raise InputError for an option of several values that is given twice: only the last values would count."""
+    names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+    for name in ("--freeze", "--train-only", "--pass-over", "--log-to"):
+        if names.count(name) > 1:
+            raise InputError(f"{name} is given twice; give all its values after one")
 
 
 def train(command: Command) -> None:
@@ -141,17 +151,14 @@ def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Expe
     Returns:
         The experiment, under a name that says what was chosen, and the other arguments.
     """
-    named, others = find_components(args, COMPONENTS)
-    chosen: dict[str, Any] = {}
-    for kind, function in named.items():
-        if function != getattr(experiment, kind).function:  # else keep the options that the experiment gives it
-            chosen[kind] = Use(function)
-    new = dataclasses.replace(experiment, **chosen)
+    components = {kind: getattr(experiment, kind) for kind in COMPONENTS}
+    chosen, others = choose_by_name(args, components)
+    new = dataclasses.replace(experiment, **cast(Any, chosen))
     name, named_by = experiment.name, ["data", "model", "optim"]
     trained = f"{experiment.data.name}-{experiment.model.name}"
     if name.startswith(trained):  # as cifar10-resnet18-plus does
         name, named_by = f"{new.data.name}-{new.model.name}{name.removeprefix(trained)}", ["optim"]
-    name = "-".join([name, *(chosen[kind].name for kind in named_by if kind in chosen)])
+    name = "-".join([name, *(chosen[kind].name for kind in named_by if chosen[kind] is not components[kind])])
     return dataclasses.replace(new, name=name), others
 
 

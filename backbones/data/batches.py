@@ -15,6 +15,7 @@ import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
 from backbones.data.source import Source
+from backbones.errors import InputError
 from backbones.random import Stream
 from backbones.types import Batch
 
@@ -160,6 +161,9 @@ def read_ahead(
         samples, images = started.pop(step)
         labels, weight = source.labels[samples.index], torch.ones(len(samples.index), device=device)
         batch = Batch(images(), labels, None, weight, samples.index, samples.epoch)
+        got, wanted = (batch.images.dtype, batch.images.shape), (torch.uint8, (len(labels), *source.info.image_shape))
+        if got != wanted:
+            raise InputError(f"the data set reads images of {got[0]} {[*got[1]]}; wanted {wanted[0]} {[*wanted[1]]}")
         return tree.map(lambda leaf: leaf.to(device, non_blocking=True), batch)
 
     return batch_of

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones.data.source import CPU, Dataset, in_memory
-from backbones.errors import Count, checked
+from backbones.ranges import Count, checked
 
 
 @checked

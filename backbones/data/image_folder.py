@@ -41,6 +41,8 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                             folders.append(f"{folder}/{entry.name}".removeprefix("/"))
                     else:
                         files[folder].append(entry.name)
+                        if entry.is_symlink() and not is_image(entry.name) and not os.path.exists(entry.path):
+                            stamps[entry.path] = stamp(entry.path)  # it may become a folder
             bar.update(len(files[folder]))
     return list_tree(root, files), stamps
 

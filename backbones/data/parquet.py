@@ -46,10 +46,25 @@ def list_parquet(root: Path) -> Listing:
     Raises:
         InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
     """
-    paths = sorted(filter(Path.is_file, root.rglob("*.parquet") if root.is_dir() else [root]))
-    if not paths:
+    paths = sorted(_files_below(root)) if root.is_dir() else [root]
+    if not paths or not root.exists():
         raise InputError(f"there are no parquet files in {root}; set --data.root to a file, or to a folder of them")
     return cached_listing(root, "parquet", lambda: _extract(root, paths), paths)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """The parquet files below a folder, also behind links to folders, but for hidden ones."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            yield from (Path(folder, name) for name in names if re.fullmatch(r"[^.].*\.parquet", name))
+        seen.add(real)
 
 
 def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
@@ -59,9 +74,17 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
     rows: dict[str, list[tuple[str, Any, int, int]]] = {}  # name, label, and where the bytes are in the store
     named: dict[Path, list[str]] = {}  # file -> names of its classes
     splits = [_split_of(path.relative_to(root) if root.is_dir() else Path(path.name)) for path in paths]
-    chosen = {**choose_splits(root, splits), "all": "all"}
+    path = root
     try:
-        total = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
+        total, labelled = 0, set()
+        for path, split in zip(paths, splits, strict=True):
+            with pyarrow.parquet.ParquetFile(path) as file:
+                total += file.metadata.num_rows
+                if split not in labelled and (split not in TEST_NAMES or _has_labels(path, file)):
+                    labelled.add(split)
+        if unlabelled := {*splits} - labelled:
+            distributed.print0(f"note: {root} has no labels in {', '.join(sorted(unlabelled))}: not used")
+        chosen = {**choose_splits(root, labelled), "all": "all"}
         with (
             named_after(store),
             replacing(store) as output,
@@ -84,7 +107,7 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
     except (OSError, pyarrow.ArrowException) as error:
         if getattr(error, "errno", None) is not None:  # of the disk
             raise
-        raise InputError(f"{root} cannot be read as parquet: {error}") from error
+        raise InputError(f"{path} cannot be read as parquet: {error}") from error
     labels = {split: [row[1] for row in each] for split, each in rows.items()}
     class_names, numbers = _number(root, labels, _one_of(named))
     listing = Listing(class_names, {})
@@ -123,6 +146,12 @@ def _is_image(kind: Any) -> bool:
 
 def _is_label(kind: Any) -> bool:
     return re.match(r"u?int|(large_)?string$|dictionary<values=(large_)?string,", str(kind)) is not None
+
+
+def _has_labels(path: Path, file: Any) -> bool:
+    """Whether there is a label in a file: the hub's test splits have -1 where the labels are not public."""
+    _, column = _columns(path, file.schema_arrow)
+    return any(label not in (None, -1) for label in file.read([column])[column].unique().to_pylist())
 
 
 def _class_names(schema: Any, label_column: str) -> list[str] | None:

@@ -6,7 +6,7 @@ from torch import Tensor
 import backbones.random as random
 import backbones.tree as tree
 from backbones.data.source import Dataset, Source
-from backbones.errors import Count, checked
+from backbones.ranges import Count, checked
 
 
 @checked

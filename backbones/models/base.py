@@ -5,6 +5,7 @@ Shapes: B images a batch, C channels, H and W height and width, D numbers of the
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Annotated, ClassVar, Literal, NamedTuple, ParamSpec, Protocol
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Doc
 
-from backbones.errors import Count, InputError, checked
+from backbones.errors import InputError
 from backbones.models.roles import make_roles, owner_of
+from backbones.ranges import Count, checked
 from backbones.types import ModelState, Params, Roles
 
 P = ParamSpec("P")
@@ -205,7 +207,16 @@ def make_apply(skeleton: nn.Module, *, in_evaluation: Collection[str] = ()) -> A
         logits = functional_call(training_skeleton, leaves, (images,))
         return logits, {name: leaves[name] for name in model_state}
 
+    _OF_MODULES.add(apply)
     return apply
+
+
+_OF_MODULES: weakref.WeakSet[ApplyModel] = weakref.WeakSet()
+
+
+def is_of_module(apply: ApplyModel) -> bool:
+    """Whether `make_apply` made it, so that it does no more than the module itself."""
+    return apply in _OF_MODULES
 
 
 def apply_head(model: Model, params: Params, model_state: ModelState, pooled: Tensor) -> Tensor:

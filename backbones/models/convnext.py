@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, DropPath, Linear, check_image_size, drop_paths
+from backbones.models.cpu_layers import DepthwiseConv, Linear
+from backbones.models.layers import DropPath, check_image_size, drop_paths
+from backbones.ranges import Probability
 
 
 class ChannelNorm(nn.LayerNorm):

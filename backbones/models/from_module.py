@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from backbones.models.roles import make_roles, owner_of
 from backbones.types import ModelState, Params
 
 
-def from_module(make: Callable[[], nn.Module]) -> Model:
+def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) -> Model:
     """Turn a module that gives logits [B, K] of images [B, C, H, W] into a `Model`.
 
     Its own constructor initialises it, on the CPU, from torch's global generator, which is seeded for it and then put
@@ -31,9 +31,11 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
 
     Args:
         make: the constructor, such as `partial(MyNet, width=64)`. It is called once here and once in each `init`.
+        classifiers: names of the layers that are the head, where there are several.
 
     Raises:
-        InputError: a layer gets its shape only from a first batch (`nn.LazyLinear`), or a parameter is complex.
+        InputError: it is no module, a layer gets its shape only from a first batch (`nn.LazyLinear`), or a parameter is
+            complex.
     """
 
     def make_on_cpu(seed: int) -> nn.Module:
@@ -42,8 +44,12 @@ def from_module(make: Callable[[], nn.Module]) -> Model:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return make()
 
-    skeleton = _on_meta(make_on_cpu(0)).eval()
+    made = make_on_cpu(0)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"a {type(made).__name__} is no model; wanted an nn.Module")
+    skeleton = _on_meta(made).eval()
     stem, head = find_stem_and_head(skeleton)
+    head = tuple(classifiers) or head
     headless = copy.deepcopy(skeleton)
     for name in head:
         headless.set_submodule(name, nn.Identity())

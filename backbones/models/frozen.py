@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backbones.errors import InputError, shorten
-from backbones.models.base import Model, make_apply
+from backbones.models.base import Model, is_of_module, make_apply
 from backbones.models.roles import NORMS
 from backbones.types import ModelState, Params, Part, Roles
 
@@ -52,26 +52,32 @@ def freeze(model: Model, names: Collection[str]) -> Model:
         names: of parameters.
 
     Raises:
-        InputError: no parameter is left.
+        InputError: no parameter is left; or a norm is to be frozen, and `apply` is more than the module, which then
+            cannot be changed.
     """
     if not names:
         return model
-    if not model.roles.keys() - set(names):
+    trained = model.roles.keys() - set(names)
+    if not trained:
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
     norms, latest = [], [""]
     for name, module in model.skeleton.named_modules():
         own = [f"{name}.{key}" for key, leaf in module.named_parameters(recurse=False) if leaf.requires_grad]
         latest = own or latest
-        if isinstance(module, NORMS) and all(key in names for key in latest):
+        if isinstance(module, NORMS) and latest != [""] and not trained & {*latest}:
             norms.append(name)
+    if norms and not is_of_module(model.apply):
+        raise InputError(
+            f"cannot freeze the norm {norms[0]} of a model with an `apply` of its own; freeze it before its `apply` is "
+            "replaced, as by with_autocast"
+        )
 
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
         return split(*model.init(generator))
 
     def split(params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
-        trained = {name: leaf for name, leaf in params.items() if name not in names}
         frozen = {name: leaf for name, leaf in params.items() if name in names}
-        return trained, {**model_state, **frozen}
+        return {name: leaf for name, leaf in params.items() if name not in names}, {**model_state, **frozen}
 
     def init_from_images(params: Params, model_state: ModelState, images: Tensor) -> tuple[Params, ModelState]:
         assert model.init_from_images is not None
@@ -81,7 +87,7 @@ def freeze(model: Model, names: Collection[str]) -> Model:
 
     return model._replace(
         init=init,
-        apply=make_apply(model.skeleton, in_evaluation=norms),
+        apply=make_apply(model.skeleton, in_evaluation=norms) if norms else model.apply,
         roles={name: role for name, role in model.roles.items() if name not in names},
         init_from_images=init_from_images if model.init_from_images is not None else None,
     )

@@ -1,6 +1,7 @@
 """Models of other libraries, each tried on a batch before it is used."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,12 @@ MADE_WRONG = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, A
 
 
 def from_library(
-    title: str, make: Callable[[], nn.Module], image_shape: ImageShape, num_classes: NumClasses, pretrained: str | None
+    title: str,
+    make: Callable[[], nn.Module],
+    image_shape: ImageShape,
+    num_classes: NumClasses,
+    pretrained: str | None,
+    classifiers: Sequence[str] = (),
 ) -> Model:
     """`from_module` for a module of another library, which is first tried on a batch of meta tensors.
 
@@ -27,6 +33,7 @@ def from_library(
         image_shape: the images that it is for.
         num_classes: the classes.
         pretrained: file of weights with which `init` starts; it is read only then, so that a trained run does without.
+        classifiers: see `from_module`.
 
     Raises:
         InputError: it cannot be made, does not fit into the memory, cannot take a batch of such images in training, or
@@ -34,7 +41,7 @@ def from_library(
             `with_pretrained` do.
     """
     try:
-        model = from_module(make)
+        model = from_module(make, classifiers)
     except MADE_WRONG as error:
         raise _does_not_take(title, image_shape, error) from error
     check_logits(title, model, image_shape, num_classes)
@@ -67,7 +74,9 @@ def _does_not_take(title: str, image_shape: ImageShape, error: Exception) -> Inp
     reason = str(error).partition("\n")[0]
     if is_out_of_memory(error):
         return InputError(f"{title} does not fit into the memory: {reason}")
-    return InputError(f"{title} does not take images of {'x'.join(map(str, image_shape))}: {reason}")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+    return InputError(f"{title} does not take images of {'x'.join(map(str, image_shape))}: {reason} ({where})")
 
 
 def _init_from_file(model: Model, path: str, image_shape: ImageShape) -> InitModel:

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import Count
 from backbones.models.base import Backbone, ImageShape, NumClasses, PatchSize, make_constructor
 from backbones.models.layers import Mlp, count_patches
+from backbones.ranges import Count
 
 
 class MixerBlock(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
+from backbones.models.cpu_layers import DepthwiseConv
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
 """(channels, stride) of each block (table 1)."""

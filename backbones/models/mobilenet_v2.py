@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
+from backbones.models.cpu_layers import DepthwiseConv
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 """(expansion t, channels c, blocks n, stride s of the first block) of each stage (table 2)."""

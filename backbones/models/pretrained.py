@@ -4,6 +4,7 @@ B images, C channels, D the embedding dimension, N tokens.
 """
 
 import math
+import re
 from itertools import chain
 
 import torch
@@ -13,8 +14,12 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.models.base import ImageShape, Model
 from backbones.models.convert import to_our_names
+from backbones.models.roles import owner_of
 from backbones.models.state_dict import StateDict
 from backbones.types import ModelState, Params
+
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+"""Classifiers of torchvision's Inception networks that only their own training needs."""
 
 
 def with_pretrained(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple[Model, list[str]]:
@@ -63,16 +68,22 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
             if got.shape == wanted.shape:
                 notes.append(f"{name} of {tuple(old.shape)} became {tuple(got.shape)}")
         if got is not None and got.shape == wanted.shape:
-            fitted[name] = got
+            fitted[name] = got.detach()
         elif part == "head":
             fresh.append(name)
         elif got is not None or name not in optional:
             found = "missing" if got is None else tuple(got.shape)
             problems.append(f"{name} is {found}, expected {tuple(wanted.shape)}")
     left_over = [name for name in weights if name not in tied and not name.endswith("num_batches_tracked")]
+    if auxiliary := [name for name in left_over if name.startswith(AUXILIARY)]:
+        notes.append(f"not used: {', '.join(auxiliary)}")
+        left_over = [name for name in left_over if name not in auxiliary]
     if fresh:  # what was a part of another kind of head
         notes.append(f"missing or of another size, and initialised: {', '.join(fresh)}")
-        left_over = [name for name in left_over if name.partition(".")[0] != fresh[0].partition(".")[0]]
+        top = fresh[0].partition(".")[0] + "."
+        if any(name.startswith(top) and part != "head" for name, part in parts.items()):  # it holds more than the head
+            top = owner_of(fresh[0])[0] + "."
+        left_over = [name for name in left_over if not name.startswith(top)]
     problems += [f"{name} is {tuple(weights[name].shape)}, expected none" for name in left_over]
     if problems:
         raise InputError("\n  ".join(["these are not weights of this model:", *problems[:8]]))
@@ -81,13 +92,16 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
 
 def _renamed(weights: StateDict, leaves: StateDict) -> tuple[StateDict, list[str]]:
     """The weights under the names of `leaves`, as far as these are known, and what was done for it."""
-    notes, weights = [], dict(weights)
+    notes = []
+    weights = {name: leaf for name, leaf in weights.items() if name != "n_averaged"}  # of torch's AveragedModel
     while weights and not to_our_names(weights, leaves).keys() & leaves.keys():
         wrapper = next(iter(weights)).partition(".")[0] + "."
         if not all(name.startswith(wrapper) for name in weights):
             break
         weights = {name.removeprefix(wrapper): leaf for name, leaf in weights.items()}
         notes.append(f"{wrapper} before each name is dropped")
+    dense = r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"  # as in torchvision's files of DenseNets
+    weights = {re.sub(dense, r"\1\2", name): leaf for name, leaf in weights.items()}
     renamed = to_our_names(weights, leaves)
     if renamed.keys() != weights.keys():
         notes.append("the names are those of torchvision or timm")

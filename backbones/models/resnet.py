@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, Stem, make_constructor
 from backbones.models.layers import (
     Block,
@@ -26,6 +25,7 @@ from backbones.models.layers import (
     make_stages,
     make_stem,
 )
+from backbones.ranges import Probability
 
 MakeAttention = Callable[[int], nn.Module]
 """channels -> a module that reweights the residual before the shortcut is added."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from backbones.errors import Count, checked
 from backbones.models.base import ImageShape, Model, NumClasses, StageDepths, Stem
 from backbones.models.layers import ResidualBlock, conv1x1, conv3x3
 from backbones.models.resnet import make_shortcut, resnet
+from backbones.ranges import Count, checked
 
 Downsample = Annotated[Literal["1x1", "3x3"], Doc("which convolution of a stage's first block halves the image")]
 

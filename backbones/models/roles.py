@@ -1,5 +1,7 @@
 """The role of each parameter: the part of the network from its name, the kind from the layer that owns it."""
 
+import re
+
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -76,6 +78,8 @@ def _kind(layer: nn.Module, tensor: str, leaf: Tensor) -> Kind:
         return "norm"
     if tensor.endswith("bias"):
         return "bias"
-    if leaf.ndim < 2 or (is_parametrized(layer) and leaf[0].numel() == 1):  # the lengths of `weight_norm`
+    is_length = (is_parametrized(layer) or tensor.endswith("_g")) and leaf.ndim and leaf[0].numel() == 1
+    if leaf.ndim < 2 or is_length:  # of `weight_norm`
         return "scale"
+    tensor = re.sub("_(orig|v)$", "", tensor)  # as torch's older hooks call what they compute a weight from
     return "matrix" if tensor.endswith("weight") and not isinstance(layer, LOOKUP_TABLES) else "embedding"

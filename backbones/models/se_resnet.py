@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import checked
 from backbones.models.base import ImageShape, Model, NumClasses, StageDepths, Stem
 from backbones.models.layers import Block, Reduction
 from backbones.models.resnet import BasicBlock, Bottleneck, resnet
+from backbones.ranges import checked
 
 
 class SqueezeExcitation(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
-from backbones.models.layers import DepthwiseConv, conv1x1, conv3x3, init_conv_net
+from backbones.models.cpu_layers import DepthwiseConv
+from backbones.models.layers import conv1x1, conv3x3, init_conv_net
 
 STAGE_DEPTHS = (4, 8, 4)
 STAGE_WIDTHS = {2: 200, 3: 240, 4: 272, 8: 384}

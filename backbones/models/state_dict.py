@@ -22,8 +22,13 @@ WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dic
 """Keys under which training scripts keep the weights, in the order in which they are looked for: an average first."""
 
 
-HARMLESS: list[Any] = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), np.float64(0).__reduce__()[0]]
-"""What training scripts keep beside the weights: their arguments, and an accuracy as a number of numpy."""
+_SCALAR = np.float64(0).__reduce__()[0]
+
+HARMLESS: list[Any] = [
+    *(argparse.Namespace, np.dtype, *(type(np.dtype(code)) for code in "?ilefd")),
+    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),  # as numpy 1 called it
+]
+"""What training scripts keep beside the weights: their arguments, and an accuracy or an epoch as a number of numpy."""
 
 
 def read_state_dict(path: str | Path) -> StateDict:

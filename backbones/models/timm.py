@@ -25,13 +25,16 @@ def timm(
             the file cannot be read or holds other weights.
     """
     try:
-        from timm.models import create_model, is_model, list_models  # late: it takes a second
+        from timm.models import create_model, get_pretrained_cfg, is_model, list_models  # late: it takes a second
     except ImportError as error:
         raise InputError("--model timm takes timm, which is not installed: pip install timm") from error
     if not is_model(architecture.partition(".")[0]):
         check_known("architecture of timm", architecture, list_models())
     make = partial(create_model, architecture, **timm_arguments(architecture, image_shape, num_classes))
-    return from_library(f"{architecture} of timm", make, image_shape, num_classes, pretrained)
+    config = get_pretrained_cfg(architecture, allow_unregistered=True)
+    named = config.classifier if config is not None else None
+    classifiers = named if isinstance(named, tuple | list) else ()  # as of distilled models, which have two
+    return from_library(f"{architecture} of timm", make, image_shape, num_classes, pretrained, classifiers)
 
 
 def timm_arguments(architecture: str, image_shape: ImageShape, num_classes: int) -> dict[str, Any]:

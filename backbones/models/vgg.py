@@ -16,9 +16,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Probability
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, make_constructor
-from backbones.models.layers import Conv, conv3x3, init_conv_net
+from backbones.models.cpu_layers import Conv
+from backbones.models.layers import conv3x3, init_conv_net
+from backbones.ranges import Probability
 
 Head = Literal["linear", "mlp"]
 

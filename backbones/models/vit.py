@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import Count, InputError, Probability, Range
+from backbones.errors import InputError
 from backbones.models.base import Backbone, ImageShape, Model, NumClasses, PatchSize, make_constructor
-from backbones.models.layers import DropPath, Linear, Mlp, conv3x3, count_patches, drop_paths
+from backbones.models.cpu_layers import Linear
+from backbones.models.layers import DropPath, Mlp, conv3x3, count_patches, drop_paths
+from backbones.ranges import Count, Probability, Range
 from backbones.types import Params
 
 

@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import InputError, Probability
+from backbones.errors import InputError
 from backbones.models.base import Backbone, ImageShape, NumClasses, Stem, make_constructor
 from backbones.models.layers import ResidualBlock, conv1x1, conv3x3, init_conv_net, make_stages, make_stem
+from backbones.ranges import Probability
 
 
 class WideBlock(ResidualBlock):

@@ -61,8 +61,8 @@ def scale_by_adam(
 
 
 def _ratio(mu_hat: Tensor, nu_hat: Tensor, eps: Tensor) -> Tensor:
-    """mu_hat / (sqrt(nu_hat) + eps), written over the two, which nobody else may need."""
-    return mu_hat.div_(nu_hat.sqrt_() + eps)  # not `add_`: the derivative of the root is made of the root
+    """mu_hat / (sqrt(nu_hat) + eps), written over `nu_hat`, which nobody else may need."""
+    return mu_hat / (nu_hat.sqrt_() + eps)  # not `add_`: the derivative of the root is made of the root
 
 
 def scale_by_belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> GradientTransformation:

@@ -11,7 +11,6 @@ from typing import Annotated
 import torch
 from typing_extensions import Doc
 
-from backbones.errors import Count, NonNegative, Positive, Probability, Range, checked
 from backbones.optim.adaptive import (
     scale_by_adafactor,
     scale_by_adam,
@@ -31,6 +30,7 @@ from backbones.optim.orthogonalize import orthogonalize
 from backbones.optim.schedule import Schedule, constant
 from backbones.optim.soap import scale_by_soap
 from backbones.optim.transform import add_decayed_weights, sam, scale_by_learning_rate, trace
+from backbones.ranges import Count, NonNegative, Positive, Probability, Range, checked
 
 LearningRate = Annotated[NonNegative, Doc("learning rate, which the schedule multiplies")]
 Momentum = Annotated[Probability, Doc("decay of the momentum")]

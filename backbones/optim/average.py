@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.errors import Count, Probability, Range, checked
+from backbones.errors import InputError
 from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
 from backbones.optim.hyperparams import current_learning_rate
+from backbones.ranges import Count, Probability, Range, checked
 from backbones.types import OptState, Params, Updates
 
 
@@ -123,7 +124,7 @@ def schedule_free(
     Source: Defazio et al., "The road less scheduled", arXiv 2405.15682, equations 3 to 5 and section 4.3.
 
     Raises:
-        ValueError: (`init`) `transform` has no learning rate in its state.
+        InputError: (`init`) `transform` has no learning rate in its state.
     """
     inner_update = with_grad_fn(transform.update)
 
@@ -158,7 +159,7 @@ def schedule_free(
 def _learning_rate_of(opt_state: OptState) -> Tensor:
     learning_rate = current_learning_rate(opt_state)
     if learning_rate is None:
-        raise ValueError(
+        raise InputError(
             "schedule_free weights its average by the learning rate, but no field of its transform's state is called "
             "`learning_rate`; end the transform in scale_by_learning_rate"
         )

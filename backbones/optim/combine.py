@@ -103,7 +103,8 @@ def with_rates(
     """`make(schedule)`, with the learning rate of each leaf multiplied by `rates[name]`.
 
     There is one transform for each rate, so that those whose update is not proportional to the rate, such as
-    schedule-free ones, see the rate of their leaves.
+    schedule-free ones, see the rate of their leaves. So the norm of a whole tree, as in `clip_by_global_norm`, is that
+    of the leaves of one rate within `make`; `--clip` comes before, and takes all.
     """
     labels = {rate: f"lr x {rate}" for rate in rates.values()}
     if set(labels) == {1.0}:

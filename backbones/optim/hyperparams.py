@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.optim.base import GradFn, GradientTransformation, with_grad_fn, zero_count
 from backbones.optim.schedule import Schedule
 from backbones.types import OptState, Params, Updates
@@ -18,18 +19,18 @@ def hyperparams(opt_state: OptState) -> dict[str, Tensor]:
 
 
 def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
-    """The state with every hyperparameter of those names set: `set_hyperparams(opt_state, b2=tensor)`.
+    """The state with every hyperparameter of those names set, in float64: `set_hyperparams(opt_state, b2=tensor)`.
 
     Raises:
-        ValueError: there is no hyperparameter of that name, or it is one that each update overwrites.
+        InputError: there is no hyperparameter of that name, or it is one that each update overwrites.
     """
     names = {_name(path) for path in hyperparams(opt_state)}
     for name in values:
         if name not in names:
-            raise ValueError(f"no hyperparameter is called {name!r}; there are: {', '.join(sorted(names))}")
+            raise InputError(f"no hyperparameter is called {name!r}; there are: {', '.join(sorted(names))}")
     if "learning_rate" in values and "base_learning_rate" in names:
-        raise ValueError("learning_rate is what the latest update used, and is overwritten; set base_learning_rate")
-    return tree.replace_fields(opt_state, values)
+        raise InputError("learning_rate is what the latest update used, and is overwritten; set base_learning_rate")
+    return tree.replace_fields(opt_state, {name: value.to(torch.float64) for name, value in values.items()})
 
 
 def current_learning_rate(opt_state: OptState) -> Tensor | None:
@@ -53,7 +54,7 @@ def inject_hyperparams(transform: GradientTransformation, **schedules: Schedule)
     Here a schedule gives the value itself, not a factor as in `scale_by_learning_rate`.
 
     Raises:
-        ValueError: (`init`) there is no hyperparameter of that name.
+        InputError: (`init`) there is no hyperparameter of that name.
     """
     inner_update = with_grad_fn(transform.update)
 

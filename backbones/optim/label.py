@@ -18,9 +18,12 @@ def everything(name: str, leaf: Tensor) -> bool:
 def is_matrix(name: str, leaf: Tensor) -> bool:
     """Whether a leaf is a weight of two or more dimensions: that of a linear layer, a convolution or an `nn.Embedding`.
 
-    By the roles of a model `matrices` tells these apart.
+    By the roles of a model `matrices` tells these apart. What torch's `parametrize` makes a weight of counts too, but
+    for the lengths of its `weight_norm`.
     """
-    return leaf.ndim >= 2 and name.endswith("weight")
+    _, parametrized, rest = f".{name}".partition(".parametrizations.")
+    tensor = rest.partition(".")[0] if parametrized else name
+    return leaf.ndim >= 2 and tensor.endswith("weight") and (not parametrized or leaf[0].numel() > 1)
 
 
 def matrices(roles: Roles) -> Mask:

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 import backbones.distributed as distributed
-from backbones.errors import Count, NonNegative, Positive, Range, checked
+from backbones.ranges import Count, NonNegative, Positive, Range, checked
 
 Schedule = Callable[[Tensor], Tensor]
 """`schedule(step) -> factor`."""

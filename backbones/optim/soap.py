@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
-from backbones.errors import Count, checked
 from backbones.optim.base import GradientTransformation, as_matrix, cast_like, from_matrix, hyperparameter, zero_count
+from backbones.ranges import Count, checked
 from backbones.types import Params, Updates
 
 SHIFT = 1e-5

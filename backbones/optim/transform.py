@@ -3,6 +3,7 @@
 Running means are `torch.lerp(mean, g, 1 - decay)`, which is decay mean + (1 - decay) g.
 """
 
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -139,7 +140,7 @@ class AddNoiseState(NamedTuple):
 
 
 def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
-    """g <- g + normal noise of variance eta / t^gamma, a function of the seed, t and the position in the tree.
+    """g <- g + normal noise of variance eta / t^gamma, a function of the seed, t, and the name and position.
 
     Source: Neelakantan et al., "Adding gradient noise improves learning for very deep networks", arXiv 1511.06807,
     equation 1.
@@ -155,7 +156,8 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
         (std,) = cast_like(updates, (state.eta / step**state.gamma).sqrt())
         key = random.fold_in(state.key, step)
         noisy = {}
-        for i, (name, g) in enumerate(updates.items()):
+        for name, g in updates.items():
+            i = zlib.crc32(name.encode())
             positions = torch.arange(g.numel(), device=g.device).reshape(g.shape)
             # not fold_in(fold_in(key, i), positions): inductor multiplies the positions in Python, without wrap-around
             noise = random.normal(random.fold_in(random.fold_in(key, i) ^ positions, 0))

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import backbones.tree as tree
-from backbones.errors import Count, Range, checked
 from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
+from backbones.ranges import Count, Range, checked
 from backbones.types import OptState, Params, Updates
 
 
@@ -23,7 +23,8 @@ class MultiStepsState(NamedTuple):
 def multi_steps(transform: GradientTransformation, every: Count) -> GradientTransformation:
     """Apply `transform` once every `every` updates, to the mean of their gradients; the other updates are 0.
 
-    It gets the `grad_fn` of the last of these batches.
+    It gets the `grad_fn` of the last of these batches. A schedule in it counts the updates that are applied: make it
+    for num_steps / every. (`--accumulate`, which cuts each batch into parts, needs no such thing.)
     """
     inner_update = with_grad_fn(transform.update)
 
@@ -96,7 +97,8 @@ def lookahead(
     """`transform` updates fast parameters, which are set to slow ones every `sync_period` updates.
 
     slow <- slow + slow_step_size (fast - slow); fast <- slow (Zhang et al., "Lookahead optimizer", arXiv 1907.08610,
-    algorithm 1).
+    algorithm 1). What is evaluated are the fast ones, so end after a multiple of `sync_period` updates. Put it last in
+    a chain: it must know what is added to the parameters.
     """
     inner_update = with_grad_fn(transform.update)
 

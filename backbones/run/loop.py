@@ -4,23 +4,18 @@ A training is a generator: it yields each step that it waits for, and is sent th
 steps one by one, and another those of several trainings at once.
 """
 
-import math
 import shlex
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
-
-import torch
+from typing import NamedTuple, TypeVar
 
 import backbones.distributed as distributed
 from backbones.experiment import Experiment, Program
 from backbones.gradient import with_noise_scale
-from backbones.run.checkpoint import Checkpoints, Manifest, SaveError
-from backbones.run.metric_writer import MetricWriter
+from backbones.run.checkpoint import Checkpoints, SaveError
 from backbones.run.preemption import Preempted
-from backbones.run.spikes import BadStep, SpikeDetector
+from backbones.run.run_log import RunLog, Timer
+from backbones.run.spikes import BadStep
 from backbones.train_step import TrainState, TrainStep
 from backbones.types import Batch, Metrics, Weights
 
@@ -67,7 +62,7 @@ def train(
     state: TrainState,
     experiment: Experiment,
     program: Program,
-    log: "RunLog",
+    log: RunLog,
     *,
     num_steps: int,
     preempted: Callable[[], bool],
@@ -144,7 +139,7 @@ def train(
     return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
 
 
-def finish_save(experiment: Experiment, log: "RunLog") -> None:
+def finish_save(experiment: Experiment, log: RunLog) -> None:
     """Wait until the latest checkpoint is written; a failure is an error or a warning, as the experiment says."""
     try:
         log.checkpoints.wait()
@@ -154,7 +149,7 @@ def finish_save(experiment: Experiment, log: "RunLog") -> None:
         log.writer.print(f"warning: {error}")
 
 
-def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log: "RunLog", *, num_steps: int) -> None:
+def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log: RunLog, *, num_steps: int) -> None:
     """Print and record a step that went wrong, and raise `Diverged` or `GoBack` if training cannot go on from here."""
     skipped = experiment.nonfinite == "skip" and not bad.finite
     log.writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
@@ -176,74 +171,3 @@ def make_diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged
     saved = checkpoints.steps()
     good = f"the last good checkpoint is step {saved[-1]} in {checkpoints.folder}" if saved else "nothing is saved"
     return Diverged(f"{bad.reason} at step {bad.step}; {good}. Lower --optim.lr, clip with --clip 1, or {hint}")
-
-
-class RunningMeans:
-    """Means of the training metrics since the last line of the log, summed on the device.
-
-    `stored` is what `to_json` of the resumed run returned, or empty.
-    """
-
-    def __init__(self, stored: dict[str, Any]) -> None:
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
-        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
-
-    def add(self, metrics: Metrics) -> None:
-        """Add the metrics of one step."""
-        for name, value in metrics.items():
-            value = value.to(torch.float64)
-            self._sums[name] = value if name not in self._sums else self._sums[name].to(value.device) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """Return the means, and reset them."""
-        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
-        self._counts, self._sums = {}, {}
-        return means
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a checkpoint, so that a resumed run writes the same lines."""
-        return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
-
-
-@dataclass
-class RunLog:
-    """What a run records while it trains: metrics, checkpoints, and steps that went wrong."""
-
-    writer: MetricWriter
-    checkpoints: Checkpoints
-    spikes: SpikeDetector
-    report_bad_step: Callable[[BadStep], None]
-    means: RunningMeans = field(default_factory=lambda: RunningMeans({}))
-
-    def restart(self, saved: Manifest) -> None:
-        """Continue as it was when a checkpoint was saved."""
-        self.means = RunningMeans(saved.since_log)
-        self.spikes.restart(saved.recent_losses)
-
-
-class Timer:
-    """Images per second of training alone, without evaluation and saving."""
-
-    def __init__(self) -> None:
-        self._stretches: list[tuple[int, float]] = []  # images, seconds
-        self.start()
-
-    def start(self) -> None:
-        """Begin a stretch of training."""
-        self._since = time.perf_counter()
-
-    def stop(self, images: int) -> None:
-        """End a stretch, in which `images` were trained on; call it when the device has finished."""
-        self._stretches.append((images, time.perf_counter() - self._since))
-
-    def rate(self) -> float:
-        """Of the latest stretch."""
-        images, seconds = self._stretches[-1]
-        return images / seconds
-
-    def mean_rate(self) -> float:
-        """Of all stretches except the first, which compiles and warms up, unless it is the only one; NaN if none."""
-        stretches = self._stretches[1:] or self._stretches
-        seconds = sum(seconds for _, seconds in stretches)
-        return sum(images for images, _ in stretches) / seconds if stretches else math.nan

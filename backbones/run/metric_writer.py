@@ -1,6 +1,6 @@
-"""Metrics of a run: the terminal, `metrics.jsonl`, TensorBoard, trackers and, at the end, `curves.png`. Rank 0 only."""
+"""Metrics of a run, while it trains: the terminal, `metrics.jsonl`, TensorBoard and trackers. Rank 0 only."""
 
-import json
+import errno
 import math
 import sys
 import time
@@ -16,12 +16,8 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.run.files import Appender, atomic_write, json_text
+from backbones.run.metric_lines import METRICS, read_metrics, tagged
 from backbones.run.trackers import Trackers
-
-METRICS = "metrics.jsonl"
-
-TIMES = ("images_per_second", "seconds")
-"""Metrics that another run of the same experiment does not repeat."""
 
 SECONDS_BETWEEN_LINES = 10.0
 """Seconds between lines on training where there is no progress bar, as in output that is piped to a file."""
@@ -110,9 +106,9 @@ class MetricWriter:
             return
         line = {"step": step, "split": split, **metrics, "seconds": self.seconds}
         self._lines.write(json_text(line).encode() + b"\n")
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _tagged(line).items()]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tagged(line).items()]
         self._write_event(step=step, summary=Summary(value=values))
-        self._trackers.log(step, _tagged(line))
+        self._trackers.log(step, tagged(line))
         self._warn()
         self._print(split, step, metrics)
 
@@ -143,10 +139,14 @@ class MetricWriter:
             self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one."""
+        """Print a line, above the progress bar if there is one; it is lost if the terminal was closed."""
         if self._is_main:
-            tqdm.write(line)
-            sys.stdout.flush()
+            try:
+                tqdm.write(line)
+                sys.stdout.flush()
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
 
     def close(self) -> None:
         """Finish all files."""
@@ -160,56 +160,4 @@ class MetricWriter:
 def send_lines(trackers: Trackers, lines: Iterable[dict[str, Any]]) -> None:
     """Send lines of `metrics.jsonl` to the trackers, which leave out what they have already."""
     for line in lines:
-        trackers.log(line["step"], _tagged(line))
-
-
-def _tagged(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a line of `metrics.jsonl` by names such as `train/loss`; null is nan."""
-    metrics = {name: value for name, value in line.items() if name not in ("step", "split")}
-    return {f"{line['split']}/{name}": math.nan if value is None else value for name, value in metrics.items()}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none where there is no such file.
-
-    A last line that a killed process left unfinished is dropped, and others that are damaged with a warning.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    complete = [line for line in lines if line.endswith(b"\n")]
-    metrics = [values for line in complete if (values := _read_line(line)) is not None]
-    if len(metrics) < len(complete):
-        distributed.warn0(f"{path}: {len(complete) - len(metrics)} damaged lines are left out")
-    return metrics
-
-
-def _read_line(line: bytes) -> dict[str, Any] | None:
-    try:
-        values = json.loads(line)
-        numbers = {name: value for name, value in values.items() if name != "split"}
-    except (ValueError, AttributeError):
-        return None
-    good = isinstance(values.get("step"), int) and values.get("split") in ("train", "test")
-    return values if good and all(isinstance(value, int | float | None) for value in numbers.values()) else None
-
-
-def plot_curves(run_dir: Path) -> None:
-    """Draw `curves.png` from `metrics.jsonl`: loss and accuracy over the steps, training and test."""
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-
-    lines = read_metrics(run_dir / METRICS)
-    figure = Figure(figsize=(10, 4))
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.12, top=0.9)  # a layout engine takes as long as drawing
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for split, accuracy, style in (("train", "accuracy", {"alpha": 0.6, "lw": 1}), ("test", "top1", {"marker": "."})):
-        of_split = [line for line in lines if line["split"] == split]
-        steps = [line["step"] for line in of_split]
-        for axes, name in ((loss_axes, "loss"), (accuracy_axes, accuracy)):
-            values = [math.nan if line.get(name) is None else line[name] for line in of_split]
-            axes.plot(steps, values, label=split, **style)
-    loss_axes.set(xlabel="step", ylabel="loss (nats)", yscale="log")
-    accuracy_axes.set(xlabel="step", ylabel="top-1 accuracy", ylim=(0, 1))
-    for axes in (loss_axes, accuracy_axes):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.suptitle(run_dir.name, parse_math=False)
-    figure.savefig(run_dir / "curves.png", dpi=120)
+        trackers.log(line["step"], tagged(line))

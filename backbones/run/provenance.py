@@ -88,6 +88,12 @@ def list_other_circumstances(starts: Sequence[dict[str, Any]], now: dict[str, An
     return [*found.values()]
 
 
+def list_trained(starts: Sequence[dict[str, Any]], first: int, last: int) -> list[dict[str, Any]]:
+    """The starts that have trained some of the steps from `first` to `last` that were not done again later."""
+    ends = [min([last, *(each.get("step", 0) for each in starts[i + 1 :])]) for i in range(len(starts))]
+    return [start for start, end in zip(starts, ends, strict=True) if end > max(first, start.get("step", 0))]
+
+
 def list_resumes(name: str, starts: Sequence[dict[str, Any]], *, after: int = -1) -> list[str]:
     """A line on each time that the run called `name` was resumed with other settings, from steps later than `after`."""
     return [

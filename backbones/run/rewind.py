@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import backbones.distributed as distributed
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.experiment import Experiment, Program
-from backbones.run.loop import GoBack, RunLog, Training, make_diverged, train
-from backbones.run.run_dir import write_config
+from backbones.run.checkpoint import Manifest, join_steps
+from backbones.run.config import read_experiment, write_config
+from backbones.run.loop import GoBack, Training, make_diverged, train
+from backbones.run.run_dir import CONFIG
+from backbones.run.run_log import RunLog
 from backbones.train_step import TrainState
 
 MOST_REWINDS = 10
@@ -58,4 +63,22 @@ def train_and_rewind(
         over = "step" if len(passed) == 1 else f"steps {passed[0]} to"
         log.writer.print(f"back to step {saved.step}, to pass over {over} {bad.step}")
         log.report_bad_step(bad)
-        log.restart(saved)
+        log.restart(saved, experiment)
+
+
+def with_passed_over(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with the steps that the run has noted that it passes over, after it went back, unless other ones
+    are given."""
+    config = folder / CONFIG
+    noted = distributed.on_main(lambda: read_experiment(config).pass_over if config.exists() else ())
+    return dataclasses.replace(experiment, pass_over=noted) if {*experiment.pass_over} <= {*noted} else experiment
+
+
+def check_passed_over(experiment: Experiment, saved: Manifest) -> None:
+    """Raise InputError if the steps to pass over are others than in the checkpoint, and done already."""
+    others = {*experiment.pass_over} ^ {*saved.experiment.get("pass_over", ())}
+    if done := sorted(step for step in others if step <= saved.step):
+        raise InputError(
+            f"--pass-over differs from that of the checkpoint of step {saved.step} in steps that are done: "
+            f"{join_steps(done)}; go back before them with --resume STEP, or leave it as it was"
+        )

@@ -22,31 +22,25 @@ from backbones.models.cost import ModelCost, measure_cost
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import (
     Checkpoints,
-    Manifest,
     Which,
     find_checkpoint,
-    join_steps,
     list_steps,
     read_checkpoint,
     run_of,
     saved_weights,
 )
+from backbones.run.config import write_config
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
-from backbones.run.loop import RunLog, Training, complete
-from backbones.run.metric_writer import METRICS, MetricWriter, plot_curves, read_metrics, send_lines
+from backbones.run.loop import Training, complete
+from backbones.run.metric_lines import METRICS, plot_curves, read_metrics
+from backbones.run.metric_writer import MetricWriter, send_lines
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
-from backbones.run.rewind import train_and_rewind
-from backbones.run.run_dir import (
-    CONFIG,
-    check_run_dir,
-    check_steps_left,
-    latest_run_dir,
-    new_run_dir,
-    read_experiment,
-    write_config,
-)
+from backbones.run.resume import changes_result, check_run_dir, check_steps_left
+from backbones.run.rewind import check_passed_over, train_and_rewind, with_passed_over
+from backbones.run.run_dir import latest_run_dir, new_run_dir
+from backbones.run.run_log import RunLog
 from backbones.run.spikes import make_bad_step_report, make_spike_detector
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
@@ -91,7 +85,7 @@ def run(
         folder = distributed.on_main(lambda: run_dir or choose(experiment.name))
         with locked(folder), trackers:
             if resume is not None and experiment.rewind is not None:
-                experiment = _with_passed_over(experiment, folder)
+                experiment = with_passed_over(experiment, folder)
             training = train_in(
                 folder,
                 experiment,
@@ -124,23 +118,24 @@ def train_in(
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
+    earlier_peak = machine.peak_memory(device)
     changes = distributed.on_main(lambda: check_run_dir(folder, experiment, resume=resume))
     with distributed.long_timeout():
         dataset = dataset or experiment.data.make(device=device)
-    model = experiment.make_model(dataset.info)
+    steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
+    is_new = resume is None or (resume == "auto" and not steps)
+    model = (experiment if is_new else without_pretrained(experiment)).make_model(dataset.info)
     cost = measure_cost(model, dataset.info.image_shape)
     distributed.print0(describe_run(experiment, dataset, cost, device))
     num_steps = experiment.num_steps(dataset)
     last_step = num_steps if until is None else min(until, num_steps)
-    steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
-    is_finished = resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes
+    is_finished = resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes_result(changes)
     if is_finished and (old_result := distributed.on_main(lambda: _read_result(folder))) is not None:
         if profile is not None:
             raise InputError(f"the run in {folder} is finished: there are no steps to profile; --steps N continues it")
         distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
         _send_again(folder, experiment, old_result, trackers)
         return old_result
-    is_new = resume is None or (resume == "auto" and not steps)
     if is_new and experiment.init_from is not None:
         model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
         distributed.print0("; ".join([f"starts from the weights of {experiment.init_from}", *notes]))
@@ -149,7 +144,6 @@ def train_in(
         distributed.print0(f"trained: {tree.size(program.state.params):,} of {cost.num_params:,} parameters")
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
-    distributed.on_main(lambda: (folder / "checkpoints").mkdir(exist_ok=True))
     with ExitStack() as stack:
         checkpoints = Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)
         stack.enter_context(closing(checkpoints))
@@ -158,7 +152,7 @@ def train_in(
         saved, log_every = None, math.inf
         if resume is not None and not is_new:
             states[0], saved = checkpoints.restore(like=states[0], which=resume, num_steps=num_steps)
-            _check_passed_over(experiment, saved)
+            check_passed_over(experiment, saved)
             if not isinstance(resume, Path):  # else the lines of the steps before are elsewhere
                 log_every = saved.experiment.get("log_every", math.inf)
             distributed.print0(f"resumed from step {int(states[0].step)}")
@@ -169,6 +163,7 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
+            (folder / "checkpoints").mkdir(exist_ok=True)
             origin = run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None
             _write_start(folder, experiment, dataset, device, step=start_step, changes=changes, origin=origin)
         checkpoints.supersede_after(start_step)
@@ -182,7 +177,7 @@ def train_in(
         report = make_bad_step_report(folder, experiment, dataset.train, device, writer.print)
         log = RunLog(writer, checkpoints, spikes, report)
         if saved is not None:
-            log.restart(saved)
+            log.restart(saved, experiment)
         stop = stack.enter_context(handle_signals() if preempted is None else nullcontext(preempted))
         state, metrics = yield from train_and_rewind(
             states.pop(),  # no reference is left here, which would keep the first state in memory to the end
@@ -201,7 +196,7 @@ def train_in(
         "steps": state.step.item(),
         **metrics,
         "seconds": writer.seconds,
-        "peak_memory": machine.peak_memory(device),
+        "peak_memory": peak if (peak := machine.peak_memory(device)) > earlier_peak else None,
         "params_sha256": tree.sha256(state.params),
         "torch": torch.__version__,
         "device": device_name(device),
@@ -212,22 +207,11 @@ def train_in(
     return result
 
 
-def _with_passed_over(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with the steps that the run has noted that it passes over, after it went back, unless other ones
-    are given."""
-    config = folder / CONFIG
-    noted = distributed.on_main(lambda: read_experiment(config).pass_over if config.exists() else ())
-    return replace(experiment, pass_over=noted) if {*experiment.pass_over} <= {*noted} else experiment
-
-
-def _check_passed_over(experiment: Experiment, saved: Manifest) -> None:
-    """Raise InputError if the steps to pass over are others than in the checkpoint, and done already."""
-    others = {*experiment.pass_over} ^ {*saved.experiment.get("pass_over", ())}
-    if done := sorted(step for step in others if step <= saved.step):
-        raise InputError(
-            f"--pass-over differs from that of the checkpoint of step {saved.step} in steps that are done: "
-            f"{join_steps(done)}; go back before them with --resume STEP, or leave it as it was"
-        )
+def without_pretrained(experiment: Experiment) -> Experiment:
+    """The experiment with a model that reads no file of weights, for a state that is restored from a checkpoint."""
+    if "pretrained" not in experiment.model.options:
+        return experiment
+    return replace(experiment, model=experiment.model.replace(pretrained=None))
 
 
 def _write_start(folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, **start: Any) -> None:
@@ -275,16 +259,19 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such thing, or it is damaged.
     """
-    return distributed.on_main(lambda: _read_weights(Path(source).expanduser()))
+    path = Path(source).expanduser()
 
+    def read() -> dict[str, Tensor]:
+        if not path.exists():
+            raise InputError(
+                f"there is no {path} to start from; name a run, one of its checkpoints, or a file of weights"
+            )
+        if path.is_file():
+            return read_state_dict(path)
+        params, model_state = saved_weights(read_checkpoint(find_checkpoint(path)).arrays)
+        return {**params, **model_state}
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise InputError(f"there is no {path} to start from; name a run, one of its checkpoints, or a file of weights")
-    if path.is_file():
-        return read_state_dict(path)
-    params, model_state = saved_weights(read_checkpoint(find_checkpoint(path)).arrays)
-    return {**params, **model_state}
+    return distributed.on_main(read)
 
 
 HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "compiled into a CUDA graph"}

@@ -20,9 +20,9 @@ import backbones.distributed as distributed
 from backbones.component import import_object
 from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment
+from backbones.run.config import flatten
 from backbones.run.files import read_json, write_json
 from backbones.run.preemption import Preempted
-from backbones.run.run_dir import flatten
 
 T = TypeVar("T")
 
@@ -98,7 +98,11 @@ def start_mlflow(run_name: str, config: dict[str, Any], resume_id: str | None) -
         found = client.get_experiment_by_name(name)
         experiment_id = client.create_experiment(name) if found is None else found.experiment_id
         run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.items()])
+        try:
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.items()])
+        except BaseException:
+            client.delete_run(run_id)  # the next attempt makes another one
+            raise
     else:
         run_id = resume_id
         client.update_run(run_id, status="RUNNING")

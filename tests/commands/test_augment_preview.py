@@ -8,7 +8,7 @@ from PIL import Image
 
 from backbones import commands
 from backbones.augment import repeated, trivial_augment
-from backbones.commands.augment_preview import main, read_run
+from backbones.commands.augment_preview import main, read_experiment_of
 from backbones.component import use
 from backbones.data import digits
 from backbones.errors import InputError
@@ -88,7 +88,7 @@ def test_any_augmentation_with_its_fields(
 
 
 def test_a_run_folder_is_its_experiment(finished: Path) -> None:
-    assert read_run(str(finished)).batch_size == 8 and read_run(NAME) is digits_vit_tiny
+    assert read_experiment_of(str(finished)).batch_size == 8 and read_experiment_of(NAME) is digits_vit_tiny
 
 
 def test_help_lists_names_and_fields(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -129,7 +129,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ({"data": "cifar11"}, "unknown data 'cifar11'; did you mean cifar10"),
         ({"checkpoint": "3"}, "there is no checkpoint 3 in"),
         ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
-        ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of none, flip, flip+shift"),
+        ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of auto, none, flip, flip+shift"),
         ({"images": (Path("a.png"),), "data": "digits"}, "--data and --out are for a data set; the scores of image"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
         ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is not an image, or is damaged"),

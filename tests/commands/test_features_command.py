@@ -29,8 +29,8 @@ from backbones.run.analysis.pictures import Tile
 from backbones.run.analysis.probe import probe_table
 from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
+from backbones.run.config import parse_experiment
 from backbones.run.run import run
-from backbones.run.run_dir import parse_experiment
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,8 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
         "no image files are named; give some after the features": lambda: nearest(written, ()),
         "unknown class 'cat'": lambda: explain(finished, (digit,), target="cat"),
         "--k is 0": lambda: nearest(written, (digit,), k=0),
+        "wanted a file name with a suffix": lambda: explain(finished, (digit,), out=tmp_path),
+        "there is no checkpoint 900 in": lambda: features(finished / "checkpoints" / "900", out=tmp_path / "x.npz"),
         "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
     }
     for message, call in calls.items():
@@ -247,9 +249,9 @@ def test_too_few_images_for_a_probe(finished: Path, written: Path, tmp_path: Pat
 def test_a_checkpoint_that_has_changed(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:
     """The features of other weights, or of other images, are not those of the file's neighbours."""
     table = read_table(written)
-    for about, labels in (({"weights": "0"}, table.label), ({}, table.label[::-1])):
-        path = tmp_path / f"{len(about)}.npz"
-        write_table(path, table._replace(about={**table.about, **about}, label=labels))
+    for about in ({"weights": "0"}, {"train": "0"}):
+        path = tmp_path / f"{''.join(about)}.npz"
+        write_table(path, table._replace(about={**table.about, **about}))
         with pytest.raises(
             InputError, match=r"was made with other weights than those of .*, or other data than digits"
         ):
@@ -270,3 +272,52 @@ def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch:
     assert first.startswith("100 vectors of 64 numbers, stage1 of ") and first.endswith(" on even-odd: a.parquet")
     assert accuracy == "trained on 50 images, accuracy on 50 test images:" and knn.endswith("20 nearest neighbours")
     assert second.startswith("trained on 40 images") and "linear probe" in probe and rest == ["see b.png", "see c.png"]
+
+
+def test_many_files_are_computed_a_few_at_a_time(
+    finished: Path, written: Path, digit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    for module in ("explain", "nearest"):
+        monkeypatch.setattr(f"backbones.commands.{module}.save_tiles", lambda rows, *args, **kw: drawn.append(rows))
+    explain(finished, (digit,) * 35)
+    nearest(written, (digit,) * 35, k=1)
+    for rows in drawn:
+        assert len(rows) == 35 and (rows[0][-1].image.int() - rows[34][-1].image.int()).abs().max() <= 1
+
+
+class Scaled(torch.nn.Module):
+    """Its logits are not what its last layer gives."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * self.head(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+def test_the_input_gradient_is_drawn_where_grad_cam_is_not_possible(
+    experiment, digit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(dataclasses.replace(experiment, model=use(Scaled), steps=1), run_dir=tmp_path / "run")
+    drawn = []
+    monkeypatch.setattr("backbones.commands.explain.save_tiles", lambda rows, out, **options: drawn.append(rows))
+    explain(tmp_path / "run", (digit,))
+    assert [tile.caption[0] for tile in drawn[0][0]] == ["digit.png", "input gradient"]
+    assert "note: there is the input gradient alone; what Scaled does after its last layer" in capsys.readouterr().out
+    with pytest.raises(InputError, match="what Scaled does after its last layer is not known"):
+        explain(tmp_path / "run", (digit,), layers=("conv",))
+
+
+def test_a_data_set_that_was_moved(experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "photos")
+    run(dataclasses.replace(experiment, data=use(image_folder, root=str(folder)), steps=1), run_dir=tmp_path / "run")
+    folder.rename(tmp_path / "moved")
+    command = f"features {tmp_path}/run --out {tmp_path}/a.npz --no-probe"
+    with pytest.raises(InputError, match="photos is not a folder"):
+        commands.run(*command.split())
+    commands.run(*command.split(), "--data.root", str(tmp_path / "moved"))
+    commands.run("evaluate", str(tmp_path / "run"), "--data.root", str(tmp_path / "moved"))
+    assert len(read_table(tmp_path / "a.npz").label) == 36

@@ -39,7 +39,7 @@ def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet19"], "unknown model 'resnet19'; did you mean resnet18"),
         (["vit-tiny", "--image-size", "30"], "a patch size of 4 does not divide images of 30x30 pixels"),
         (["airbench", "--image-size", "8"], "images of 8x8 pixels are too small"),
-        (["vit-tiny", "--batch-size", "0"], "batch_size is 0; it must be 1 or more"),
+        (["vit-tiny", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
         (["vgg11", "--stem", "imagenet"], "--stem is not for vgg11, which has no such field"),
         (["--depth", "2"], "--depth shows the layers of one model"),
     ],

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from helpers.runs import SMALL
 
+import backbones.augment
 import backbones.commands.sweep
+import backbones.optim
 from backbones.commands.sweep import main
 from backbones.component import use
 from backbones.errors import InputError
@@ -52,10 +54,10 @@ def test_values_of_every_kind(calls: list[dict]) -> None:
     members = calls[0]["sweep"].members
     assert [each.values for each in members] == [
         {"schedule.milestones": milestones, "augment.flip": flip, "clip": clip}
-        for milestones, flip, clip in itertools.product(((0.4, 0.8), (0.9,)), (True, False), (None, 1.0))
+        for milestones, flip, clip in itertools.product(([0.4, 0.8], [0.9]), (True, False), (None, 1.0))
     ]
     for each in members:
-        assert each.experiment.schedule.values["milestones"] == each.values["schedule.milestones"]
+        assert [*each.experiment.schedule.values["milestones"]] == each.values["schedule.milestones"]
         assert each.experiment.augment.values["flip"] is each.values["augment.flip"]
     assert members[0].name == "0-milestones-0.4_0.8-flip-True-clip-None"
 
@@ -180,3 +182,33 @@ def test_help_shows_the_options_of_both(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith("usage: backbones sweep MODULE:NAME [OPTIONS]")
     for text in ("--over FIELD VALUE...", "--how {auto,sequence,processes,vmap}", "--halving", "--optim.b2", "--steps"):
         assert text in shown
+
+
+def crop_flip(*, padding: int = 1):
+    """Of the name of ours."""
+    return backbones.augment.crop_flip(padding=padding)
+
+
+def test_components_of_one_name_are_told_apart(calls: list[dict]) -> None:
+    main([NAME, "--over", "augment", "crop-flip", f"{__name__}:crop_flip", "--over", "seed", "0", "1"])
+    assert [member.values["augment"] for member in calls[0]["sweep"].members] == [
+        *("crop-flip", "crop-flip", f"{__name__}:crop_flip", f"{__name__}:crop_flip")
+    ]
+
+
+def test_an_option_without_a_default_may_be_varied(calls: list[dict]) -> None:
+    command = f"{NAME} --model torchvision --data.size 32 --over model.architecture resnet18 squeezenet1_1"
+    main(command.split())
+    names = [member.experiment.model.values["architecture"] for member in calls[0]["sweep"].members]
+    assert names == ["resnet18", "squeezenet1_1"]
+
+
+def rate_and_decay(*, rate: float, decay: float):
+    return backbones.optim.chain(backbones.optim.trace(decay), backbones.optim.scale(-rate))
+
+
+def test_two_ranges_of_options_without_defaults(calls: list[dict]) -> None:
+    command = f"{NAME} --optim {__name__}:rate_and_decay --schedule constant --over optim.rate 0.1..0.2"
+    main([*command.split(), "--over", "optim.decay", "0.5..0.9", "--random", "3"])
+    for member in calls[0]["sweep"].members:
+        assert 0.1 <= member.values["optim.rate"] <= 0.2 and 0.5 <= member.values["optim.decay"] <= 0.9

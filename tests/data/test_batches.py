@@ -11,6 +11,7 @@ import backbones.random as random
 from backbones.data import Sampling, Source, eval_batches, in_memory, make_batches
 from backbones.data.batches import uniform_sequence
 from backbones.data.source import CPU, channel_statistics
+from backbones.errors import InputError
 from backbones.random import Stream
 
 
@@ -158,3 +159,18 @@ def test_balanced_order_is_pinned() -> None:
     """A changed order would silently change every published run."""
     batches = make_batches(IMBALANCED, seed=0, batch_size=12, device=CPU, sampling="balanced")
     assert batches(0).index.tolist() == [14, 6, 16, 11, 6, 2, 3, 9, 18, 13, 0, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images / 255, r"images of torch.float32 \[5, 3, 4, 4\]; wanted torch.uint8 \[5, 3, 4, 4\]"),
+        (lambda images: images[..., :3], r"images of torch.uint8 \[5, 3, 4, 3\]; wanted torch.uint8 \[5, 3, 4, 4\]"),
+        (lambda images: images[:2], r"images of torch.uint8 \[2, 3, 4, 4\]; wanted torch.uint8 \[5, 3, 4, 4\]"),
+    ],
+)
+def test_images_of_a_source_of_ones_own_are_checked(change, message: str) -> None:
+    source = make_source(20)
+    wrong = source._replace(read=lambda index, keys: change(source.read(index, keys)))
+    with pytest.raises(InputError, match=message):
+        make_batches(wrong, seed=0, batch_size=5, device=CPU)(0)

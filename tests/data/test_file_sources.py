@@ -514,7 +514,7 @@ def test_damaged_pages_of_parquet_are_one_message(tmp_path: Path) -> None:
     for path in root.rglob("*.parquet"):
         content = path.read_bytes()
         path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
-    with pytest.raises(InputError, match="hub cannot be read as parquet"):
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet cannot be read as parquet"):
         DATASETS["parquet"](root=str(root))
 
 
@@ -666,3 +666,80 @@ def test_a_file_that_becomes_readable_is_read_again(tmp_path: Path) -> None:
     before = stamp(in_order(folder)[0])
     in_order(folder)[0].chmod(0)
     assert stamp(in_order(folder)[0]) != before
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train", "Testing")])
+def test_splits_of_other_names_are_no_classes(names: tuple[str, str], tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    for old, new in zip(("train", "test"), names, strict=True):
+        (folder / old).rename(folder / new)
+    for options in ({}, {"holdout": 0.1}):
+        with pytest.raises(InputError, match=f"has the folders {' and '.join(sorted(names))}; rename them to train"):
+            image_folder(root=str(folder), **options)
+
+
+@pytest.mark.parametrize("with_val", [False, True])
+def test_a_test_split_without_labels_is_not_taken(
+    with_val: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "photos")
+    (folder / "test").rename(folder / "val") if with_val else shutil.rmtree(folder / "test")
+    (folder / "test").mkdir()
+    write(folder / "test" / "1.png", encoded(random_image(0)))
+    dataset = image_folder(root=str(folder), holdout=None if with_val else 0.2)
+    assert dataset.train.size + dataset.test.size == (36 if with_val else 24)
+    assert f"note: 1 files in {folder} are not images of a class: ignored" in capsys.readouterr().out
+
+
+def test_labels_of_a_test_split_may_be_unknown_in_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub")
+    test = root / "data" / "test-00000-of-00001.parquet"
+    shutil.copy(test, root / "data" / "validation-00000-of-00001.parquet")
+    table = pyarrow.parquet.read_table(test)
+    unknown = pyarrow.array([-1] * len(table), table["label"].type)
+    pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("label"), "label", unknown), test)
+    dataset = DATASETS["parquet"](root=str(root))
+    assert dataset.test.size == 12 and dataset.test.labels.min() == 0
+    assert f"note: {root} has no labels in test: not used" in capsys.readouterr().out
+
+
+def test_parquet_behind_links_counts_and_hidden_files_do_not(tmp_path: Path) -> None:
+    root = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub")
+    (root / "data").rename(tmp_path / "elsewhere")
+    (root / "data").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(root)  # without end
+    write(root / "data" / "._train-00000-of-00001.parquet", b"of macOS")
+    assert DATASETS["parquet"](root=str(root)).train.size == 24
+
+
+def test_a_damaged_file_of_parquet_is_named(tmp_path: Path) -> None:
+    root = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub")
+    train = root / "data" / "train-00000-of-00001.parquet"
+    write(root / "data" / "train-00001-of-00002.parquet", train.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"train-00001-of-00002\.parquet cannot be read as parquet"):
+        DATASETS["parquet"](root=str(root))
+
+
+def test_a_disk_that_is_mounted_later_is_listed(tmp_path: Path) -> None:
+    """A link to it is listed as a file before."""
+    folder, elsewhere = write_folder(tmp_path / "photos"), tmp_path / "disk"
+    (folder / "train").rename(elsewhere)
+    (folder / "train").symlink_to(elsewhere)
+    elsewhere.rename(tmp_path / "unmounted")
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (1e9, 1e9), follow_symlinks=False)
+    for _ in "12":  # listed, then remembered
+        with pytest.raises(InputError, match="has no test split"):
+            image_folder(root=str(folder))
+    (tmp_path / "unmounted").rename(elsewhere)
+    assert image_folder(root=str(folder)).train.size == 24
+
+
+def test_which_table_of_a_folder_is_held_out_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "photos")
+    for split in ("train", "test", "val"):
+        files = in_order(folder / ("train" if split == "train" else "test"))
+        lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in files]
+        (folder / f"{split}.csv").write_text("\n".join(["path,label", *lines]))
+    DATASETS["image-list"](root=str(folder))
+    assert "has the splits test, val: test is held out, the rest not used" in capsys.readouterr().out

@@ -22,8 +22,8 @@ from backbones.commands.exit import run_command
 from backbones.commands.options import FUNCTIONS
 from backbones.commands.train import main as train
 from backbones.component import Option, options_of
-from backbones.errors import choices_of, range_of
 from backbones.experiment import Experiment
+from backbones.ranges import choices_of, range_of
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.checkpoint.arrays import to_tensor
 from experiments import EXPERIMENTS

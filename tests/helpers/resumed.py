@@ -16,9 +16,9 @@ from backbones.augment import identity
 from backbones.component import use
 from backbones.data import Dataset, digits
 from backbones.data.source import CPU
-from backbones.errors import Count
 from backbones.experiment import Experiment
 from backbones.models.resnet import BasicBlock, resnet
+from backbones.ranges import Count
 from backbones.run.run import run
 from experiments.digits import digits_resnet18, digits_vit_tiny
 

@@ -10,7 +10,7 @@ import torch
 
 import backbones.tree as tree
 from backbones.run.checkpoint import list_steps
-from backbones.run.metric_writer import TIMES, read_metrics
+from backbones.run.metric_lines import TIMES, read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 

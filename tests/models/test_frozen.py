@@ -15,6 +15,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.models import MODELS, freeze, from_module, relative_rates, select
 from backbones.models.airbench import airbench
+from backbones.models.base import with_autocast
 from backbones.models.resnet import resnet18
 from backbones.models.vit import vit_tiny
 from backbones.optim.schedule import constant, cosine
@@ -234,3 +235,23 @@ def test_options_that_the_optimizer_does_not_take_are_refused(experiment: Experi
 def test_sam_cannot_have_them(experiment: Experiment) -> None:
     with pytest.raises(InputError, match="so it does not go with --layer-decay"):
         trained(dataclasses.replace(experiment, optim=use(optim.sam_sgd), layer_decay=0.5))
+
+
+def test_what_was_frozen_before_stays_frozen() -> None:
+    model = MODELS["resnet18"](SHAPE, 10)
+    stem, first = (select(model.roles, [part], "freeze") for part in ("stem", "stages.0"))
+    twice, once = freeze(freeze(model, stem), first), freeze(model, stem | first)
+    images = torch.randn(4, *SHAPE)
+    (_, of_twice), (_, of_once) = (
+        each.apply(*each.init(random.generator(0)), images, train=True) for each in (twice, once)
+    )
+    assert tree.sha256(of_twice) == tree.sha256(of_once)
+
+
+def test_an_apply_of_its_own_is_kept() -> None:
+    model = with_autocast(MODELS["resnet18"](SHAPE, 10), torch.bfloat16)
+    head = freeze(model, select(model.roles, ["head"], "freeze"))
+    logits, _ = head.apply(*head.init(random.generator(0)), torch.randn(4, *SHAPE), train=True)
+    assert logits.dtype == torch.bfloat16
+    with pytest.raises(InputError, match=r"cannot freeze the norm stem\.1 of a model with an `apply` of its own"):
+        freeze(model, select(model.roles, ["stem"], "freeze"))

@@ -9,7 +9,7 @@ import backbones.random as random
 from backbones.errors import InputError
 from backbones.jit import jit
 from backbones.models.cbam_resnet import CBAM
-from backbones.models.layers import Conv, DepthwiseConv, Linear
+from backbones.models.cpu_layers import Conv, DepthwiseConv, Linear
 from backbones.models.shufflenet import shufflenet
 from backbones.models.wide_resnet import wide_resnet
 

@@ -11,6 +11,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models.library import from_library
+from backbones.models.pretrained import with_pretrained
 from backbones.models.timm import timm as timm_model
 from backbones.models.torchvision import torchvision as torchvision_model
 from docs.library_models import draw_names, try_model
@@ -95,3 +96,15 @@ def test_messages() -> None:
 def test_a_model_that_does_not_fit_into_the_memory() -> None:
     with pytest.raises(InputError, match=r"giant does not fit into the memory: .*can't allocate memory"):
         from_library("giant", lambda: torch.nn.Linear(2**25, 2**25), (3, 32, 32), 10, None)
+
+
+def test_a_model_of_two_classifiers() -> None:
+    """Both are the head, also where they are of another size than those of a file."""
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=1000)
+    model = timm_model((3, 32, 32), 10, architecture="deit_tiny_distilled_patch16_224")
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert {name for name, role in model.roles.items() if role.part == "head"} == heads
+    started, _ = with_pretrained(model, theirs.state_dict(), (3, 32, 32))
+    params, model_state = started.init(random.generator(0))
+    assert torch.equal(params["patch_embed.proj.weight"], theirs.patch_embed.proj.weight)
+    assert model.features(params, model_state, torch.zeros(2, 3, 32, 32))["pooled"].shape == (2, 192)

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import backbones.random as random
 import backbones.tree as tree
-from backbones.errors import InputError, range_of
+from backbones.errors import InputError
 from backbones.models import FAMILIES, MODELS, Model
 from backbones.models.base import with_memory
 from backbones.models.layers import DropPath
+from backbones.ranges import range_of
 from backbones.types import ModelState, Params
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,6 @@
 """Weights from elsewhere start our models: timm's and torchvision's own code is the oracle."""
 
+import re
 from collections import OrderedDict
 
 import pytest
@@ -14,7 +15,7 @@ from torchvision.models import VisionTransformer
 
 import backbones.random as random
 from backbones.errors import InputError
-from backbones.models import MODELS, Model, from_module, with_pretrained
+from backbones.models import LIBRARIES as MODELS_OF, MODELS, Model, from_module, with_pretrained
 from backbones.models.pretrained import fit_channels, fit_positions
 
 SHAPE = (3, 32, 32)
@@ -166,3 +167,49 @@ def test_weights_of_another_model_are_refused() -> None:
     params, model_state = MODELS["airbench"](SHAPE, 10).init(random.generator(0))
     with pytest.raises(InputError, match=r"extra\.weight is \(1,\), expected none"):
         with_pretrained(MODELS["airbench"](SHAPE, 10), {**params, **model_state, "extra.weight": torch.ones(1)}, SHAPE)
+
+
+def test_weights_of_an_averaged_model_and_with_a_gradient(images: Tensor) -> None:
+    module = torchvision.models.resnet18(num_classes=10)
+    model = from_module(lambda: torchvision.models.resnet18(num_classes=10))
+    averaged = torch.optim.swa_utils.AveragedModel(module).state_dict(keep_vars=True)
+    started, notes = with_pretrained(model, averaged, SHAPE)
+    assert notes == ["module. before each name is dropped"]
+    params, model_state = started.init(random.generator(0))
+    assert not any(leaf.requires_grad for leaf in params.values())
+    expected = module.eval()(images)
+    torch.testing.assert_close(started.apply(params, model_state, images, train=False)[0], expected)
+
+
+def test_what_is_left_over_of_a_deeper_network_is_refused() -> None:
+    """Though the head is fresh, and all leaves are of one attribute."""
+
+    def net(depth: int) -> Model:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                layers = [nn.Conv2d(3 if i == 0 else 4, 4, 3) for i in range(depth)]
+                self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+            def forward(self, images: Tensor) -> Tensor:
+                return self.net(images)
+
+        return from_module(Net)
+
+    params, _ = net(4).init(random.generator(0))
+    with pytest.raises(InputError, match=r"net\.2\.weight is .*, expected none"):
+        with_pretrained(net(2), params, SHAPE)
+
+
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3", "densenet121"])
+def test_the_files_of_torchvision(architecture: str) -> None:
+    """Those of Inception have classifiers for its training, those of DenseNets other names."""
+    options = {"init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
+    file = torchvision.models.get_model(architecture, weights=None, **options).state_dict()
+    file = {re.sub(r"(denselayer\d+\.(norm|relu|conv))([12])\.", r"\1.\3.", name): leaf for name, leaf in file.items()}
+    shape = (3, 75, 75)
+    started, notes = with_pretrained(MODELS_OF["torchvision"](shape, 10, architecture=architecture), file, shape)
+    params, _ = started.init(random.generator(0))
+    first = next(name for name in params if name in file)
+    assert torch.equal(params[first], file[first]) and any("initialised: " in note for note in notes)
+    assert any(note.startswith("not used: ") for note in notes) == (architecture != "densenet121")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import backbones.random as random
@@ -90,3 +91,20 @@ def test_a_block_of_layers_in_a_row_is_one_with_its_norm() -> None:
     roles = from_module(lambda: nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10))).roles
     depths = {name: role.depth for name, role in roles.items() if name.endswith("weight")}
     assert depths == {f"{i}.weight": depth for i, depth in zip([0, 1, 3, 4, 5, 7], [0, 1, 2, 2, 3, 4], strict=True)}
+
+
+def test_layers_under_torchs_older_hooks_are_those_that_they_were() -> None:
+    """Spectral norm, weight norm and pruning."""
+
+    def make() -> nn.Module:
+        layers = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+        nn.utils.spectral_norm(layers[1])
+        prune.l1_unstructured(layers[2], "weight", 0.5)
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            return nn.Sequential(*layers, nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), nn.Flatten(), nn.Linear(4, 10))
+
+    roles = from_module(make).roles
+    assert {name for name, role in roles.items() if role.part == "trunk" and role.kind == "matrix"} == {
+        *("1.weight_orig", "2.weight_orig", "3.weight_v")
+    }
+    assert roles["3.weight_g"].kind == "scale"

@@ -1,6 +1,7 @@
 """Files of weights as training scripts write them; `torch.save` itself is the oracle."""
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [
         {"model_state_dict": WEIGHTS, "optimizer_state_dict": OPTIMIZER, "loss": torch.tensor(0.1)},
         {"state_dict": {"model": WEIGHTS}},
         {"model_ema": None, "ema": {}, "model": WEIGHTS},
+        {"model": WEIGHTS, "epoch": np.int64(3), "best": np.float32(0.9), "done": np.bool_(True)},
     ],
     ids=lambda content: "+".join(content),
 )
@@ -76,3 +78,13 @@ def test_written_files_may_be_read_by_whoever_may_read_other_files(suffix: str, 
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
     assert read_state_dict(path).keys() == WEIGHTS.keys()
+
+
+def test_numbers_of_numpy_1(tmp_path: Path) -> None:
+    """They were pickled by another name."""
+    torch.save({"state_dict": WEIGHTS, "acc": np.float64(0.5)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert b"numpy._core.multiarray" in new.read("new/data.pkl")
+    assert read_state_dict(tmp_path / "old.pth").keys() == WEIGHTS.keys()

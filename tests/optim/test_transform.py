@@ -472,3 +472,46 @@ def test_schedule_free_weights_by_the_highest_rate_so_far(descent: Descent) -> N
     for name, leaf in optim.evaluation_params(state, y).items():
         assert relative_error(leaf, x[name]) < 1e-10
         assert relative_error(y[name], (1 - b1) * z[name] + b1 * x[name]) < 1e-10
+
+
+def test_noise_of_a_leaf_is_that_of_its_name() -> None:
+    """So in two groups of leaves it differs."""
+    params = {"a": torch.zeros(4, dtype=torch.float64), "b": torch.zeros(4, dtype=torch.float64)}
+    transforms = {name: optim.add_noise(1.0, 0.0, seed=0) for name in params}
+    both, groups = optim.add_noise(1.0, 0.0, seed=0), optim.partition(transforms, lambda name, leaf: name)
+    one, other = (t.update(params, t.init(params), params)[0] for t in (both, groups))
+    assert torch.equal(one["a"], other["a"]) and torch.equal(one["b"], other["b"])
+    assert not torch.equal(one["a"], one["b"])
+
+
+def test_what_is_set_or_scheduled_stays_float64(descent: Descent) -> None:
+    transform = optim.inject_hyperparams(
+        optim.scale_by_adam(), eps=lambda step: torch.where(step < 1, 1, 2), b2=lambda step: 1 - 1 / (step + 2)
+    )
+    params = descent.params
+    state = transform.init(params)
+    for step in range(2):
+        _, state = transform.update(params, state, params)
+        found = {path.rpartition("/")[2]: leaf for path, leaf in optim.hyperparams(state).items()}
+        assert found["eps"] == 1 + step and found["b2"].item() == pytest.approx(1 - 1 / (step + 2), rel=1e-6)
+        assert found["eps"].dtype == found["b2"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", [optim.scale_by_adam, optim.scale_by_belief, optim.scale_by_radam])
+@pytest.mark.parametrize("name", ["eps", "b2"])
+def test_one_hyperparameter_alone_is_vmapped(make, name: str, descent: Descent) -> None:
+    params, transform = descent.params, make()
+    state = transform.init(params)
+
+    def update(value: torch.Tensor) -> Updates:
+        return transform.update(params, state._replace(**{name: value}), params)[0]
+
+    values = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    for i, each in enumerate(tree.unstack(torch.vmap(update)(values))):
+        torch.testing.assert_close(each, update(values[i]))
+
+
+def test_parametrized_weights_are_matrices() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 4, 3))
+    chosen = {name for name, leaf in layer.named_parameters() if optim.is_matrix(name, leaf)}
+    assert chosen == {"parametrizations.weight.original1"}

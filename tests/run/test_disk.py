@@ -11,7 +11,7 @@ from helpers.runs import ROOT, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.run.checkpoint import list_steps, read_checkpoint
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_lines import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -295,7 +295,7 @@ def test_what_does_not_compute_the_same_is_deleted(
         with pytest.raises(InputError, match=message) if message else nullcontext():
             net.export(tmp_path / "a.pt2", "pt2")
         assert bool([*tmp_path.iterdir()]) == (message is None)
-    monkeypatch.setattr("backbones.run.export.read_weights", lambda *args: {})
+    monkeypatch.setattr("backbones.run.export.read_tensors", lambda *args: {})
     with pytest.raises(InputError, match="are not the weights of the checkpoint"):
         net.export(tmp_path / "new" / "a.pt", "torch")
     assert not [*(tmp_path / "new").iterdir()]

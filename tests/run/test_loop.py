@@ -8,8 +8,9 @@ import torch
 
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import SaveError
-from backbones.run.loop import Diverged, GoBack, RunLog, RunningMeans, complete, train
+from backbones.run.loop import Diverged, GoBack, complete, train
 from backbones.run.preemption import Preempted
+from backbones.run.run_log import RunLog, RunningMeans
 from backbones.run.spikes import SpikeDetector
 from backbones.train_step import TrainState
 from experiments.digits import digits_resnet18

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+import backbones.machine as machine
 from backbones.augment import crop_flip
 from backbones.commands.evaluate import evaluate
 from backbones.component import use
@@ -64,10 +66,11 @@ NONE = "\N{EN DASH}"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs: `a` and `b` with two seeds, `c` with another optimizer, and `d` like it with another rate, stopped at step
     2. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs")
-    run(TINY, run_dir=folder / "a")
-    run(dataclasses.replace(TINY, seed=7), run_dir=folder / "b")
-    run(dataclasses.replace(TINY, optim=use(sgd, lr=0.1)), run_dir=folder / "c")
+    folder, peaks = tmp_path_factory.mktemp("runs"), itertools.count(10**9, 10**7)
+    with mock.patch.object(machine, "peak_memory", lambda device: next(peaks)):  # of each more than of those before
+        run(TINY, run_dir=folder / "a")
+        run(dataclasses.replace(TINY, seed=7), run_dir=folder / "b")
+        run(dataclasses.replace(TINY, optim=use(sgd, lr=0.1)), run_dir=folder / "c")
     shutil.copytree(folder / "a", folder / "d")
     config = dataclasses.replace(TINY, optim=use(adam, lr=3e-3)).to_json()
     (folder / "d" / "config.json").write_text(json.dumps(config))

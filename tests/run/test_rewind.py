@@ -19,11 +19,11 @@ import backbones.experiment
 from backbones.commands.reproduce import main as reproduce
 from backbones.experiment import Experiment
 from backbones.run.checkpoint import read_manifest
+from backbones.run.config import read_experiment
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.rewind import MOST_REWINDS
 from backbones.run.run import run
-from backbones.run.run_dir import read_experiment
 
 
 def stored(run_dir: Path) -> Experiment:
@@ -156,3 +156,12 @@ def test_all_ranks_go_back_together(tmp_path: Path) -> None:
     assert done.stdout.count("back to step 40, ") == done.stdout.count("OK: all ") == 1
     assert done.stdout.count("all equal") == 2
     assert stored(tmp_path / "back") == PASS_OVER and (tmp_path / "back" / "spikes" / f"{BAD}.png").exists()
+
+
+def test_losses_of_another_objective_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is resumed with a larger loss does not go back."""
+    clean = dataclasses.replace(REWIND, augment=POISONED.augment.replace(pixel=0.0), log_every=5)
+    run(clean, run_dir=tmp_path)
+    longer = dataclasses.replace(clean, steps=80, label_smoothing=0.9)
+    run(longer, run_dir=tmp_path, resume="latest")
+    assert "back to step" not in capsys.readouterr().out and stored(tmp_path).pass_over == ()

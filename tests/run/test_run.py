@@ -11,14 +11,17 @@ from unittest import mock
 
 import pytest
 import torch
+import torchvision.models
 from helpers.processes import run_ranks
 from helpers.runs import ROOT, newest, without_times
 from torch import Tensor
 
 import backbones.commands as commands
 import backbones.experiment
+import backbones.machine as machine
 import backbones.tree as tree
 from backbones.augment import identity
+from backbones.commands.audit import main as audit
 from backbones.commands.exit import run_command
 from backbones.commands.train import main
 from backbones.component import use
@@ -26,20 +29,24 @@ from backbones.data import Dataset, digits, fashion_mnist
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
+from backbones.models import LIBRARIES
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
 from backbones.run.checkpoint import read_checkpoint, saved_weights
+from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_lines import read_metrics
 from backbones.run.run import read_weights, run
-from backbones.run.run_dir import list_changes, new_run_dir, read_experiment
+from backbones.run.run_dir import new_run_dir
 from backbones.torch_settings import torch_settings_kept
 from experiments import EXPERIMENTS
 
 
-def test_run_folder(experiment: Experiment, tmp_path: Path) -> None:
+def test_run_folder(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [machine.peak_memory(CPU), 2 * machine.peak_memory(CPU)]
+    monkeypatch.setattr(machine, "peak_memory", lambda device: peaks.pop(0))
     result = run(experiment, run_dir=tmp_path / "run")
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["experiment"] == "digits-vit-tiny" and result["model"] == "vit-tiny" and result["steps"] == 12
@@ -505,7 +512,9 @@ def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Pa
     with pytest.raises(SystemExit) as exit:
         run_command(lambda _: main(["--resume", "--run-dir", str(tmp_path)], EXPERIMENTS))
     message = str(exit.value)
-    assert message.startswith(f"error: cannot continue {tmp_path}/config.json: it is of version 0.1 of this program")
+    assert message.startswith(
+        f"error: cannot read the experiment of {tmp_path}/config.json: it is of version 0.1 of this program"
+    )
     assert "start a new run" in message and "\n" not in message
 
 
@@ -523,3 +532,49 @@ def test_a_run_up_to_a_step_goes_on_as_if_it_had_not_stopped(experiment: Experim
     assert (tmp_path / "run" / "result.json").exists()
     lines = [line for line in without_times(tmp_path / "run") if (line["step"], line["split"]) != (5, "test")]
     assert lines == without_times(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_memory_of_which_an_earlier_run_needed_more_is_not_known(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "peak_memory", lambda device: 10**9)
+    assert run(dataclasses.replace(experiment, steps=1), run_dir=tmp_path)["peak_memory"] is None
+
+
+@pytest.mark.slow
+def test_a_finished_run_does_nothing_about_options_that_change_no_result(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = dataclasses.replace(experiment, steps=2)
+    run(experiment, run_dir=tmp_path)
+    before = (tmp_path / "result.json").stat().st_mtime_ns
+    run(dataclasses.replace(experiment, keep=5, log_every=3, threads=1), run_dir=tmp_path, resume="latest")
+    assert "is finished: 2 steps" in capsys.readouterr().out
+    assert (tmp_path / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="these changes would have no effect"):
+        run(dataclasses.replace(experiment, label_smoothing=0.3), run_dir=tmp_path, resume="latest")
+
+
+@pytest.mark.slow
+def test_a_start_that_is_refused_leaves_no_folder(experiment: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="profile"):
+        run(experiment, run_dir=tmp_path / "run", profile=range(100, 110))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_needs_no_file_of_pretrained_weights(experiment: Experiment, tmp_path: Path) -> None:
+    """Nor does an audit; and another file would have no effect."""
+    module = torchvision.models.squeezenet1_1(num_classes=10)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    pretrained = use(LIBRARIES["torchvision"], architecture="squeezenet1_1", pretrained=str(tmp_path / "weights.pth"))
+    options = {"data": use(digits, size=32), "model": pretrained, "accumulate": 1, "steps": 2, "save_every": 1}
+    experiment = dataclasses.replace(experiment, **options)
+    run(experiment, run_dir=tmp_path / "run")
+    (tmp_path / "weights.pth").unlink()
+    run(dataclasses.replace(experiment, steps=3), run_dir=tmp_path / "run", resume="latest")
+    assert audit([str(tmp_path / "run"), "2:3"])
+    other = dataclasses.replace(experiment, model=pretrained.replace(pretrained="other.pth"), steps=4)
+    with pytest.raises(InputError, match=r"model\.pretrained: .*weights\.pth -> other\.pth"):
+        run(other, run_dir=tmp_path / "run", resume="latest")

@@ -22,7 +22,7 @@ from backbones.run import run as run_module
 from backbones.run.checkpoint import list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.files import read_json
-from backbones.run.metric_writer import read_metrics
+from backbones.run.metric_lines import read_metrics
 from backbones.run.preemption import Preempted
 from backbones.run.run import run
 from backbones.run.sweep.axes import parse_axes

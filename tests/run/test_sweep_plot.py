@@ -62,3 +62,27 @@ def test_groups_of_seeds_are_sorted_by_their_mean() -> None:
         ["0.001", "2.50 ± 0.71", "2.0000 ± 0.0000", "10", "2"],
         ["0.0001", "1.00", "2.0000", "10", "1 of 2: 1 diverged"],
     ]
+
+
+@pytest.mark.parametrize("axes", [RATES | SEEDS, RATES | MODELS | SEEDS])
+def test_means_are_of_equally_many_steps(axes: dict[str, list], tmp_path: Path) -> None:
+    """Halving has stopped the first seed early, and both of the first rate."""
+    sweep, rows = rows_of(axes)
+    rows = [
+        row._replace(status="stopped", steps=3, top1=0.9)
+        if row.member.values["seed"] == 0 or row.member.values["optim.lr"] == 1e-4
+        else row
+        for row in rows
+    ]
+    with (
+        mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot,
+        mock.patch.object(Axes, "imshow", autospec=True, side_effect=Axes.imshow) as imshow,
+        mock.patch.object(Axes, "text", autospec=True, side_effect=Axes.text) as text,
+    ):
+        plot_sweep(sweep, rows, tmp_path / "sweep.png")
+    if axes == RATES | SEEDS:
+        assert plot.call_args_list[1].args[2] == pytest.approx([0.9, 0.03, 0.05])
+    else:
+        assert imshow.call_args.args[1] == [pytest.approx(each) for each in ([0.9, 0.9], [0.05, 0.07], [0.09, 0.11])]
+        texts = [call.args[3] for call in text.call_args_list]
+        assert texts[:3] == ["90.00%\nat step 3", "90.00%\nat step 3", "5.00%"]

@@ -19,7 +19,8 @@ import backbones.run.trackers as trackers
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.loop import Diverged
-from backbones.run.metric_writer import TIMES, MetricWriter, read_metrics
+from backbones.run.metric_lines import TIMES, read_metrics
+from backbones.run.metric_writer import MetricWriter
 from backbones.run.run import run
 from backbones.run.trackers import Tracker, Trackers
 

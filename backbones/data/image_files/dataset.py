@@ -30,7 +30,8 @@ from backbones.data.source import (
     note_odd_classes,
     read_some,
 )
-from backbones.errors import Count, InputError, Range, checked
+from backbones.errors import InputError
+from backbones.ranges import Count, Range, checked
 
 PART, MANY = 8, 3200
 """Where all files are gone through: how many are decoded at a time, and how many are worth worker processes."""

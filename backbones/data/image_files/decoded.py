@@ -4,9 +4,7 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.image_files.listing_cache import UNREADABLE, named_after, stamp
+from backbones.data.image_files.listing_cache import UNREADABLE, delete_leftovers, named_after, stamp
 from backbones.data.image_files.workers import check_main
 from backbones.errors import InputError
 
@@ -138,8 +136,5 @@ def cache_decoded(folder: Path, parts: Callable[[], Iterable[tuple[list[np.ndarr
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         if not folder.exists():
-            for left in folder.parent.glob(f"{folder.name}-*"):
-                with suppress(OSError):  # another machine has removed it
-                    if time.time() - max(each.stat().st_mtime for each in (left, *left.rglob("*"))) > 86_400:
-                        shutil.rmtree(left, ignore_errors=True)  # a killed process has left it
+            delete_leftovers(folder.parent.glob(f"{folder.name}-*"))
             write_decoded(folder, parts())

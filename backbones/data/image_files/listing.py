@@ -21,6 +21,9 @@ from backbones.errors import InputError, shorten
 TEST_NAMES = ("test", "val", "validation", "valid")
 """Names of the split that is held out; of several the first one is taken."""
 
+LIKE_SPLITS = {"train", "training", "testing", *TEST_NAMES}
+"""What a folder is hardly called that is a class, if another one is called so too; in capitals or not."""
+
 
 class Names:
     """N strings in one piece of memory: a million of them need no more than their letters."""
@@ -136,12 +139,16 @@ def list_tree(
         extents: path in the tree -> offset and length, where one file holds all of them.
 
     Raises:
-        InputError: a class of the test split is none of the training split.
+        InputError: a class of the test split is none of the training split, or splits have other names.
     """
     tops = {folder.partition("/")[0] for folder in files}
     # else `train` is a class like the others
     is_split = "train" in tops and any(each in TEST_NAMES or each.startswith("train/") for each in (*tops, *files))
-    splits = choose_splits(path, tops) if is_split else {"": "all"}
+    with_folders = {folder.partition("/")[0] for folder in files if "/" in folder}  # `test/*.jpg` has no labels
+    splits = choose_splits(path, with_folders) if is_split else {"": "all"}
+    named_like = sorted(top for top in tops if top.casefold() in LIKE_SPLITS)
+    if len(named_like) > 1 and "test" not in splits.values() and not {*named_like} <= {"train", *TEST_NAMES}:
+        raise InputError(f"{path} has the folders {' and '.join(named_like)}; rename them to train and test")
     places = {}  # folder -> split and class
     for folder in sorted(files, key=lambda folder: folder.split("/")):
         top, *rest = folder.split("/") if is_split else ["", *folder.split("/")]
@@ -166,7 +173,7 @@ def list_tree(
         if extents is not None:
             table = np.array(found, dtype=np.int64).reshape(-1, 2)
             listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
-    others = {*TEST_NAMES} - splits.keys() if is_split else ()  # which `choose_splits` has named
+    others = ({*TEST_NAMES} & with_folders) - splits.keys() if is_split else ()  # which `choose_splits` has named
     looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
     _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))
     return listing

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from backbones.data.image_files.listing import Files, Listing, Names
 
-VERSION = 4
+VERSION = 5
 """Of how files are listed: another one lists them anew."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -29,7 +30,10 @@ Stamps = dict[str, Stamp]
 
 def stamp(path: Path | str) -> Stamp:
     """What changes when a file is written to or becomes readable, or a folder gets or loses an entry."""
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:  # a link to a disk that is not mounted
+        return 0, 0, 0
     return status.st_mtime_ns, status.st_size, status.st_mode
 
 
@@ -74,13 +78,10 @@ def cache_path(path: Path, kind: str, suffix: str) -> Path:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so.
 
-    What a process left that was killed in the block is deleted a day later.
+    What a killed process left is deleted a day later.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.stem}-tmp-*"):
-        with suppress(OSError):
-            if left.stat().st_mtime < time.time() - 24 * 3600:
-                left.unlink()
+    delete_leftovers(path.parent.glob(f"{path.stem}-tmp-*"))
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f"{path.stem}-tmp-", suffix=path.suffix, delete=False
     ) as temporary:
@@ -91,6 +92,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(temporary.name)
             raise
+
+
+def delete_leftovers(paths: Iterable[Path]) -> None:
+    """Delete the files and folders in which nothing was written for a day: killed processes have left them."""
+    for path in paths:
+        with suppress(OSError):  # another machine has deleted it
+            if max(each.stat().st_mtime for each in (path, *path.rglob("*"))) < time.time() - 24 * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

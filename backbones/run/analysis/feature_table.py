@@ -21,7 +21,7 @@ class FeatureTable(NamedTuple):
     """Features of the images of both splits, the training images first."""
 
     about: dict[str, str]
-    """What they are features of: `checkpoint`, `weights` (a hash), `data`, `layer`."""
+    """What they are features of: `checkpoint`, `weights` (a hash), `data`, `layer`, and hashes of `train`, `test`."""
     split: np.ndarray
     """[N] strings, `train` or `test`."""
     index: np.ndarray  # type: ignore[assignment]  # tuple.index is not needed

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.data import DataInfo, Dataset, Source, eval_batches
-from backbones.errors import InputError
+from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores, in_top_k
@@ -126,14 +126,20 @@ def check_fits(dataset: Dataset, info: DataInfo, name: str) -> None:
     """Check a data set called `name` against the `info` of the images that a model was trained on.
 
     Raises:
-        InputError: the images have another shape, or there is another number of classes.
+        InputError: the images have another shape, there is another number of classes, or a class has another number.
     """
     got, wanted = (f"images of {each.image_shape} and {each.num_classes} classes" for each in (dataset.info, info))
     if got != wanted:
         raise InputError(f"{name} has {got}; the model was trained for {wanted}: evaluate it on other data")
-    if dataset.info.class_names != info.class_names:
-        theirs, ours = (", ".join(each.class_names[:5]) for each in (dataset.info, info))
-        distributed.warn0(f"the classes of {name} are called {theirs}, ...; those of the model {ours}, ...")
+    pairs = zip(dataset.info.class_names, info.class_names, strict=True)
+    different = [(theirs, ours) for theirs, ours in pairs if theirs != ours]
+    theirs, ours = map(shorten, zip(*different, strict=True)) if different else ("", "")
+    if moved := {*dict(different).keys()} & {*info.class_names}:
+        raise InputError(
+            f"{name} has the classes in another order than the model, such as {min(moved)}: {theirs} are {ours} there"
+        )
+    if different:
+        distributed.warn0(f"the classes of {name} are called {theirs}; those of the model {ours}")
 
 
 def evaluate_model(

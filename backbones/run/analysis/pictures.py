@@ -100,6 +100,8 @@ def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: 
     Raises:
         InputError: the file cannot be written, or its suffix is not a format.
     """
+    if not path.suffix:  # matplotlib would add one
+        raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {path / 'picture.png'}")
     width = _zoom(rows, side) * rows[0][0].image.shape[2] + GAP
     rows = [[tile._replace(caption=[_fit(line, width) for line in tile.caption]) for tile in row] for row in rows]
     try:

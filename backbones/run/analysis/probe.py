@@ -78,10 +78,11 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tup
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     held, rest = np.split(order, [round(HELD_OUT * len(labels))])
-    if len(held) == 0 or len(np.unique(labels[rest])) < 2:
+    if len(np.unique(labels[rest])) < 2 or not np.isin(labels[held], labels[rest]).any():
         raise InputError(
             "a linear probe chooses its regularisation on a fifth of the training images, and needs two classes in the "
-            f"others; there are {len(labels)} images of {len(np.unique(labels))} classes: give it more"
+            f"others, and images of these in the fifth; there are {len(labels)} images of {len(np.unique(labels))} "
+            "classes: give it more"
         )
 
     def score(l2: float) -> float:
@@ -91,7 +92,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tup
     return fit_linear(features, labels, best), best
 
 
-def take_per_class(table: FeatureTable, number: int, *, seed: int = 0) -> FeatureTable:
+def take_rows_per_class(table: FeatureTable, number: int, *, seed: int = 0) -> FeatureTable:
     """So many rows of each class, drawn by a seed, or all where there are fewer."""
     order = np.random.default_rng(seed).permutation(len(table.label))
     parts = [order[table.label[order] == k][:number] for k in np.unique(table.label)]
@@ -115,7 +116,7 @@ def probe_table(
     """
     train, test = table.of_split("train"), table.of_split("test")
     if per_class is not None:
-        train = take_per_class(train, per_class, seed=seed)
+        train = take_rows_per_class(train, per_class, seed=seed)
     found: dict[str, Any] = {"train_images": len(train.label), "test_images": len(test.label)}
     if knn:
         predicted = knn_predict(*map(torch.from_numpy, (train.features, train.label, test.features)))

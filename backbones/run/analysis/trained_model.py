@@ -17,7 +17,7 @@ from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.models import Model, with_autocast
 from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, saved_weights
-from backbones.run.run_dir import parse_experiment
+from backbones.run.config import parse_experiment
 from backbones.types import ModelState, Params
 
 

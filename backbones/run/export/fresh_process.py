@@ -44,7 +44,7 @@ torch.save({result}, outputs)
 """
 
 
-def read_weights(path: Path, lines: Lines) -> StateDict:
+def read_tensors(path: Path, lines: Lines) -> StateDict:
     """The tensors that `lines` read from a file.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from backbones.component import options_of
 from backbones.experiment import COMPONENTS, Experiment
+from backbones.run.config import flatten
 from backbones.run.report.runs import Run
-from backbones.run.run_dir import flatten
 
 
 class Statistic(NamedTuple):
@@ -91,14 +91,16 @@ def _rank(group: Group) -> tuple[bool, float, str]:
 
 
 def _with_labels(groups: list[Group]) -> list[Group]:
+    namesakes: dict[str, list[Group]] = {}
+    for group in groups:
+        namesakes.setdefault(group.experiment.name, []).append(group)
+    differing = {name: iter(differences(each)) for name, each in namesakes.items()}
     labelled = []
     for group in groups:
         name = group.experiment.name
-        namesakes = [other for other in groups if other.experiment.name == name]
-        values = differences(namesakes)[namesakes.index(group)] if len(namesakes) > 1 else {}
         options = ", ".join(
             str(value) if option in COMPONENTS else f"{option.rpartition('.')[2]} {value}"
-            for option, value in values.items()
+            for option, value in next(differing[name]).items()
         )
         labelled.append(dataclasses.replace(group, label=f"{name} ({options})" if options else name))
     return labelled

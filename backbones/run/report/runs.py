@@ -9,11 +9,12 @@ from typing import Any
 
 from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
+from backbones.run.config import read_experiment
 from backbones.run.files import read_json
-from backbones.run.metric_writer import METRICS, read_metrics
+from backbones.run.metric_lines import METRICS, read_metrics
 from backbones.run.provenance import list_resumes, read_starts
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, read_experiment
+from backbones.run.run_dir import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)

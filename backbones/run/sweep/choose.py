@@ -18,10 +18,10 @@ import torch
 import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
-from backbones.errors import InputError, is_out_of_memory
+from backbones.errors import InputError
 from backbones.experiment import Experiment, Program
 from backbones.run.sweep.members import How, Sweep, read_sweep
-from backbones.run.sweep.ways import share_of_machine, share_of_threads
+from backbones.run.sweep.ways import share_of_machine
 from backbones.torch_settings import torch_settings_kept
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
@@ -53,6 +53,8 @@ Step = Callable[[], object]
 def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     """Measure the ways that are possible, print what they would take, and return the fastest.
 
+    What is measured is the step of the first member, as if all took as long.
+
     What would take too long to measure is estimated (processes) or left out (vmap). So is a vmapped step with dropout,
     which would draw other numbers.
 
@@ -83,16 +85,16 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
                 seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + of_vmapped * ends[-1]
         if workers > 1:
 
-            def in_processes(of_step: float) -> float:
+            def seconds_in_processes(of_step: float) -> float:
                 return sum(-(-size // workers) * (startup + RUN_OVERHEAD + of_step * part) for size, part in parts)
 
-            torch.set_num_threads(share_of_threads(workers))
+            torch.set_num_threads(machine.share_of_cores(workers))
             of_step = seconds_of(step)
             del step
             _free_gpu_memory()
-            is_worth_it = in_processes(of_step) < min(seconds.values()) and startup < most
+            is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and startup < most
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
-            seconds["processes"] = in_processes(together or CONTENTION * of_step)
+            seconds["processes"] = seconds_in_processes(together or CONTENTION * of_step)
     fastest = min(seconds, key=lambda how: seconds[how])
     how = fastest if seconds[fastest] < WORTHWHILE * seconds["sequence"] else "sequence"
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
@@ -155,21 +157,17 @@ def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float) -> floa
         programs = [_program(experiment, dataset) for experiment in experiments]
         states = tree.stack([program.state for program in programs])
         return seconds_of(_repeated(step, states, lambda i: tree.stack([program.batches(i) for program in programs])))
-    except InputError:
-        return None
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+    except (InputError, RuntimeError):  # out of memory, or an operation that does not vmap
         return None
 
 
 def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float | None:
-    """The mean time of a step of the first members, each in a process of its own; None if one of them fails."""
+    """The mean time of a step of the first member in each of several processes; None if one of them fails."""
     with ExitStack() as stack:
         processes: list[Any] = []
-        for slot, member in enumerate(sweep.members[:workers]):
+        for slot in range(min(workers, len(sweep.members))):
             process = subprocess.Popen(
-                [sys.executable, "-m", "backbones.run.sweep.choose", str(folder), member.name],
+                [sys.executable, "-m", "backbones.run.sweep.choose", str(folder), sweep.members[0].name],
                 env=share_of_machine(slot, workers),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

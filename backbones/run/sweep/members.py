@@ -17,9 +17,10 @@ from backbones.errors import InputError
 from backbones.experiment import VERSION, Experiment
 from backbones.models import with_pretrained
 from backbones.models.state_dict import StateDict
+from backbones.run.config import flatten, parse_experiment
 from backbones.run.files import read_json, write_json
 from backbones.run.run import read_weights
-from backbones.run.run_dir import CONFIG, new_run_dir, parse_experiment
+from backbones.run.run_dir import CONFIG, new_run_dir
 from backbones.run.sweep.axes import Axis, Combination
 from backbones.torch_settings import torch_settings_kept
 
@@ -95,18 +96,19 @@ def make_sweep(
     made: list[Member] = []
     datasets: dict[Use, Dataset] = {}
     weights: dict[str, StateDict] = {}
+    names: dict[str, str] = {}  # experiment, as JSON -> member
     width = len(str(len(members) - 1))
     for i, (combination, of_member) in enumerate(members):
         words = [f"{field.rpartition('.')[2]}-{value}" for field, value in combination.items()]
         name = re.sub(r"[^\w.+-]+", "_", "-".join([f"{i:0{width}}", *words]))[:100]
-        same = [other.name for other in made if other.experiment == of_member]
-        if same:
-            raise InputError(f"{name} would be the same run as {same[0]}; give each value once")
+        if (same := names.setdefault(json.dumps(of_member.to_json()), name)) != name:
+            raise InputError(f"{name} would be the same run as {same}; give each value once")
         try:
             num_steps = _check(of_member, datasets, weights)
         except InputError as error:
             raise InputError(f"{name} cannot be run: {error}") from error
-        values = {field: value_of(of_member, field) for field in combination}
+        flat = flatten(of_member)
+        values = {field: flat[field] for field in combination}
         made.append(Member(name, values, of_member, num_steps))
     sweep = Sweep(experiment, {axis.field: list(axis.values) for axis in axes}, halving, made)
     for member in made:
@@ -129,13 +131,6 @@ def _check(experiment: Experiment, datasets: dict[Use, Dataset], weights: dict[s
             with_pretrained(experiment.make_model(dataset.info), weights[source], dataset.info.image_shape)
         experiment.make_pure_step(dataset)
         return experiment.num_steps(dataset)
-
-
-def value_of(experiment: Experiment, field: str) -> Any:
-    """The value of a field such as `seed` or `optim.lr`; of a component, its name."""
-    kind, _, option = field.partition(".")
-    value = getattr(experiment, kind)
-    return value.values[option] if option else value.name if isinstance(value, Use) else value
 
 
 class Plan(NamedTuple):

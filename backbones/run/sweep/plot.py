@@ -53,6 +53,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _mean_top1(rows: Sequence[Row]) -> tuple[float, str]:
+    """The mean of those that got furthest, since halving stops others at earlier steps; and where they were stopped."""
+    furthest = [row for row in rows if row.status == "finished"]
+    if furthest or not (steps := max((row.steps for row in rows if row.status == "stopped"), default=0)):
+        return mean_of([row.top1 for row in furthest]), ""
+    return mean_of([row.top1 for row in rows if row.status == "stopped" and row.steps == steps]), f"\nat step {steps}"
+
+
 def _draw_axis(axes: Any, rows: Sequence[Row], field: str) -> None:
     """Top-1 against the values of one field: a dot for each member, and a line for the means."""
     labels = _labels(rows, field)
@@ -60,7 +68,7 @@ def _draw_axis(axes: Any, rows: Sequence[Row], field: str) -> None:
     numeric = all(_is_number(value) for value in values)
     place = {label: float(label) if numeric else i for i, label in enumerate(labels)}
     axes.plot([place[_label(row, field)] for row in rows], [row.top1 for row in rows], "o", alpha=0.5)
-    means = [mean_of([row.top1 for row in rows if _label(row, field) == label]) for label in labels]
+    means = [_mean_top1([row for row in rows if _label(row, field) == label])[0] for label in labels]
     if len(labels) < len(rows):
         axes.plot([place[label] for label in labels], means, "-" if numeric else "_", markersize=20)
     if numeric and min(values) > 0 and max(values) >= 10 * min(values):
@@ -75,10 +83,10 @@ def _draw_axis(axes: Any, rows: Sequence[Row], field: str) -> None:
 def _draw_grid(figure: Any, rows: Sequence[Row], fields: Sequence[str]) -> None:
     """The mean of top-1 over the seeds in each cell of a grid."""
     down, across = (_labels(rows, field) for field in fields)
-    cells: dict[tuple[str, str], list[float]] = {}
+    cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        cells.setdefault((_label(row, fields[0]), _label(row, fields[1])), []).append(row.top1)
-    means = [[mean_of(cells[y, x]) for x in across] for y in down]
+        cells.setdefault((_label(row, fields[0]), _label(row, fields[1])), []).append(row)
+    means = [[_mean_top1(cells[y, x])[0] for x in across] for y in down]
     axes = figure.subplots()
     figure.colorbar(axes.imshow(means, cmap="viridis", aspect="auto"), label="top-1 accuracy")
     axes.set(xlabel=fields[1], ylabel=fields[0])
@@ -86,7 +94,7 @@ def _draw_grid(figure: Any, rows: Sequence[Row], fields: Sequence[str]) -> None:
     axes.set_yticks(range(len(down)), down, parse_math=False)
     known = [value for line in means for value in line if not math.isnan(value)]
     for (i, y), (j, x) in product(enumerate(down), enumerate(across)):
-        value = mean_of(cells[y, x])
+        value, stopped = _mean_top1(cells[y, x])
         dark = not known or value < (min(known) + max(known)) / 2
-        text = "diverged" if math.isnan(value) else f"{value:.2%}"
+        text = "diverged" if math.isnan(value) else f"{value:.2%}{stopped}"
         axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from backbones.errors import InputError
+from backbones.run.config import list_changes, read_experiment
 from backbones.run.lock import locked
 from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG, list_changes, read_experiment
+from backbones.run.run_dir import CONFIG
 from backbones.run.sweep.choose import choose_how
 from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
 from backbones.run.sweep.plot import plot_sweep

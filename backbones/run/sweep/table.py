@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple, get_args
 
 from backbones.run.files import atomic_write, read_json
-from backbones.run.metric_writer import METRICS, read_metrics
+from backbones.run.metric_lines import METRICS, read_metrics
 from backbones.run.run import RESULT
 from backbones.run.sweep.members import Member, Sweep
 from backbones.run.sweep.ways import DIVERGED

@@ -104,14 +104,9 @@ def default_workers(num_members: int, experiment: Experiment) -> int:
     return min(num_members, gpus or min(machine.num_cores(), MOST_WORKERS))
 
 
-def share_of_threads(workers: int) -> int:
-    """CPU threads of each of several processes."""
-    return max(1, machine.num_cores() // workers)
-
-
 def share_of_machine(slot: int, workers: int) -> dict[str, str]:
     """The environment of one of several processes: its share of the cores, and one of the GPUs."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(share_of_threads(workers))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(machine.share_of_cores(workers))}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[slot % len(gpus.split(","))]

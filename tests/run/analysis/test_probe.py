@@ -17,7 +17,7 @@ from backbones.run.analysis.probe import (
     fit_probe,
     knn_predict,
     probe_table,
-    take_per_class,
+    take_rows_per_class,
 )
 
 
@@ -86,7 +86,7 @@ def test_accuracies_of_a_table() -> None:
     few = probe_table(pixels(), knn=False, per_class=5, seed=1)
     assert few["train_images"] == 50 and "knn" not in few
     assert 0.3 < few["linear_probe"]["top1"] < found["linear_probe"]["top1"]
-    chosen, test = take_per_class(pixels().of_split("train"), 5, seed=1), pixels().of_split("test")
+    chosen, test = take_rows_per_class(pixels().of_split("train"), 5, seed=1), pixels().of_split("test")
     classifier, l2 = fit_probe(chosen.features, chosen.label, seed=1)
     assert few["linear_probe"] == {"top1": classifier.score(test.features, test.label), "l2": l2}
     assert probe_table(pixels(), linear=False, per_class=5).keys() == {"train_images", "test_images", "knn"}
@@ -94,11 +94,11 @@ def test_accuracies_of_a_table() -> None:
 
 def test_some_images_of_each_class() -> None:
     train = pixels().of_split("train")
-    few = take_per_class(train, 7, seed=0)
+    few = take_rows_per_class(train, 7, seed=0)
     assert np.bincount(few.label).tolist() == [7] * 10
     assert all(np.array_equal(train.features[i], row) for i, row in zip(few.index, few.features, strict=True))
-    assert not np.array_equal(few.index, take_per_class(train, 7, seed=1).index)
-    assert len(take_per_class(train, 10**6).label) == 500
+    assert not np.array_equal(few.index, take_rows_per_class(train, 7, seed=1).index)
+    assert len(take_rows_per_class(train, 10**6).label) == 500
 
 
 def test_one_class() -> None:

@@ -1,0 +1,94 @@
+"""What a run records while it trains."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from backbones.experiment import Experiment
+from backbones.run.checkpoint import Checkpoints, Manifest
+from backbones.run.metric_writer import MetricWriter
+from backbones.run.spikes import BadStep, SpikeDetector
+from backbones.types import Metrics
+
+
+class RunningMeans:
+    """Means of the training metrics since the last line of the log, summed on the device.
+
+    `stored` is what `to_json` of the resumed run returned, or nothing.
+    """
+
+    def __init__(self, stored: dict[str, Any] | None = None) -> None:
+        stored = stored or {}
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
+        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
+
+    def add(self, metrics: Metrics) -> None:
+        """Add the metrics of one step."""
+        for name, value in metrics.items():
+            value = value.to(torch.float64)
+            self._sums[name] = value if name not in self._sums else self._sums[name].to(value.device) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, and reset them."""
+        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+        self._counts, self._sums = {}, {}
+        return means
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a checkpoint, so that a resumed run writes the same lines."""
+        return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
+
+
+OBJECTIVE = ("augment", "loss", "label_smoothing", "class_weights", "sampling")
+"""Fields of an experiment that decide how large a loss is."""
+
+
+@dataclass
+class RunLog:
+    """What a run records while it trains: metrics, checkpoints, and steps that went wrong."""
+
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    spikes: SpikeDetector
+    report_bad_step: Callable[[BadStep], None]
+    means: RunningMeans = field(default_factory=RunningMeans)
+
+    def restart(self, saved: Manifest, experiment: Experiment) -> None:
+        """Continue as it was when a checkpoint was saved; its losses count for spikes if the objective is the same."""
+        self.means = RunningMeans(saved.since_log)
+        now = json.loads(json.dumps(experiment.to_json()))  # with lists, as in the saved one
+        is_same = all(saved.experiment.get(name) == now[name] for name in OBJECTIVE)
+        self.spikes.restart(saved.recent_losses if is_same else ())
+
+
+class Timer:
+    """Images per second of training alone, without evaluation and saving."""
+
+    def __init__(self) -> None:
+        self._stretches: list[tuple[int, float]] = []  # images, seconds
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stretch of training."""
+        self._since = time.perf_counter()
+
+    def stop(self, images: int) -> None:
+        """End a stretch, in which `images` were trained on; call it when the device has finished."""
+        self._stretches.append((images, time.perf_counter() - self._since))
+
+    def rate(self) -> float:
+        """Of the latest stretch."""
+        images, seconds = self._stretches[-1]
+        return images / seconds
+
+    def mean_rate(self) -> float:
+        """Of all stretches except the first, which compiles and warms up, unless it is the only one; NaN if none."""
+        stretches = self._stretches[1:] or self._stretches
+        seconds = sum(seconds for _, seconds in stretches)
+        return sum(images for images, _ in stretches) / seconds if stretches else math.nan
