@@ -130,7 +130,9 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
             before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
             times.append({name: model_state[_count_of(name)] - before[_count_of(name)] for name in zeros})
-        weights = {name: math.fsum(_weight(momenta[name], int(each[name])) for each in times) for name in zeros}
+        weights = {
+            name: math.fsum(_weight(momenta[name], round(each[name].item())) for each in times) for name in zeros
+        }
         means = {name: total / weights[name] for name, total in totals.items()}
         return params, distributed.mean_over_ranks({**model_state, **means})
 

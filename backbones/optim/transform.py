@@ -133,8 +133,8 @@ def add_decayed_weights(weight_decay: float, mask: Mask = everything) -> Gradien
 
 class AddNoiseState(NamedTuple):
     step: Tensor
-    key: Tensor
-    """Random key, 0-D int64; never changes."""
+    keys: dict[str, Tensor]
+    """Random key of each leaf, 0-D int64, by its name; never changes."""
     eta: Tensor
     gamma: Tensor
 
@@ -149,18 +149,17 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
     def init(params: Params) -> AddNoiseState:
         step = zero_count(params)
         key = random.key(seed, device=step.device)
-        return AddNoiseState(step, key, hyperparameter(eta, params), hyperparameter(gamma, params))
+        keys = {name: random.fold_in(key, zlib.crc32(name.encode())) for name in params}
+        return AddNoiseState(step, keys, hyperparameter(eta, params), hyperparameter(gamma, params))
 
     def update(updates: Updates, state: AddNoiseState, params: Params) -> tuple[Updates, AddNoiseState]:
         step = state.step + 1
         (std,) = cast_like(updates, (state.eta / step**state.gamma).sqrt())
-        key = random.fold_in(state.key, step)
         noisy = {}
         for name, g in updates.items():
-            i = zlib.crc32(name.encode())
             positions = torch.arange(g.numel(), device=g.device).reshape(g.shape)
-            # not fold_in(fold_in(key, i), positions): inductor multiplies the positions in Python, without wrap-around
-            noise = random.normal(random.fold_in(random.fold_in(key, i) ^ positions, 0))
+            # not fold_in(key, positions): inductor multiplies the positions in Python, without wrap-around
+            noise = random.normal(random.fold_in(random.fold_in(state.keys[name], step) ^ positions, 0))
             noisy[name] = g + std * noise.to(g.dtype)
         return noisy, state._replace(step=step)
 
