@@ -304,6 +304,8 @@ def test_tables_say_what_the_claims_say() -> None:
     assert len(small) == 10
     for name, top1 in [*claimed, *small]:
         assert CLAIMS[name].startswith(top1), name
+    (longest,) = re.findall(r"for 30 epochs.*\*\*(\S+ %)\*\*", readme)
+    assert f"{longest} in 30, " in CLAIMS["cifar10-resnet18-plus"] and f"reaches {longest} at the last step" in page
 
 
 def test_a_report(

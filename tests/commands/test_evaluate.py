@@ -262,3 +262,15 @@ def test_as_a_command(finished: Path, tmp_path: Path) -> None:
     done = run_process(command, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: the checkpoint run/checkpoints/4 is corrupt: state/")
     assert done.stderr.count("\n") == 1
+
+
+def reordered(device: torch.device = CPU) -> Dataset:
+    split = torch.zeros(10, 3, 16, 16, dtype=torch.uint8), torch.arange(10)
+    return in_memory(split, split, tuple("1023456789"), device)
+
+
+def test_classes_in_another_order_are_refused(finished: Path) -> None:
+    with pytest.raises(
+        InputError, match="reordered has the classes in another order than the model, such as 0: 1, 0 are"
+    ):
+        evaluate(finished, data=f"{__name__}:reordered")

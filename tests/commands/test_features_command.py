@@ -25,6 +25,7 @@ from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.run.analysis.explain import draw_map, make_maps
 from backbones.run.analysis.feature_table import read_table, write_table
+from backbones.run.analysis.features import to_vectors
 from backbones.run.analysis.pictures import Tile
 from backbones.run.analysis.probe import probe_table
 from backbones.run.analysis.trained_model import load_model, read_trained
@@ -275,15 +276,25 @@ def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch:
 
 
 def test_many_files_are_computed_a_few_at_a_time(
-    finished: Path, written: Path, digit: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = []
+    index, sizes, drawn = torch.arange(35), [], []
+    images = digits().train.read(index, index)
+    files = tuple(tmp_path / f"{i}.png" for i in range(35))
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     for module in ("explain", "nearest"):
         monkeypatch.setattr(f"backbones.commands.{module}.save_tiles", lambda rows, *args, **kw: drawn.append(rows))
-    explain(finished, (digit,) * 35)
-    nearest(written, (digit,) * 35, k=1)
+    monkeypatch.setattr(
+        "backbones.commands.explain.make_maps", lambda *args: sizes.append(len(args[1])) or make_maps(*args)
+    )
+    monkeypatch.setattr("backbones.commands.nearest.to_vectors", lambda x: sizes.append(len(x)) or to_vectors(x))
+    explain(finished, files)
+    nearest(written, files, k=1)
+    assert sizes == [16, 16, 3] * 2
     for rows in drawn:
-        assert len(rows) == 35 and (rows[0][-1].image.int() - rows[34][-1].image.int()).abs().max() <= 1
+        assert all(torch.equal(row[0].image, image) for row, image in zip(rows, images, strict=True))
+    assert [row[1].caption[2] for row in drawn[1]] == [f"#{i}" for i in range(35)]
 
 
 class Scaled(torch.nn.Module):

@@ -209,3 +209,11 @@ def test_resume_alone_is_the_latest() -> None:
     for args in (["--resume"], ["--resume", "--steps", "5"], ["--steps", "5", "--resume", "latest"]):
         assert parse(args).resume == "latest"
     assert parse(["--resume", "auto"]).resume == "auto" and parse(["--resume=300"]).resume == "300"
+
+
+@pytest.mark.parametrize(
+    "args", ["--freeze stem --freeze=head", "--train-only head --train_only stem", "--log-to a --log-to b"]
+)
+def test_options_of_several_values_are_given_once(args: str) -> None:
+    with pytest.raises(InputError, match="is given twice; give all its values after one"):
+        main(args.split(), EXPERIMENTS)

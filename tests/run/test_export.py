@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import backbones.random as random
 from backbones.augment import make_normalize
 from backbones.component import Use, use
-from backbones.data import digits
+from backbones.data import Dataset, digits
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -31,7 +31,7 @@ from backbones.models.exported import make_module, make_program
 from backbones.models.layers import conv3x3
 from backbones.run.analysis.trained_model import TrainedModel, load_model
 from backbones.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from backbones.run.export import FORMATS, Exported, _write, export
+from backbones.run.export import FORMATS, Exported, _write, export, read_test_images
 from backbones.run.export.formats import Content, Lines
 from backbones.run.run import run
 from experiments.digits import digits_vit_tiny
@@ -320,3 +320,15 @@ def test_what_cannot_be_exported_is_one_line(net: Trainee, tmp_path: Path, monke
     with pytest.raises(InputError, match="exists already; choose another --out"):
         net.export(out, "pt2")
     assert out.read_text() == "precious"
+
+
+def gone(device: torch.device = CPU) -> Dataset:
+    raise InputError("photos is not a folder")
+
+
+def test_random_pixels_are_compared_where_the_data_is_gone(net: Trainee, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment, info = dataclasses.replace(net.experiment, data=use(gone)), net.checkpoint.manifest.info
+    images = read_test_images(experiment, info, 20)
+    assert images.dtype == torch.uint8 and images.shape == (20, *info.image_shape) and len(images.unique()) > 200
+    assert torch.equal(images, read_test_images(experiment, info, 20))
+    assert "note: logits are compared on random pixels; photos is not a folder" in capsys.readouterr().out

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.augment import identity
+from backbones.component import use
 from backbones.experiment import Experiment, Program
-from backbones.run.checkpoint import SaveError
+from backbones.run.checkpoint import Manifest, SaveError
 from backbones.run.loop import Diverged, GoBack, complete, train
 from backbones.run.preemption import Preempted
 from backbones.run.run_log import RunLog, RunningMeans
@@ -228,3 +230,22 @@ def test_means_continue_after_a_resume() -> None:
     whole.add({"loss": torch.tensor(5.0)})
     whole.add({"loss": torch.tensor(7.0), "grad_variance": torch.tensor(3.0)})  # since then with --accumulate
     assert whole.take() == {"loss": 6.0, "grad_variance": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, 20),
+        ({"clip": 1.0}, 20),
+        ({"label_smoothing": 0.9}, 0),
+        ({"sampling": "balanced"}, 0),
+        ({"class_weights": "auto"}, 0),
+        ({"augment": use(identity)}, 0),
+    ],
+    ids=str,
+)
+def test_losses_of_another_objective_are_forgotten(change: dict, kept: int) -> None:
+    saved = Manifest(5, {}, json.loads(json.dumps(EXPERIMENT.to_json())), None, {}, [1.0] * 20)
+    log = RunLog(None, None, SpikeDetector(10.0, margin=0.5), None)
+    log.restart(saved, dataclasses.replace(EXPERIMENT, **change))
+    assert len(log.spikes.recent) == kept

@@ -12,7 +12,7 @@ import backbones.machine as machine
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
-from backbones.run.provenance import read_starts, record_start
+from backbones.run.provenance import list_trained, read_starts, record_start
 from backbones.run.run import run
 
 
@@ -66,3 +66,9 @@ def test_damaged_history(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("[{")
     with pytest.raises(InputError, match=r"provenance\.json is damaged .*rename it"):
         read_starts(tmp_path)
+
+
+def test_starts_whose_steps_were_done_again_do_not_count() -> None:
+    starts = [{"step": 0}, {"step": 6}, {"step": 3}, {"step": 10}]
+    assert list_trained(starts, 0, 10) == [starts[0], starts[2]]
+    assert list_trained(starts, 3, 10) == [starts[2]]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from helpers.runs import ROOT, SMALL
@@ -252,3 +253,15 @@ def test_steps_that_are_repeated_are_sent_once() -> None:
         (4, {"train/loss": 1.0}),
         (1, {"test/loss": 2.0}),
     ]
+
+
+@pytest.mark.slow
+def test_a_start_of_mlflow_that_fails_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(mlflow.MlflowClient, "log_batch", mock.Mock(side_effect=ConnectionError))
+        trackers.start_mlflow("a run", {"lr": 0.1}, None)
+    trackers.start_mlflow("a run", {"lr": 0.1}, None).finish(None)
+    client = mlflow.MlflowClient()
+    assert len(client.search_runs([client.get_experiment_by_name("backbones").experiment_id])) == 1

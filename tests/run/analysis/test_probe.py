@@ -106,3 +106,10 @@ def test_one_class() -> None:
     for rows in (train.label == 3, np.arange(1)):
         with pytest.raises(InputError, match="and needs two classes in the others"):
             fit_probe(train.features[rows], train.label[rows])
+
+
+def test_a_fifth_without_the_classes_of_the_others() -> None:
+    labels = np.arange(10) % 2
+    labels[np.random.default_rng(0).permutation(10)[:2]] = 2
+    with pytest.raises(InputError, match="images of these in the fifth"):
+        fit_probe(pixels().of_split("train").features[:10], labels)
