@@ -1,7 +1,7 @@
 """Evaluation: which weights are evaluated, and their metrics over held-out samples."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -124,16 +124,15 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
             return params, model_state  # these are not statistics, but a table of positions, say
         # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
-        totals, times = zeros, []
+        counted = sorted({count for name in zeros if (count := _count_of(name)) in model_state})
+        totals, times = zeros, {count: [0.0] * NUM_BN_BATCHES for count in counted}
         model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
         for step in range(NUM_BN_BATCHES):
             before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
-            times.append({name: model_state[_count_of(name)] - before[_count_of(name)] for name in zeros})
-        weights = {
-            name: math.fsum(_weight(momenta[name], round(each[name].item())) for each in times) for name in zeros
-        }
-        means = {name: total / weights[name] for name, total in totals.items()}
+            for count in counted:
+                times[count][step] = (model_state[count] - before[count]).item()
+        means = {name: total / _weight(momenta[name], times.get(_count_of(name), ())) for name, total in totals.items()}
         return params, distributed.mean_over_ranks({**model_state, **means})
 
     return weights_of
@@ -144,9 +143,13 @@ def _count_of(running_statistic: str) -> str:
     return f"{running_statistic.rpartition('.')[0]}.num_batches_tracked"
 
 
-def _weight(momentum: float, times: int) -> float:
-    """Weight of what a norm has seen, in statistics that begin as zeros, when it was applied this often."""
-    return momentum if times == 1 else 1 - (1 - momentum) ** times
+def _weight(momentum: float, times: Sequence[float]) -> float:
+    """Weight of what a norm has seen, in a sum of statistics each of which begins as zeros.
+
+    `times` is how often it was applied for each of them; none, or zeros, if it does not count that.
+    """
+    weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in map(round, times)]
+    return math.fsum(weights) or momentum * NUM_BN_BATCHES
 
 
 def make_evaluate(

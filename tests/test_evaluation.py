@@ -193,6 +193,37 @@ def test_buffers_that_training_does_not_change_are_left_as_they_are() -> None:
     assert tree.sha256(found) == tree.sha256((average, model_state)) and asked == [0]
 
 
+class Uncounted(nn.BatchNorm2d):
+    """Some norms of one's own do not count how often they are applied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        arguments = self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        return F.batch_norm(x, *arguments)
+
+
+def test_a_norm_that_does_not_count() -> None:
+    def net(norm: nn.Module) -> Model:
+        head = nn.Linear(3, 10)
+        return from_module(lambda: nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head))
+
+    images = torch.randint(0, 256, (64, 3, 8, 8), generator=random.generator(0), dtype=torch.uint8)
+    split, step, found = (images, torch.arange(64) % 10), torch.tensor(1), []
+    dataset = in_memory(split, split, tuple("0123456789"), CPU)
+    normalize = make_normalize((0.0,) * 3, (1.0,) * 3, CPU)
+    batches = make_batches(dataset.train, seed=0, batch_size=64, device=CPU)
+    silent = Uncounted(3)
+    silent.num_batches_tracked = None
+    for norm in (nn.BatchNorm2d(3), Uncounted(3), silent):
+        model = net(norm)
+        params, model_state = model.init(random.generator(0))
+        weights_of = make_weights_of(model, normalize, batches, jit=lambda function: function)
+        opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
+        found.append(weights_of(TrainState(step, step, tree.zeros_like(params), model_state, opt_state))[1])
+    for each in found[1:]:
+        assert torch.equal(each["0.running_mean"], found[0]["0.running_mean"])
+        assert torch.equal(each["0.running_var"], found[0]["0.running_var"])
+
+
 def test_a_norm_that_is_applied_twice_has_the_statistics_of_both() -> None:
     """In the running mean each application counts 0.9 times the one after it."""
 

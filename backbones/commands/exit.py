@@ -8,9 +8,10 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import backbones.distributed as distributed
 from backbones.errors import InputError, is_out_of_memory
@@ -26,6 +27,9 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
         devnull = Path(os.devnull).open("w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name).isatty():
+            setattr(sys, name, _Terminal(getattr(sys, name)))
     try:
         try:
             code = _exit_code(lambda: main([_expand_home(arg) for arg in sys.argv[1:]]))
@@ -36,6 +40,34 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
         code = 1
     distributed.shut_down()
     sys.exit(code)
+
+
+class _Terminal:
+    """The stream of a terminal. Once that is closed, what is written is lost, and a training goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _ignored(errno.EIO):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _ignored(errno.EIO):
+            self._stream.flush()
+
+
+@contextmanager
+def _ignored(number: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != number:
+            raise
 
 
 def _expand_home(arg: str) -> str:

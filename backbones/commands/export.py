@@ -51,7 +51,7 @@ def export(
     print(f"wrote {content.path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
     if done.num_images:
         print(
-            f"read again by a process of its own: logits of {done.num_images} test images differ by at most "
+            f"read again by a process of its own: logits of {done.num_images} images differ by at most "
             f"{done.difference:.2g}, and {done.num_equal} have the same class"
         )
     else:

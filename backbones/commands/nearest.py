@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import AT_ONCE, DeviceName, ImagePaths, checked_options, read_dataset
+from backbones.commands.options import AT_ONCE, DataRoot, DeviceName, ImagePaths, checked_options, read_dataset
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import shown
 from backbones.errors import InputError
@@ -34,6 +34,7 @@ def nearest(
     out: Path = Path("nearest.png"),
     resize: bool = False,
     device: DeviceName = "auto",
+    data_root: DataRoot = None,
 ) -> None:
     """Draw the images of a data set whose features are nearest to those of image files, by cosine: one row per file.
 
@@ -47,6 +48,7 @@ def nearest(
         out: picture to write.
         resize: scale image files of another size to that of the model.
         device: where to compute; auto is the GPU where there is one.
+        data_root: where the data set is; None for where it was when the run was trained.
 
     Raises:
         InputError: a file cannot be read, or its checkpoint or data set is not there any more or has changed.
@@ -56,9 +58,11 @@ def nearest(
     table, torch_device = read_table(features), distributed.init(device)
     content, experiment = read_trained(Path(table.about["checkpoint"]))
     trained = load_model(content, experiment, torch_device)
-    name, dataset = read_dataset(table.about["data"], experiment.data, torch_device)
+    name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, data_root)
     source, rows = getattr(dataset, split), table.of_split(split)
-    if tree.sha256(trained.params) != table.about["weights"] or source.digest() != table.about.get(split):
+    if split not in table.about:
+        raise InputError(f"{features} is of an earlier version of this program; write it anew")
+    if tree.sha256(trained.params) != table.about["weights"] or source.digest() != table.about[split]:
         raise InputError(
             f"{features} was made with other weights than those of {content.path}, or other data than {name}"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.train import parse, train
+from backbones.commands.train import check_given_once, parse, train
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
@@ -35,6 +35,7 @@ def main(args: list[str]) -> bool:
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones reproduce RUN [--run-dir DIR] [--OPTION VALUE ...]\n\n" + (__doc__ or ""))
         return True
+    check_given_once(args)
     before = Path(args[0])
     distributed.on_main(lambda: check_finished(before))
     new = Path(f"{before}-again")

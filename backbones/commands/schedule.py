@@ -12,6 +12,7 @@ from backbones.errors import InputError
 from backbones.optim import Schedule
 from backbones.optim.schedule import cosine
 from backbones.ranges import Count
+from backbones.run.analysis.pictures import check_suffix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ def plot(schedule: Schedule, num_steps: int, path: Path, *, title: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    check_suffix(path)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([schedule(step).item() for step in torch.arange(num_steps + 1)])

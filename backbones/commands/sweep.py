@@ -11,14 +11,21 @@ from typing import Annotated, Literal
 import tyro
 
 from backbones.commands.options import check_options, read_options
-from backbones.commands.train import choose_components, describe_choices, find_base, parse as parse_train, with_duration
+from backbones.commands.train import (
+    check_given_once,
+    choose_components,
+    describe_choices,
+    find_base,
+    parse as parse_train,
+    with_duration,
+)
 from backbones.component import options_of
 from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.ranges import Count, Range
 from backbones.run.config import flatten
 from backbones.run.lock import locked
-from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes
+from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes, parse_axis
 from backbones.run.sweep.members import SWEEP, How, Plan, Sweep, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
 from backbones.run.sweep.ways import Job, end_with_parent, run_job
@@ -77,6 +84,7 @@ def main(args: list[str]) -> bool:
     Raises:
         InputError: the sweep cannot be run as it is.
     """
+    check_given_once(args)
     command = parse(args)
     if command.only is not None and command.sweep_dir is None and command.resume is None:
         raise InputError("--only: name the folder of the sweep by --sweep-dir, so that all its jobs find it")
@@ -113,14 +121,14 @@ _EARLY.add_argument("--resume", nargs="?", type=Path)
 def _first_values(experiment: Experiment, args: Sequence[str]) -> dict[str, str]:
     """Field -> the first of its values after `--over`, of options without a default, which tyro would ask for."""
     words = zip(args, args[1:], args[2:], strict=False)
-    first = {field: text.partition("..")[0] for arg, field, text in words if arg == "--over"}
+    axes = [parse_axis([field, text]) for arg, field, text in words if arg == "--over"]
     without = {
         f"{kind}.{option}"
         for kind in COMPONENTS
         for option, value in getattr(experiment, kind).values.items()
         if value is inspect.Parameter.empty
     }
-    return {field: text for field, text in first.items() if field in without}
+    return {axis.field: axis.values[0] for axis in axes if axis.field in without}
 
 
 def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:

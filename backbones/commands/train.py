@@ -61,7 +61,7 @@ def main(
         claims: name -> what is known of an experiment, for `--list`.
     """
     distributed.join()
-    _check_given_once(args)
+    check_given_once(args)
     command = parse(args, experiments or {}, prog="train.py" if experiments else "backbones train")
     if command.list_all:
         distributed.print0(list_experiments(experiments or {}, claims or {}))
@@ -71,7 +71,7 @@ def main(
         train(command)
 
 
-def _check_given_once(args: Sequence[str]) -> None:
+def check_given_once(args: Sequence[str]) -> None:
     """Raise InputError for an option of several values that is given twice: only the last values would count."""
     names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
     for name in ("--freeze", "--train-only", "--pass-over", "--log-to"):

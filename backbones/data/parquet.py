@@ -61,7 +61,9 @@ def _files_below(root: Path) -> Iterator[Path]:
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        shown = [name for name in folders if not name.startswith(".")]
+        # links last, so that a file has the name that it has without them
+        folders[:] = [] if real in seen else sorted(shown, key=lambda name: (Path(folder, name).is_symlink(), name))
         if real not in seen:
             yield from (Path(folder, name) for name in names if re.fullmatch(r"[^.].*\.parquet", name))
         seen.add(real)

@@ -5,11 +5,10 @@ from fnmatch import fnmatchcase
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.errors import InputError, shorten
 from backbones.models.base import Model, is_of_module, make_apply
-from backbones.models.roles import NORMS
 from backbones.types import ModelState, Params, Part, Roles
 
 
@@ -60,11 +59,12 @@ def freeze(model: Model, names: Collection[str]) -> Model:
     trained = model.roles.keys() - set(names)
     if not trained:
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
-    norms, latest = [], [""]
+    leaves = {id(leaf) for name, leaf in model.skeleton.named_parameters() if name in trained}  # one may have two names
+    norms, latest = [], [0]
     for name, module in model.skeleton.named_modules():
-        own = [f"{name}.{key}" for key, leaf in module.named_parameters(recurse=False) if leaf.requires_grad]
-        latest = own or latest
-        if isinstance(module, NORMS) and latest != [""] and not trained & {*latest}:
+        latest = [id(leaf) for leaf in module.parameters(recurse=False) if leaf.requires_grad] or latest
+        with_statistics = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if with_statistics and latest != [0] and not leaves & {*latest}:
             norms.append(name)
     if norms and not is_of_module(model.apply):
         raise InputError(

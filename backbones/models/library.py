@@ -1,5 +1,6 @@
 """Models of other libraries, each tried on a batch before it is used."""
 
+import os
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -74,7 +75,8 @@ def _does_not_take(title: str, image_shape: ImageShape, error: Exception) -> Inp
     reason = str(error).partition("\n")[0]
     if is_out_of_memory(error):
         return InputError(f"{title} does not fit into the memory: {reason}")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    of_torch = os.path.dirname(torch.__file__)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(of_torch)]
     where = f"{frames[-1].filename}, line {frames[-1].lineno}"
     return InputError(f"{title} does not take images of {'x'.join(map(str, image_shape))}: {reason} ({where})")
 

@@ -1,5 +1,6 @@
 """Masks: functions of a leaf's name and the leaf itself, which select leaves for a transform."""
 
+import re
 from collections.abc import Callable
 
 from torch import Tensor
@@ -18,11 +19,11 @@ def everything(name: str, leaf: Tensor) -> bool:
 def is_matrix(name: str, leaf: Tensor) -> bool:
     """Whether a leaf is a weight of two or more dimensions: that of a linear layer, a convolution or an `nn.Embedding`.
 
-    By the roles of a model `matrices` tells these apart. What torch's `parametrize` makes a weight of counts too, but
-    for the lengths of its `weight_norm`.
+    By the roles of a model `matrices` tells these apart. What torch's `parametrize` or its older hooks make a weight
+    of counts too, but for the lengths of `weight_norm`.
     """
     _, parametrized, rest = f".{name}".partition(".parametrizations.")
-    tensor = rest.partition(".")[0] if parametrized else name
+    tensor = re.sub("_(orig|v)$", "", rest.partition(".")[0] if parametrized else name)
     return leaf.ndim >= 2 and tensor.endswith("weight") and (not parametrized or leaf[0].numel() > 1)
 
 

@@ -133,8 +133,8 @@ def add_decayed_weights(weight_decay: float, mask: Mask = everything) -> Gradien
 
 class AddNoiseState(NamedTuple):
     step: Tensor
-    keys: dict[str, Tensor]
-    """Random key of each leaf, 0-D int64, by its name; never changes."""
+    key: Tensor
+    """Random key, 0-D int64; never changes."""
     eta: Tensor
     gamma: Tensor
 
@@ -149,8 +149,7 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
     def init(params: Params) -> AddNoiseState:
         step = zero_count(params)
         key = random.key(seed, device=step.device)
-        keys = {name: random.fold_in(key, zlib.crc32(name.encode())) for name in params}
-        return AddNoiseState(step, keys, hyperparameter(eta, params), hyperparameter(gamma, params))
+        return AddNoiseState(step, key, hyperparameter(eta, params), hyperparameter(gamma, params))
 
     def update(updates: Updates, state: AddNoiseState, params: Params) -> tuple[Updates, AddNoiseState]:
         step = state.step + 1
@@ -159,11 +158,18 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
         for name, g in updates.items():
             positions = torch.arange(g.numel(), device=g.device).reshape(g.shape)
             # not fold_in(key, positions): inductor multiplies the positions in Python, without wrap-around
-            noise = random.normal(random.fold_in(random.fold_in(state.keys[name], step) ^ positions, 0))
+            of_leaf = random.fold_in(random.fold_in(state.key, step), _number_of(name))
+            noise = random.normal(random.fold_in(of_leaf ^ positions, 0))
             noisy[name] = g + std * noise.to(g.dtype)
         return noisy, state._replace(step=step)
 
     return GradientTransformation(init, update)
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace zlib
+def _number_of(name: str) -> int:
+    """An integer in [0, 2^32) for a name, equal in every process."""
+    return zlib.crc32(name.encode())
 
 
 def scale_by_sign() -> GradientTransformation:

@@ -1,6 +1,5 @@
 """Metrics of a run, while it trains: the terminal, `metrics.jsonl`, TensorBoard and trackers. Rank 0 only."""
 
-import errno
 import math
 import sys
 import time
@@ -139,14 +138,10 @@ class MetricWriter:
             self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one; it is lost if the terminal was closed."""
+        """Print a line, above the progress bar if there is one."""
         if self._is_main:
-            try:
-                tqdm.write(line)
-                sys.stdout.flush()
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
+            tqdm.write(line)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Finish all files."""

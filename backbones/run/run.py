@@ -17,7 +17,7 @@ from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.jit import Mode
-from backbones.models import with_pretrained
+from backbones.models import LIBRARIES, with_pretrained
 from backbones.models.cost import ModelCost, measure_cost
 from backbones.models.state_dict import read_state_dict
 from backbones.run.checkpoint import (
@@ -209,7 +209,7 @@ def train_in(
 
 def without_pretrained(experiment: Experiment) -> Experiment:
     """The experiment with a model that reads no file of weights, for a state that is restored from a checkpoint."""
-    if "pretrained" not in experiment.model.options:
+    if experiment.model.function not in LIBRARIES.values():
         return experiment
     return replace(experiment, model=experiment.model.replace(pretrained=None))
 

@@ -45,7 +45,7 @@ class RunningMeans:
         return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
 
 
-OBJECTIVE = ("augment", "loss", "label_smoothing", "class_weights", "sampling")
+OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")
 """Fields of an experiment that decide how large a loss is."""
 
 

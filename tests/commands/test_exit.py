@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,33 @@ def test_a_home_folder_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SystemExit):
         run_command(lambda args: seen.extend(args))
     assert seen == ["--run-dir=/home/me/a b", "--init-from", "/home/me/c", "--data.root=d~", "/home/me", "x=~"]
+
+
+IN_A_TERMINAL = """
+import sys
+from tqdm import tqdm
+from backbones.commands.exit import run_command
+from backbones.run.preemption import Preempted
+
+def main(args):
+    bar = tqdm(total=2)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    bar.update()
+    tqdm.write("a line")
+    print("another one", flush=True)
+    raise Preempted("saved")
+
+run_command(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_terminal_is_closed() -> None:
+    ours, its = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL], stdin=subprocess.PIPE, stdout=its, stderr=its)
+    os.close(its)
+    assert "begun" in os.read(ours, 1000).decode()
+    os.close(ours)
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 75

@@ -227,6 +227,9 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
         "unknown class 'cat'": lambda: explain(finished, (digit,), target="cat"),
         "--k is 0": lambda: nearest(written, (digit,), k=0),
         "wanted a file name with a suffix": lambda: explain(finished, (digit,), out=tmp_path),
+        "checkpoints/best/checkpoints; name a run": lambda: features(
+            finished / "checkpoints" / "best", out=tmp_path / "x.npz"
+        ),
         "there is no checkpoint 900 in": lambda: features(finished / "checkpoints" / "900", out=tmp_path / "x.npz"),
         "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
     }
@@ -331,4 +334,11 @@ def test_a_data_set_that_was_moved(experiment, tmp_path: Path, monkeypatch: pyte
         commands.run(*command.split())
     commands.run(*command.split(), "--data.root", str(tmp_path / "moved"))
     commands.run("evaluate", str(tmp_path / "run"), "--data.root", str(tmp_path / "moved"))
+    image = next((tmp_path / "moved").rglob("*.png"))
+    nearest(tmp_path / "a.npz", (image,), out=tmp_path / "b.png", data_root=str(tmp_path / "moved"))
+    table = read_table(tmp_path / "a.npz")
+    about = {name: value for name, value in table.about.items() if name != "train"}
+    write_table(tmp_path / "old.npz", table._replace(about=about))
+    with pytest.raises(InputError, match="is of an earlier version of this program; write it anew"):
+        nearest(tmp_path / "old.npz", (image,), data_root=str(tmp_path / "moved"))
     assert len(read_table(tmp_path / "a.npz").label) == 36

@@ -28,6 +28,7 @@ def test_fields_of_the_chosen_schedule_are_options(capsys: pytest.CaptureFixture
         (["--schedule", "cosin"], "unknown schedule 'cosin'; did you mean cosine"),
         (["--plot", "nowhere/out.png"], "cannot write nowhere/out.png"),
         (["--plot", "out.xyz"], "cannot write out.xyz"),
+        (["--plot", "out"], "wanted a file name with a suffix"),
     ],
 )
 def test_mistakes_are_one_message(arguments: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ from helpers.runs import SMALL
 
 import backbones.augment
 import backbones.commands.sweep
+import backbones.data
 import backbones.optim
 from backbones.commands.sweep import main
 from backbones.component import use
@@ -201,6 +202,12 @@ def test_an_option_without_a_default_may_be_varied(calls: list[dict]) -> None:
     main(command.split())
     names = [member.experiment.model.values["architecture"] for member in calls[0]["sweep"].members]
     assert names == ["resnet18", "squeezenet1_1"]
+    main([*f"{NAME} --data {__name__}:rooted --over data.my-root ../a ../b".split(), "--model.patch-size", "8"])
+    assert [member.values["data.my_root"] for member in calls[1]["sweep"].members] == ["../a", "../b"]
+
+
+def rooted(device, *, my_root: str):
+    return backbones.data.digits(device)
 
 
 def rate_and_decay(*, rate: float, decay: float):
@@ -212,3 +219,8 @@ def test_two_ranges_of_options_without_defaults(calls: list[dict]) -> None:
     main([*command.split(), "--over", "optim.decay", "0.5..0.9", "--random", "3"])
     for member in calls[0]["sweep"].members:
         assert 0.1 <= member.values["optim.rate"] <= 0.2 and 0.5 <= member.values["optim.decay"] <= 0.9
+
+
+def test_options_of_several_values_are_given_once(calls: list[dict]) -> None:
+    with pytest.raises(InputError, match="--freeze is given twice"):
+        main(f"{NAME} --over seed 0 1 --freeze stem --freeze head".split())

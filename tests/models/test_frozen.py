@@ -255,3 +255,23 @@ def test_an_apply_of_its_own_is_kept() -> None:
     assert logits.dtype == torch.bfloat16
     with pytest.raises(InputError, match=r"cannot freeze the norm stem\.1 of a model with an `apply` of its own"):
         freeze(model, select(model.roles, ["stem"], "freeze"))
+
+
+def test_a_norm_whose_weights_are_those_of_a_trained_one_is_not_frozen() -> None:
+    def make() -> nn.Module:
+        norms = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        norms[1].weight, norms[1].bias = norms[0].weight, norms[0].bias
+        layers = nn.Conv2d(1, 2, 3), norms[0], nn.Conv2d(2, 2, 3), norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(2, 10))
+
+    model = freeze(from_module(make), {"0.weight", "0.bias"})
+    params, model_state = model.init(random.generator(0))
+    _, new = model.apply(params, model_state, torch.randn(4, *SHAPE), train=True)
+    assert not torch.equal(new["1.running_mean"], model_state["1.running_mean"])
+    assert not torch.equal(new["3.running_mean"], model_state["3.running_mean"])
+
+
+def test_norms_without_statistics_may_be_frozen_in_any_model() -> None:
+    model = with_autocast(MODELS["vit-tiny"](SHAPE, 10, **SMALL), torch.bfloat16)
+    frozen = freeze(model, select(model.roles, ["blocks.0"], "freeze"))
+    assert frozen.apply is model.apply

@@ -515,3 +515,7 @@ def test_parametrized_weights_are_matrices() -> None:
     layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 4, 3))
     chosen = {name for name, leaf in layer.named_parameters() if optim.is_matrix(name, leaf)}
     assert chosen == {"parametrizations.weight.original1"}
+    of_hooks = {
+        name: optim.is_matrix(f"0.{name}", torch.ones(2, 2)) for name in ("weight_v", "weight_orig", "weight_g")
+    }
+    assert of_hooks == {"weight_v": True, "weight_orig": True, "weight_g": False}

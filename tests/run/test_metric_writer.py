@@ -1,9 +1,6 @@
-import errno
 import json
 import math
-import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -150,20 +147,3 @@ def test_lines_that_are_damaged_or_missing_are_told(tmp_path: Path, capsys: pyte
     path.unlink()
     write_some(tmp_path, start_step=4)
     assert "has no lines of steps 1 to 4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_lines_for_a_terminal_that_was_closed_are_lost(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk is an error."""
-
-    def closed(line: str) -> None:
-        raise OSError(number, os.strerror(number))
-
-    writer = MetricWriter(tmp_path, start_step=0, num_steps=1)
-    monkeypatch.setattr("backbones.run.metric_writer.tqdm.write", closed)
-    with nullcontext() if number == errno.EIO else pytest.raises(OSError, match="No space left"):
-        writer.write("test", 1, TEST)
-    writer.close()
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import pytest
@@ -578,3 +580,15 @@ def test_a_resumed_run_needs_no_file_of_pretrained_weights(experiment: Experimen
     other = dataclasses.replace(experiment, model=pretrained.replace(pretrained="other.pth"), steps=4)
     with pytest.raises(InputError, match=r"model\.pretrained: .*weights\.pth -> other\.pth"):
         run(other, run_dir=tmp_path / "run", resume="latest")
+
+
+def with_a_width(num_classes: int, image_shape: tuple, *, pretrained: Literal["none", "imagenet"] = "none"):
+    """An option of the name of ours that means something else."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(image_shape), num_classes))
+
+
+@pytest.mark.slow
+def test_an_option_of_ones_own_called_pretrained(experiment: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(experiment, model=use(with_a_width, pretrained="imagenet"), steps=1)
+    for steps in (1, 2):
+        run(dataclasses.replace(experiment, steps=steps), run_dir=tmp_path, resume="auto")

@@ -100,14 +100,19 @@ def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: 
     Raises:
         InputError: the file cannot be written, or its suffix is not a format.
     """
-    if not path.suffix:  # matplotlib would add one
-        raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {path / 'picture.png'}")
+    check_suffix(path)
     width = _zoom(rows, side) * rows[0][0].image.shape[2] + GAP
     rows = [[tile._replace(caption=[_fit(line, width) for line in tile.caption]) for tile in row] for row in rows]
     try:
         draw_tiles(rows, path, title=title, first_apart=True, side=side)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {error}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError unless a picture's name has a suffix: matplotlib would add one, and write another file."""
+    if not path.suffix:
+        raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {path / 'picture.png'}")
 
 
 def _zoom(rows: Sequence[Sequence[Tile]], side: int) -> int:

@@ -73,8 +73,8 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
         if which == "best" or isinstance(which, int):
             raise InputError(f"{path} is one checkpoint already; name its run folder to choose {which} of it")
         return path
-    if path.parent.name == "checkpoints" and not path.exists():
-        path, which = run_of(path), int(path.name) if path.name.isdecimal() else which
+    if path.parent.name == "checkpoints" and path.name.isdecimal() and not path.exists():
+        path, which = run_of(path), int(path.name)
     folder = path / "checkpoints"
     steps = list_steps(folder)
     if not steps:
