@@ -48,7 +48,7 @@ from backbones.models import (
     with_sync_batch_norm,
 )
 from backbones.models.base import Backbone
-from backbones.models.library import check_logits
+from backbones.models.check import check_batch_norm, check_logits
 from backbones.optim.average import averages, ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
@@ -60,7 +60,7 @@ from backbones.ranges import Count, Positive, Probability, Range, check_values
 from backbones.torch_settings import set_arithmetic
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step, seeded
 from backbones.tta import Tta
-from backbones.types import Params, Roles
+from backbones.types import Roles
 
 VERSION = "0.2"
 """Of the format of `config.json` and of checkpoints."""
@@ -370,7 +370,8 @@ class Experiment:
         see."""
         trained = select(model.roles, self.train_only, "train-only") if self.train_only else model.roles.keys()
         model = freeze(model, (model.roles.keys() - trained) | select(model.roles, self.freeze, "freeze"))
-        self._check_batch_norm(model, info)
+        if self.batch_size <= self.accumulate * (1 if self.sync_batch_norm else distributed.world_size()):
+            check_batch_norm(f"a batch of {self.batch_size}", model, info.image_shape)
         if self.sync_batch_norm:
             model = with_sync_batch_norm(model)
         return with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
@@ -435,25 +436,6 @@ class Experiment:
                 f"a batch of {self.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
                 f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}"
             )
-
-    def _check_batch_norm(self, model: Model, info: DataInfo) -> None:
-        """Raise InputError if one image makes a micro-batch, and leaves a BatchNorm one value per channel."""
-        norms = [each for each in model.skeleton.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-        ranks = 1 if self.sync_batch_norm else distributed.world_size()
-        if not norms or self.batch_size > ranks * self.accumulate:
-            return
-        params: Params = dict(model.skeleton.named_parameters())
-        model_state = dict(model.skeleton.named_buffers())
-        try:  # on the meta device: nothing is computed
-            model.apply(params, model_state, torch.empty(1, *info.image_shape, device="meta"), train=True)
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise InputError(
-                    f"BatchNorm gets one value per channel and cannot compute a variance from it: a batch of "
-                    f"{self.batch_size} is one image for each process and micro-batch; raise --batch-size"
-                ) from error
-        except RuntimeError:  # a module that cannot run there
-            pass
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`."""
