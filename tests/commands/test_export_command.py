@@ -69,9 +69,7 @@ def test_a_program(
     out = tmp_path / "model.pt2"
     commands.run("export", str(finished), "--format", "pt2", "--checkpoint", "2", "--out", str(out))
     shown = capsys.readouterr().out
-    assert (
-        f"wrote {finished}/checkpoints/2 to {out} (" in shown and "logits of 100 test images differ by at mo" in shown
-    )
+    assert f"wrote {finished}/checkpoints/2 to {out} (" in shown and "logits of 100 images differ by at mo" in shown
     code = textwrap.dedent(shown.partition("\n\n")[2])
     assert code.replace("'", '"') in DOCS.replace("runs/digits-vit-tiny/model.pt2", str(out))
     names: dict = {"images": digits().test.read(torch.arange(3), torch.arange(3)).numpy()}

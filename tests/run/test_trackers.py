@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 from helpers.runs import ROOT, SMALL
 
 import backbones.distributed as distributed
+import backbones.machine as machine
 import backbones.run.trackers as trackers
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -180,6 +182,8 @@ def test_real_trackers_have_the_lines_of_the_run(
     """Of a run whose last steps are done twice, and of no other run; by their own API, without a network."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # is read once in a process
+    peaks = itertools.count(10**9)
+    monkeypatch.setattr(machine, "peak_memory", lambda device: next(peaks))  # else it may be unknown in the second run
     package = pytest.importorskip(name)
     small = experiment.model.replace(depth=1)
     experiment = dataclasses.replace(experiment, model=small, batch_size=16, accumulate=2, steps=6, save_every=3)
