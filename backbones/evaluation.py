@@ -125,13 +125,14 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
         counted = sorted({count for name in zeros if (count := _count_of(name)) in model_state})
-        totals, times = zeros, {count: [0.0] * NUM_BN_BATCHES for count in counted}
+        times: dict[str, list[Tensor]] = {count: [] for count in counted}
+        totals = zeros
         model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
         for step in range(NUM_BN_BATCHES):
             before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
             for count in counted:
-                times[count][step] = (model_state[count] - before[count]).item()
+                times[count].append(model_state[count] - before[count])
         means = {name: total / _weight(momenta[name], times.get(_count_of(name), ())) for name, total in totals.items()}
         return params, distributed.mean_over_ranks({**model_state, **means})
 
@@ -143,12 +144,12 @@ def _count_of(running_statistic: str) -> str:
     return f"{running_statistic.rpartition('.')[0]}.num_batches_tracked"
 
 
-def _weight(momentum: float, times: Sequence[float]) -> float:
+def _weight(momentum: float, times: Sequence[Tensor]) -> float:
     """Weight of what a norm has seen, in a sum of statistics each of which begins as zeros.
 
-    `times` is how often it was applied for each of them; none, or zeros, if it does not count that.
+    `times` is how often it was applied for each of them, 0-D; none, or zeros, if it does not count that.
     """
-    weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in map(round, times)]
+    weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in (round(each.item()) for each in times)]
     return math.fsum(weights) or momentum * NUM_BN_BATCHES
 
 

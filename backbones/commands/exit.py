@@ -52,21 +52,21 @@ class _Terminal:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with _ignored(errno.EIO):
+        with _lost_if_closed():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with _ignored(errno.EIO):
+        with _lost_if_closed():
             self._stream.flush()
 
 
 @contextmanager
-def _ignored(number: int) -> Iterator[None]:
+def _lost_if_closed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != number:
+        if error.errno != errno.EIO:
             raise
 
 

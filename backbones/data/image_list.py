@@ -23,9 +23,8 @@ def list_table(root: Path) -> Listing:
     """
     tables = {"": root}
     if root.is_dir():
-        tests = [table for name in TEST_NAMES if (table := root / f"{name}.csv").exists()]
-        choose_splits(root, [table.stem for table in tests])  # says which of several is taken
-        tables = {"train": root / "train.csv"} | ({"test": tests[0]} if tests else {})
+        names = [name for name in TEST_NAMES if (root / f"{name}.csv").exists()]
+        tables = {split: root / f"{name}.csv" for name, split in choose_splits(root, names).items()}
     found: dict[str, list[tuple[str, str]]] = {}
     for table_split, table in tables.items():
         for split, path, label in _read_table(table):

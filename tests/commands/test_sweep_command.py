@@ -186,7 +186,7 @@ def test_help_shows_the_options_of_both(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def crop_flip(*, padding: int = 1):
-    """Of the name of ours."""
+    """It has the same name as the augmentation of the library."""
     return backbones.augment.crop_flip(padding=padding)
 
 

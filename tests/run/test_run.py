@@ -583,7 +583,7 @@ def test_a_resumed_run_needs_no_file_of_pretrained_weights(experiment: Experimen
 
 
 def with_a_width(num_classes: int, image_shape: tuple, *, pretrained: Literal["none", "imagenet"] = "none"):
-    """An option of the name of ours that means something else."""
+    """Its option `pretrained` is no file of weights, as that of `--model timm` is."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(image_shape), num_classes))
 
 

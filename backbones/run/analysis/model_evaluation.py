@@ -133,13 +133,14 @@ def check_fits(dataset: Dataset, info: DataInfo, name: str) -> None:
         raise InputError(f"{name} has {got}; the model was trained for {wanted}: evaluate it on other data")
     pairs = zip(dataset.info.class_names, info.class_names, strict=True)
     different = [(theirs, ours) for theirs, ours in pairs if theirs != ours]
-    theirs, ours = map(shorten, zip(*different, strict=True)) if different else ("", "")
-    if moved := {*dict(different).keys()} & {*info.class_names}:
+    if not different:
+        return
+    theirs, ours = map(shorten, zip(*different, strict=True))
+    if moved := {each for each, _ in different} & {*info.class_names}:
         raise InputError(
             f"{name} has the classes in another order than the model, such as {min(moved)}: {theirs} are {ours} there"
         )
-    if different:
-        distributed.warn0(f"the classes of {name} are called {theirs}; those of the model {ours}")
+    distributed.warn0(f"the classes of {name} are called {theirs}; those of the model {ours}")
 
 
 def evaluate_model(
