@@ -1,7 +1,8 @@
 """Averages of the parameters p_t of several decays d in one training: a_t = d a_(t - 1) + (1 - d) p_t, debiased.
 
-Which decay is best is seen only afterwards. The state of a transform is a tree of which the decay is a leaf: the states
-of all decays are stacked, and `vmap` turns the update of one average (Adam's debiasing: arXiv 1412.6980) into theirs.
+Which decay is best is known only after training. The state of a transform is a tree of which the decay is a leaf: the
+states of all decays are stacked, and `vmap` turns the update of one average (Adam's debiasing: arXiv 1412.6980) into
+theirs.
 """
 
 from dataclasses import replace
