@@ -1,4 +1,4 @@
-"""One process or several: how ranks find one another, and what they send."""
+"""One process or several: how they connect, their collectives, and what rank 0 does for all."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # now: its functions hold the process group that is there when they are defined
+import torch.distributed.nn  # before there is a process group, which its functions would keep as a default argument
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ def join() -> None:
             if os.environ.get(name, "1") != "1":
                 raise InputError(
                     f"{name} is {os.environ[name]}: each of these processes would train alone; let srun or mpirun "
-                    "start one torchrun a machine, which starts the processes"
+                    "start one torchrun per machine, which starts the processes"
                 )
         return
     rank, size = found.get("RANK", ""), found.get("WORLD_SIZE", "")
@@ -98,13 +98,13 @@ def _store(rank: int, size: int) -> dist.Store:
     """The store in which the processes find one another, new after each restart.
 
     torchrun keeps one store over all restarts, with the addresses of processes that died in it. The number of restarts
-    does not tell them apart, since each torchrun counts its own. So rank 0 draws a name for this start, and gives it to
-    whoever asks with a name that was drawn for this start too.
+    does not tell them apart, since each torchrun counts its own. So rank 0 draws a random prefix for this start, and
+    sends it to each other rank, which requests it by a random key of its own.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
     own = uuid.uuid4().hex
     if rank > 0:
-        store.set(f"asks {rank}", own)
+        store.set(f"request {rank}", own)
         start = store.get(f"start for {own}").decode()
         store.set(f"{start} {rank}", "joined")
         return dist.PrefixStore(start, store)
@@ -113,8 +113,8 @@ def _store(rank: int, size: int) -> dist.Store:
         while not store.check([f"{own} {other}"]):
             if time.monotonic() > deadline:
                 raise InputError(f"rank {other} has not joined in {TIMEOUT:.0f} seconds; see what it printed")
-            asks = store.get(f"asks {other}").decode()  # perhaps still that of a process that died
-            store.set(f"start for {asks}", own)
+            request = store.get(f"request {other}").decode()  # perhaps still that of a process that died
+            store.set(f"start for {request}", own)
             time.sleep(0.001)
     return dist.PrefixStore(own, store)
 
@@ -165,12 +165,15 @@ def this_process() -> str:
     return f"rank {os.environ.get('RANK', rank())} on {socket.gethostname()}"
 
 
-def shut_down() -> None:
+def shut_down(*, failed: bool = False) -> None:
     """Leave the process group, if there is one, and let gloo's threads end.
 
-    A thread that still holds a tensor aborts the process if it drops it while Python ends.
+    A thread that still holds a tensor aborts the process if it drops it while Python ends. If this process has
+    `failed`, what its GPU still sends to the others is given up.
     """
     if dist.is_initialized():
+        if failed and dist.is_nccl_available() and torch.cuda.is_available():
+            dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).abort()
         dist.destroy_process_group()
         gc.collect()  # of DDP, which holds the group, which holds the threads
 
@@ -212,17 +215,18 @@ def on_main(function: Callable[[], T]) -> T:
 
     So no rank decides by what it sees of the disk itself. If the call raises an InputError, all ranks raise it.
     """
-    answer: list[Any] = [None, None]
+    sent: list[Any] = [None, None]  # the result, the mistake
     if is_main():
         try:
-            answer[0] = function()
+            sent[0] = function()
         except InputError as error:
-            answer[1] = error
+            sent[1] = error
     if dist.is_initialized():
-        dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+        dist.broadcast_object_list(sent, src=0)
+    result, mistake = sent
+    if mistake is not None:
+        raise mistake
+    return result
 
 
 def once_a_node(function: Callable[[], None]) -> None:
@@ -243,25 +247,24 @@ def barrier() -> None:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank."""
-    return ask_ranks(lambda: flag)()
+    return any_rank_async(lambda: flag)()
 
 
-def ask_ranks(flag: Callable[[], bool]) -> Callable[[], bool]:
-    """Start to ask all ranks; the function that is returned waits for whether `flag()` is true on any of them.
+def any_rank_async(flag: Callable[[], bool]) -> Callable[[], bool]:
+    """Start to find out whether `flag()` is true on any rank; the function that is returned waits for the result.
 
-    In between the message travels while this process computes. `flag` is called at once if there are other ranks, else
-    at the end.
+    In between this process can compute. `flag` is called at once if there are other ranks, else by what is returned.
     """
     if not dist.is_initialized():
         return flag
     count = torch.tensor(int(flag()))
     work = dist.all_reduce(count, async_op=True)
 
-    def answer() -> bool:
+    def wait() -> bool:
         work.wait()
         return count.item() > 0
 
-    return answer
+    return wait
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
-    """A mistake that only the user can mend. The message says what was got, what was wanted and what to do."""
+    """A mistake of the user. The message says what was got, what was wanted and what to do."""
 
 
 def is_out_of_memory(error: Exception) -> bool:

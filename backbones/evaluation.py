@@ -23,6 +23,9 @@ from backbones.train_step import TrainState
 from backbones.tta import Tta, average_views
 from backbones.types import Batch, ModelState, Params, Weights
 
+NUM_BN_BATCHES = 50
+"""Batches over which BatchNorm statistics of averaged parameters are taken."""
+
 
 class EvalSums(NamedTuple):
     """Sums over the rows of a batch, each times its weight; 0-D float64."""
@@ -85,10 +88,6 @@ def make_predict(model: Model, normalize: Normalize) -> PredictFn:
     return predict
 
 
-NUM_BN_BATCHES = 50
-"""Batches over which BatchNorm statistics of averaged parameters are taken."""
-
-
 def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: Callable[..., Any]) -> WeightsOf:
     """The function from a state to the weights that are evaluated.
 
@@ -103,7 +102,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
     # Leaf -> momentum, of the running statistics; those of a norm without a momentum are means over all that it counts.
     leaves = ("running_mean", "running_var")
     momenta = {f"{name}.{leaf}": norm.momentum for name, norm in norms.items() if norm.momentum for leaf in leaves}
-    counts = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
+    of_all_steps = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
@@ -125,15 +124,18 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
         zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
         counted = sorted({count for name in zeros if (count := _count_of(name)) in model_state})
-        times: dict[str, list[Tensor]] = {count: [] for count in counted}
+        num_applied: dict[str, list[Tensor]] = {count: [] for count in counted}
         totals = zeros
-        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
+        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in of_all_steps}}
         for step in range(NUM_BN_BATCHES):
             before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}
             for count in counted:
-                times[count].append(model_state[count] - before[count])
-        means = {name: total / _weight(momenta[name], times.get(_count_of(name), ())) for name, total in totals.items()}
+                num_applied[count].append(model_state[count] - before[count])
+        means = {
+            name: total / _total_weight(momenta[name], num_applied.get(_count_of(name), ()))
+            for name, total in totals.items()
+        }
         return params, distributed.mean_over_ranks({**model_state, **means})
 
     return weights_of
@@ -144,12 +146,12 @@ def _count_of(running_statistic: str) -> str:
     return f"{running_statistic.rpartition('.')[0]}.num_batches_tracked"
 
 
-def _weight(momentum: float, times: Sequence[Tensor]) -> float:
-    """Weight of what a norm has seen, in a sum of statistics each of which begins as zeros.
+def _total_weight(momentum: float, num_applied: Sequence[Tensor]) -> float:
+    """Weight of the batches in a sum of running statistics that start at 0 each: 1 - (1 - momentum)^n of each.
 
-    `times` is how often it was applied for each of them, 0-D; none, or zeros, if it does not count that.
+    `num_applied` is n, how often the norm was applied, 0-D, of each; none, or zeros, if it does not count that: n is 1.
     """
-    weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in (round(each.item()) for each in times)]
+    weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in (round(each.item()) for each in num_applied)]
     return math.fsum(weights) or momentum * NUM_BN_BATCHES
 
 

@@ -8,6 +8,7 @@ for step in range(100):
 
 import dataclasses
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import backbones.machine as machine
 from backbones.augment import Normalize, identity, make_normalize
 from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
-from backbones.data.source import check_labels, read_some
+from backbones.data.source import check_labels, check_statistics, read_some
 from backbones.errors import InputError
 from backbones.evaluation import (
     NUM_BN_BATCHES,
@@ -53,7 +54,7 @@ from backbones.optim.average import averages, ema_params
 from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
 from backbones.optim.combine import chain, with_rates
-from backbones.optim.label import everything, hidden_matrices, matrices
+from backbones.optim.label import everything, hidden_matrices, is_hidden, matrices
 from backbones.optim.schedule import constant
 from backbones.optim.wrap import keep_old_values
 from backbones.ranges import Count, Positive, Probability, Range, check_values
@@ -78,7 +79,7 @@ class Program(NamedTuple):
     state: TrainState
     """Before the first step."""
     train_step: TrainStep
-    """(state, batch) -> (state, metrics); a compiled one uses its state up."""
+    """(state, batch) -> (state, metrics); a compiled one donates its state, which must not be used again."""
     batches: Batches
     """step -> the training batch of that step, counted from 0."""
     evaluate: Evaluate
@@ -270,23 +271,38 @@ class Experiment:
     def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
         given = {"num_steps": num_steps, "hidden": hidden_matrices(roles)}
+        if self._optimizer_takes("hidden") and not any(is_hidden(role) for role in roles.values()):
+            raise InputError(
+                f"--optim {self.optim.name} is for matrices between stem and head, and none is trained; choose another "
+                "optimizer, such as adamw"
+            )
         if self.weight_decay_mask is not None:
             self._check_optimizer_takes("decays", "--weight-decay-mask")
+            if self.optim.values.get("weight_decay") == 0:
+                distributed.warn0("--weight-decay-mask has no effect: --optim.weight-decay is 0")
             given["decays"] = everything if self.weight_decay_mask == "all" else matrices(roles)
         if self.schedule != use(constant):
             self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
         schedule = self.schedule.make(num_steps=num_steps)
         rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
-        if set(rates.values()) != {1.0}:
+        if {self.layer_decay, self.trunk_lr} - {None, 1.0}:
             self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
+            if len(set(rates.values())) == 1:
+                raise InputError(
+                    "--layer-decay and --trunk-lr: all parameters that are trained would have the same learning rate; "
+                    "leave these options out, and set --optim.lr"
+                )
         optimizer = with_rates(lambda scaled: self.optim.make(schedule=scaled, **given), schedule, rates)
         if self.clip is not None:
             optimizer = chain(clip_by_global_norm(self.clip), optimizer)
         return optimizer if self.ema is None else chain(optimizer, ema_params(self.ema))
 
+    def _optimizer_takes(self, parameter: str) -> bool:
+        return parameter in inspect.signature(self.optim.function).parameters
+
     def _check_optimizer_takes(self, parameter: str, option: str) -> None:
         """Raise InputError if the optimizer has no parameter by which an option acts on it."""
-        if parameter not in inspect.signature(self.optim.function).parameters:
+        if not self._optimizer_takes(parameter):
             raise InputError(
                 f"{self.optim.name} has no parameter `{parameter}`, which {option} needs; leave that out, or give the "
                 "function such a parameter"
@@ -308,6 +324,12 @@ class Experiment:
         self._check_batch_size()
         dataset = dataset or self.data.make(device=device)
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
+        if self.best == "top5" and dataset.info.num_classes <= 5:
+            raise InputError(f"--best top5 is always 100 % of {dataset.info.num_classes} classes; take top1 or loss")
+        if self.batch_size > dataset.train.size:
+            distributed.warn0(
+                f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
+            )
         num_steps = self.num_steps(dataset)
         optimizer = self.make_optimizer(model.roles, num_steps)
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
@@ -407,6 +429,7 @@ class Experiment:
         """The train step as a pure function, neither compiled nor seeded."""
         info, class_weights = dataset.info, None
         check_labels(dataset.train.labels, dataset.test.labels, info.class_names)
+        check_statistics(dataset.train)
         if self.class_weights == "auto":
             class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)
         loss = self.make_loss()
@@ -422,7 +445,7 @@ class Experiment:
         )
 
     def mode(self, device: torch.device) -> Mode:
-        """How the step runs on a device; never by a clock, which would give other bits each time."""
+        """How the step runs on a device; not chosen by timing, which would give other bits each time."""
         if self.compile == "cudagraph":
             return "cudagraph"
         return "compile" if self.compile == "on" or (self.compile == "auto" and device.type == "cuda") else "eager"
@@ -438,8 +461,9 @@ class Experiment:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `config.json`."""
-        return {"version": VERSION, **vars(self), **{name: getattr(self, name).to_json() for name in COMPONENTS}}
+        """Plain data for `config.json`; tuples are lists, as when it is read again."""
+        components = {name: getattr(self, name).to_json() for name in COMPONENTS}
+        return json.loads(json.dumps({"version": VERSION, **vars(self), **components}))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Experiment":

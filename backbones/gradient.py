@@ -121,7 +121,7 @@ def with_noise_scale(metrics: dict[str, float]) -> dict[str, float]:
     return {**metrics, "gradient_noise_scale": variance / square if square > 0 else math.nan}
 
 
-class _Carrier(nn.Module):
+class _LossModule(nn.Module):
     """Holds the leaves of `params` as parameters of a module, the only ones that `DistributedDataParallel` knows."""
 
     def __init__(self, loss_fn: LossFn, params: Params) -> None:
@@ -129,7 +129,8 @@ class _Carrier(nn.Module):
         self.loss_fn = loss_fn
         self.names = list(params)
         self.leaves = nn.ParameterList(params.values())
-        self.unused = nn.Parameter(torch.zeros_like(self.leaves[0].flatten()[:1]))  # else DDP warns that there is none
+        if self.leaves[0].is_cpu:  # else DDP warns that there is none; on a GPU each step would wait for one
+            self.unused = nn.Parameter(torch.zeros_like(self.leaves[0].flatten()[:1]))
 
     def forward(self, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
         return self.loss_fn(dict(zip(self.names, self.leaves, strict=True)), model_state, batch)
@@ -138,17 +139,17 @@ class _Carrier(nn.Module):
 def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
     # a 1x1 kernel has two equally good memory layouts, and its gradient may come in the other one
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    carrier = _Carrier(loss_fn, params)
+    module = _LossModule(loss_fn, params)
     # By `find_unused_parameters` a parameter may be unused, as in one process; and the buckets stay those of the first
     # step, so that a resumed run adds in the same order. Not `gradient_as_bucket_view`: the next call would overwrite
     # the gradients.
-    ddp = DistributedDataParallel(carrier, find_unused_parameters=True)
+    ddp = DistributedDataParallel(module, find_unused_parameters=True)
     norms: dict[Tensor, Tensor] = {}
     ddp.register_comm_hook(norms, _mean_with_norms)
 
     @torch.compiler.disable  # the reducer's hooks cannot be traced; a compiled `loss_fn` still runs compiled
     def compute(params: Params, model_state: ModelState, micro_batches: Sequence[Batch]) -> GradAndValueResult:
-        for name, leaf in zip(carrier.names, carrier.leaves, strict=True):
+        for name, leaf in zip(module.names, module.leaves, strict=True):
             leaf.data, leaf.grad = params[name], None
         values, old_model_state = [], model_state
         for batch in micro_batches:
@@ -160,10 +161,10 @@ def _with_ddp(loss_fn: LossFn, params: Params) -> GradAndValue:
                     (loss / len(micro_batches)).backward()
             values.append(tree.map(Tensor.detach, (loss, metrics)))
             model_state = {name: leaf.detach() if leaf.requires_grad else leaf for name, leaf in model_state.items()}
-        leaves = zip(carrier.names, carrier.leaves, strict=True)
+        leaves = zip(module.names, module.leaves, strict=True)
         grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves}
         loss, metrics = _mean(values)
-        square = torch.stack([norms[leaf] for leaf in carrier.leaves]).square().sum()
+        square = torch.stack([norms[leaf] for leaf in module.leaves]).square().sum()
         written = {name: leaf for name, leaf in model_state.items() if leaf is not old_model_state[name]}
         loss, written, metrics, square = distributed.mean_over_ranks((loss, written, metrics, square))
         model_state = {**model_state, **written}

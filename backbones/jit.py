@@ -9,8 +9,8 @@ from torch import Tensor
 
 import backbones.tree as tree
 
-# Dynamo looks for Python numbers among what a function takes, and where it holds a 0-D float64 tensor for one it begins
-# anew, which takes twice the time. Our functions take tensors alone.
+# Dynamo takes a 0-D float64 tensor for a possible Python number, and then traces a second time, which doubles the time
+# to compile. Our functions take only tensors.
 os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
 
 Mode = Literal["eager", "compile", "cudagraph"]

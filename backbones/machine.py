@@ -116,8 +116,8 @@ def malloc() -> str:
 def keep_memory() -> None:
     """Let glibc's malloc keep what is freed for the next step; another allocator, such as jemalloc, stays as it is.
 
-    By itself it gets a tensor of 32 MB or more from the kernel each time, which clears every page of it, and gives it
-    back at once. That costs a twentieth of a training step on some CPUs, and half of it on others. Where the kernel has
+    By default it maps each tensor of 32 MB or more anew, which the kernel fills with zeros, and unmaps it when it is
+    freed. That costs a twentieth of a training step on some CPUs, and half of it on others. Where the kernel has
     huge pages for those who ask, the heap is in these, which spares another tenth.
     """
     global _keeps_memory, _has_huge_pages
@@ -132,7 +132,7 @@ def keep_memory() -> None:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
-    """Give the heap as many addresses as there is free memory, which takes none of it, and ask for huge pages there.
+    """Reserve addresses for the heap, as large as free memory but without taking it, and ask for huge pages there.
 
     It must be large from the beginning: what it grows by later has ordinary pages. Not done where a process may have
     a limited number of addresses, or where those that are not used count as taken memory.

@@ -64,7 +64,7 @@ def sample_keys(key: Tensor, step: Tensor | int, index: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own `>>` drags the sign bit along."""
+    """Logical shift; torch's own `>>` repeats the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

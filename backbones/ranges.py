@@ -102,6 +102,8 @@ def _wanted_kind(annotation: Any, value: Any) -> str | None:
 def _wanted_instead(annotation: Any, value: Any) -> str | None:
     """What is wanted instead of a value, or None if it is right."""
     interval, choices = range_of(annotation), choices_of(annotation)
+    if {*_members(annotation)} - {type(None)} == {bool} and not isinstance(value, bool):
+        return None if value is None and type(None) in _members(annotation) else "true or false"
     if value is not None and interval is not None and isinstance(value, int | float | str):
         integer = _mentions(annotation, int) and not _mentions(annotation, float)
         if isinstance(value, bool | str) or (integer and isinstance(value, float)):
@@ -115,10 +117,10 @@ def _one_of(choices: tuple[Any, ...]) -> str:
 
 
 def check_values(annotations: Mapping[str, Any], values: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Check values against the `Range` or the `Literal` of their annotations.
+    """Check values against the `Range` or the `Literal` of their annotations, and those that are true or false.
 
     Args:
-        annotations: name -> annotation; names without a `Range` or `Literal` may have any value.
+        annotations: name -> annotation; names without a `Range`, a `Literal` or `bool` may have any value.
         values: name -> value, tuple of values, or None.
         prefix: stands before the name in the message, such as `--optim.`.
 
@@ -126,15 +128,13 @@ def check_values(annotations: Mapping[str, Any], values: Mapping[str, Any], *, p
         InputError: a number is outside its range, NaN, or no integer where one is wanted; it is None, a tuple or no
             tuple where the annotation has none; or it is another value than the `Literal` has.
     """
-    for name, each in values.items():
+    for name, value in values.items():
         annotation, shown = annotations.get(name), f"{prefix}{name.replace('_', '-') if prefix else name}"
-        wanted = _wanted_kind(annotation, each)
-        if wanted is not None:
-            raise InputError(f"{shown} is {each!r}; it must be {wanted}")
-        for value in each if isinstance(each, tuple | list) else (each,):
-            wanted = _wanted_instead(annotation, value)
-            if wanted is not None:
-                raise InputError(f"{shown} is {value!r}; it must be {wanted}")
+        if (wanted := _wanted_kind(annotation, value)) is not None:
+            raise InputError(f"{shown} is {value!r}; it must be {wanted}")
+        for element in value if isinstance(value, tuple | list) else (value,):
+            if (wanted := _wanted_instead(annotation, element)) is not None:
+                raise InputError(f"{shown} is {element!r}; it must be {wanted}")
 
 
 def checked(function: Callable[P, R], *, prefix: str = "") -> Callable[P, R]:

@@ -158,7 +158,7 @@ def seeded(train_step: TrainStep, seed: int) -> TrainStep:
 
     def seeded_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         nonlocal last
-        # Of the state that was returned last the step is known; of any other one the device has to be asked.
+        # The step of the state that was returned last is known; to read that of another one waits for the device.
         if last is not None and last[0] is state.step and last[1] == state.step._version:
             step = last[2]
         else:

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
     """[B] int64, of the sample in its split: its random numbers are keyed by it."""
     epoch: Tensor
-    """[B] int64, how often the run has gone through all samples before this one; 0 in evaluation."""
+    """[B] int64, complete epochs of the run before this sample; 0 in evaluation."""
 
 
 Part = Literal["stem", "trunk", "head"]
@@ -49,7 +49,7 @@ Scale: a factor for each channel, such as a layer scale. Embedding: class token,
 
 
 class Role(NamedTuple):
-    """What a parameter is in its network: by it, not by names of layers, optimizers and fine-tuning choose leaves."""
+    """What a parameter is in its network. Optimizers and fine-tuning choose leaves by it, not by names of layers."""
 
     part: Part
     kind: Kind

@@ -56,7 +56,7 @@ def main(
 
     Args:
         names: names of augmentations; none for all.
-        batch_size: images a batch.
+        batch_size: images per batch.
         image_size: height and width of an image, pixels.
         rounds: calls of each.
         compile: measure ours compiled by torch.compile too, which takes up to a minute for each.

@@ -101,7 +101,7 @@ def measure(experiment: Experiment, steps: int, rounds: int) -> None:
     trained = interleaved({name: partial(train, WAYS.get(name), steps) for name in ("none", *WAYS)}, rounds)
     costs = interleaved({name: partial(save_and_restore, state, way) for name, way in WAYS.items()}, 2 * rounds + 1)
     mean_step = median(seconds for seconds, _ in trained["none"]) / steps
-    label = f"{experiment.model.name}, {experiment.optim.name}, {1e3 * mean_step:.0f} ms a step"
+    label = f"{experiment.model.name}, {experiment.optim.name}, {1e3 * mean_step:.0f} ms per step"
     for name in WAYS:
         ratio = median(a / b for (a, _), (b, _) in zip(trained[name], trained["none"], strict=True))
         slowest = median(each for _, each in trained[name]) / mean_step

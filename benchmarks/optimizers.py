@@ -70,7 +70,7 @@ def print_recipes(names: Sequence[str], runs: Path, rounds: int) -> None:
     programs = {name: recipe.make() for name, recipe in recipes.items()}
     steps = {name: repeated(made.train_step, made.state, made.batches(0)) for name, made in programs.items()}
     seconds = median_seconds(steps, rounds, warmup=2)
-    print("| optimizer | top-1 | ms a step | state, bytes a parameter |\n|---|--:|--:|--:|")
+    print("| optimizer | top-1 | ms per step | state, bytes per parameter |\n|---|--:|--:|--:|")
     for name, program in programs.items():
         top1 = json.loads((runs / name / "result.json").read_text())["top1"]
         size = sum(leaf.nbytes for leaf in tree.leaves(program.state.opt_state)) / tree.size(program.state.params)

@@ -122,7 +122,7 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
         for seed in seeds:
             folder = ours / f"{name}-{seed}"
             top1["ours"].append(read_json(folder / "result.json")["top1"])
-            lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
+            lines = [line for line in read_metrics(folder) if line["split"] == "train"]
             label = "ours" if seed == seeds[0] else None
             axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="tab:blue", label=label)
             other = read_json(runs / f"{name}-{seed}" / "result.json")

@@ -102,7 +102,7 @@ def _measure(rounds: int, steps: int) -> None:
             matrix @ matrix
 
     def meanwhile() -> None:
-        answer = distributed.ask_ranks(lambda: False)
+        answer = distributed.any_rank_async(lambda: False)
         compute()
         answer()
 

@@ -17,9 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from backbones.augment import crop_flip
-from backbones.component import Use, use
 from backbones.data import digits
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, Use, use
 from backbones.models.cbam_resnet import cbam_resnet18
 from backbones.models.mobilenet import mobilenet
 from backbones.models.preact_resnet import preactresnet18

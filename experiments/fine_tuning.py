@@ -13,11 +13,10 @@ from dataclasses import replace
 import torch
 
 from backbones.augment import crop_flip
-from backbones.component import use
 from backbones.compose import on
 from backbones.data import Dataset, digits, fashion_mnist, take_per_class
 from backbones.data.source import CPU
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, use
 from backbones.optim import adamw
 from backbones.optim.schedule import cosine
 from backbones.ranges import Count

@@ -9,9 +9,8 @@ augmentation; image-folder-vit-small is "Better plain ViT baselines for ImageNet
 import torch
 
 from backbones.augment import Augment, chain, mixup, mixup_cutmix, rand_augment
-from backbones.component import use
 from backbones.data import image_folder
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, use
 from backbones.losses import binary_cross_entropy
 from backbones.models.resnet import resnet50
 from backbones.models.vit import vit_small

@@ -8,8 +8,7 @@ them: `python train.py digits-resnet18-adamw`.
 from dataclasses import replace
 
 from backbones import optim
-from backbones.component import Use, use
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, Use, use
 from backbones.optim.schedule import constant
 from experiments.digits import digits_resnet18
 

@@ -24,10 +24,9 @@ fashion-mnist-resnet18-plus   94.76 % in 6 epochs, 62 minutes
 from dataclasses import replace
 
 from backbones.augment import alternating_flip, rand_augment
-from backbones.component import use
 from backbones.compose import on
 from backbones.data import fashion_mnist
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, use
 from backbones.models.vit import vit_tiny
 from backbones.optim import muon
 from backbones.optim.schedule import one_cycle

@@ -17,10 +17,9 @@ cifar10-vit-tiny              34.33 % in 3 epochs
 """
 
 from backbones.augment import crop_flip
-from backbones.component import Use, use
 from backbones.compose import on
 from backbones.data import cifar10, cifar100, fashion_mnist
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, Use, use
 from backbones.models.cbam_resnet import cbam_resnet18
 from backbones.models.mobilenet import mobilenet
 from backbones.models.preact_resnet import preactresnet18

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from backbones import optim
 from backbones.augment import alternating_flip
-from backbones.component import use
 from backbones.data import cifar10
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, use
 from backbones.models.airbench import airbench
 from backbones.optim.schedule import join_schedules, linear, triangle
 

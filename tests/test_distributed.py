@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_does(name: str, every: list[dict], experimen
         assert results[0]["params_sha256"] == results[1]["params_sha256"]
 
         run(dataclasses.replace(experiment, compile="off"), run_dir=alone)
-        lines, others = (read_metrics(run_dir / "metrics.jsonl") for run_dir in (alone, together))
+        lines, others = (read_metrics(run_dir) for run_dir in (alone, together))
         assert len(lines) == len(others) == experiment.steps + 1
         for one, two in zip(lines, others, strict=True):
             assert (one["step"], one["split"]) == (two["step"], two["split"])
@@ -82,8 +82,7 @@ def test_two_processes_then_one_then_two_train_as_one_does(experiment: Experimen
         assert steps == 3 or f"resumed from step {steps - 3}\n" in done.stdout
     run(dataclasses.replace(experiment, steps=9), run_dir=tmp_path / "whole")
     lines, parts = (
-        [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["split"] == "train"]
-        for name in ("whole", "parts/0")
+        [line for line in read_metrics(tmp_path / name) if line["split"] == "train"] for name in ("whole", "parts/0")
     )
     assert [line["step"] for line in parts] == [line["step"] for line in lines] == list(range(1, 10))
     for one, other in zip(lines, parts, strict=True):

@@ -12,7 +12,8 @@ import backbones.experiment
 import backbones.random as random
 import backbones.tree as tree
 from backbones.component import use
-from backbones.data import digits
+from backbones.data import Dataset, digits, in_memory
+from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
@@ -249,6 +250,23 @@ def test_values_that_act_as_others_or_cannot_be_stored(experiment: Experiment, o
         dataclasses.replace(experiment, **options)
     with pytest.raises(InputError, match=r"resnet18\.stem is None; it must be one of cifar, imagenet"):
         use(resnet18, stem=None)
+
+
+def test_options_without_an_effect_are_told(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = dataclasses.replace(experiment, schedule=use(constant))
+    dataclasses.replace(experiment, weight_decay_mask="matrices").make()
+    assert capsys.readouterr().err == "warning: --weight-decay-mask has no effect: --optim.weight-decay is 0\n"
+    dataclasses.replace(experiment, batch_size=1434).make()
+    assert capsys.readouterr().err == "warning: a batch of 1434 has some of the 1433 training images twice\n"
+    digits_of_two = dataclasses.replace(experiment, data=use(even_and_odd), best="top5")
+    with pytest.raises(InputError, match="--best top5 is always 100 % of 2 classes; take top1 or loss"):
+        digits_of_two.make()
+
+
+def even_and_odd() -> Dataset:
+    """Digits in two classes."""
+    splits = [(source.read(torch.arange(100), torch.arange(100)), source.labels[:100] % 2) for source in digits()]
+    return in_memory(*splits, ("even", "odd"), CPU)
 
 
 def test_parts_of_an_epoch_are_not_rounded_up_by_a_rounding_error(experiment: Experiment) -> None:

@@ -32,7 +32,7 @@ EXAMPLES = ("averages", "ensemble", "hessian", "hypergradient", "influence", "pe
 
 
 class Tanh(nn.Sequential):
-    """117 parameters, of which one can afford the Hessian."""
+    """102 parameters, of which one can afford the Hessian."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, num_classes))

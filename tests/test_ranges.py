@@ -69,6 +69,16 @@ def test_values_of_a_literal() -> None:
         check_values(annotations, {"device": "tpu"}, prefix="--")
 
 
+def test_true_and_false_are_no_text() -> None:
+    annotations = {"flip": bool, "maybe": bool | None, "either": bool | str}
+    check_values(annotations, {"flip": True, "maybe": None, "either": "no"})
+    for wrong in ("no", 1, None):
+        with pytest.raises(InputError, match=f"flip is {wrong!r}; it must be true or false"):
+            check_values(annotations, {"flip": wrong})
+    with pytest.raises(InputError, match="--maybe is 'no'; it must be true or false"):
+        check_values(annotations, {"maybe": "no"}, prefix="--")
+
+
 def test_checked_functions_refuse_each_bad_call() -> None:
     @checked
     def double(x: Annotated[float, Range("[0, inf)")], y: int = 1) -> float:

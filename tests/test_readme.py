@@ -332,6 +332,6 @@ def test_a_tracker_of_ones_own(experiment: Experiment, tmp_path: Path, monkeypat
         run(longer, run_dir=tmp_path / "run", resume="auto", log_to=["to_csv_tracker:to_csv"])
     rows = [line.split(",") for line in (tmp_path / "run.csv").read_text().splitlines()]
     losses = {(step, name): float(value) for step, name, value in rows if name.endswith("/loss")}
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "run")
     wanted = {(str(line["step"]), f"{line['split']}/loss"): line["loss"] for line in lines}
     assert losses == {**wanted, ("2", "result/loss"): losses["2", "test/loss"]}

@@ -82,8 +82,10 @@ def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
         reflect: whether the border of the crop is a reflection of the image, as in the paper; else it is 0.
 
     Raises:
-        InputError: as `random_crop`.
+        InputError: as `random_crop`; or a crop is to be reflected, and there is none.
     """
+    if reflect and padding == 0:
+        raise InputError("reflect is for the border of a random crop, and padding is 0; set padding, or leave it out")
 
     def flip(keys: Tensor, batch: Batch) -> Batch:
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5

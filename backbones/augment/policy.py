@@ -36,7 +36,7 @@ class Strength(NamedTuple):
 
     levels: int
     shear: float
-    """Pixels a pixel."""
+    """Pixels per pixel."""
     translate: int | None
     """Pixels; None for 150/331 of the side."""
     rotate: float
@@ -57,7 +57,7 @@ WIDE = Strength(levels=31, shear=0.99, translate=32, rotate=135.0, factor=0.99, 
 @checked
 def rand_augment(
     *,
-    num_ops: Annotated[Count, Doc("operations an image, one after the other")] = 2,
+    num_ops: Annotated[Count, Doc("operations per image, one after the other")] = 2,
     magnitude: Annotated[int, Range("[0, 30]"), Doc("level of the operations")] = 9,
     padding: Padding = 0,
     flip: Flip = False,

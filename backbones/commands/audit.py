@@ -25,6 +25,7 @@ from backbones.run.provenance import (
     use_recorded_threads,
 )
 from backbones.run.run import without_pretrained
+from backbones.run.run_dir import CHECKPOINTS
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -47,7 +48,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     Raises:
         InputError: there are no such checkpoints, or one is corrupt.
     """
-    before, after = distributed.on_main(lambda: [read_checkpoint(path) for path in find_two(run, steps)])
+    before, after = distributed.on_main(lambda: [read_checkpoint(path) for path in find_pair(run, steps)])
     first, last = before.manifest.step, after.manifest.step
     starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
     experiment = parse_experiment(after.path, after.manifest.experiment)
@@ -70,13 +71,13 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     return not different
 
 
-def find_two(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
+def find_pair(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
     """The folders of two checkpoints of a run; see `audit`.
 
     Raises:
         InputError: there are none.
     """
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     saved = list_steps(folder)
     known = f"{folder} has those of the steps {join_steps(saved)}"
     if steps is None:

@@ -26,7 +26,7 @@ class Command:
     out: Path = Path("augment.png")
     """Image file to write."""
     samples: Count = 8
-    """Training images, one a line: the first of the batch of the step."""
+    """Training images, one per line: the first of the batch of the step."""
     variants: Count = 8
     """How often each is augmented: at the step and at those after it, each time in a new epoch."""
     step: Step = 0

@@ -75,8 +75,10 @@ def evaluate(
         experiment = dataclasses.replace(experiment, tta=tta)
     predict = load_predictor(content, experiment, torch_device)
     if images:
-        if out is not None or data is not None:
-            raise InputError("--data and --out are for a data set; the scores of image files are printed")
+        if split != "test" or any(option is not None for option in (out, data, data_root)):
+            raise InputError(
+                "--data, --data.root, --split and --out are for a data set; the scores of image files are printed"
+            )
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return

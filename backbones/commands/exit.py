@@ -38,7 +38,10 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads stdout, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes again when it exits
         code = 1
-    distributed.shut_down()
+    if isinstance(code, str) and distributed.world_size() > 1:  # now: NCCL may wait for a process that is gone
+        print(code, file=sys.stderr, flush=True)
+        code = 1
+    distributed.shut_down(failed=code not in (0, EXIT_CODE))
     sys.exit(code)
 
 

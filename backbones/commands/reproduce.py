@@ -12,7 +12,7 @@ from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
-from backbones.run.metric_lines import METRICS, TIMES, read_metrics
+from backbones.run.metric_lines import TIMES, read_metrics
 from backbones.run.provenance import (
     list_other_circumstances,
     list_resumes,
@@ -20,8 +20,7 @@ from backbones.run.provenance import (
     read_starts,
     use_recorded_threads,
 )
-from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG
+from backbones.run.run_dir import CHECKPOINTS, CONFIG, RESULT
 from backbones.torch_settings import torch_settings_kept
 
 
@@ -35,12 +34,12 @@ def main(args: list[str]) -> bool:
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones reproduce RUN [--run-dir DIR] [--OPTION VALUE ...]\n\n" + (__doc__ or ""))
         return True
-    check_given_once(args)
     before = Path(args[0])
     distributed.on_main(lambda: check_finished(before))
     new = Path(f"{before}-again")
     args = ["--config", str(before / CONFIG), "--run-dir", str(new), *args[1:]]
     command = parse(args, {}, prog="backbones reproduce RUN")
+    check_given_once(args, command.experiment)
     if command.show or command.list_all:
         raise InputError("--show and --list train nothing; they are options of train.py")
     starts = distributed.on_main(lambda: starts_of(before))
@@ -58,7 +57,7 @@ def check_finished(run_dir: Path) -> None:
         hint = f"--run-dir {shlex.quote(str(run_dir))} --resume auto continues it"
         raise InputError(f"the run in {run_dir} is not finished, as {run_dir / RESULT} is not there; {hint}")
     result = read_json(run_dir / RESULT)
-    path = run_dir / "checkpoints" / str(result.get("steps"))
+    path = run_dir / CHECKPOINTS / str(result.get("steps"))
     known = tree.sha256(subtree(read_checkpoint(path).arrays, "params")) if path.exists() else None
     if "params_sha256" not in result or known not in (None, result["params_sha256"]):
         raise InputError(f"{run_dir / RESULT} is damaged: its params_sha256 is not that of {path}")
@@ -91,8 +90,8 @@ def compare_runs(before: Path, now: Path) -> bool:
 
 
 def _first_difference(before: Path, now: Path) -> str:
-    again = {(line["step"], line["split"]): line for line in read_metrics(now / METRICS)}
-    for one in read_metrics(before / METRICS):
+    again = {(line["step"], line["split"]): line for line in read_metrics(now)}
+    for one in read_metrics(before):
         other = again.get((one["step"], one["split"]), one)
         for name in sorted(one.keys() - set(TIMES)):
             if one[name] != other.get(name):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from backbones.component import Use, options_of
 from backbones.experiment import Experiment
@@ -18,13 +18,6 @@ def list_experiments(experiments: Mapping[str, Experiment], claims: Mapping[str,
     """
     width = max(map(len, experiments), default=0)
     return "\n".join(f"{name:{width}}  {claims.get(name, 'not measured yet')}" for name in experiments)
-
-
-def read_claims(docstring: str | None, experiments: Iterable[str]) -> dict[str, str]:
-    """Name -> claim, of the rows of a table in a module's docstring: the name of an experiment, spaces, its claim."""
-    rows = [re.fullmatch(r"(\S+) {2,}(.+)", line) for line in (docstring or "").splitlines()]
-    claims = {row[1]: re.sub(" +", " ", row[2]) for row in rows if row}
-    return {name: claims[name] for name in experiments if name in claims}
 
 
 def to_python(experiment: Experiment) -> str:

@@ -26,16 +26,16 @@ from backbones.ranges import Count, Range
 from backbones.run.config import flatten
 from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes, parse_axis
+from backbones.run.sweep.jobs import Job, end_with_parent, run_job
 from backbones.run.sweep.members import SWEEP, How, Plan, Sweep, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
-from backbones.run.sweep.ways import Job, end_with_parent, run_job
 
 PROG = "backbones sweep"
 
 DESCRIPTION = (
     "Train an experiment with every combination of some options, or with random ones: backbones sweep module:name "
     "--over optim.lr 1e-4 3e-4 1e-3 --over seed 0 1 2. The same command goes on where it was stopped. All other "
-    "options are those of train."
+    "options are those of the experiment, as in train."
 )
 
 OVER_HELP = (
@@ -76,6 +76,12 @@ class Command:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.until is not None and self.only is None:
+            raise InputError("--until is for one member, named by --only; --steps is the length of all runs")
+        if self.sweep_seed and self.random is None and self.resume is None:
+            raise InputError("--sweep-seed is for the draws of --random N; the seed of the runs is --seed")
+        if self.workers is not None and self.how in ("sequence", "vmap"):
+            raise InputError(f"--workers is for --how processes, not {self.how}; leave one of them out")
 
 
 def main(args: list[str]) -> bool:
@@ -84,8 +90,8 @@ def main(args: list[str]) -> bool:
     Raises:
         InputError: the sweep cannot be run as it is.
     """
-    check_given_once(args)
     command = parse(args)
+    check_given_once(args, command.experiment)
     if command.only is not None and command.sweep_dir is None and command.resume is None:
         raise InputError("--only: name the folder of the sweep by --sweep-dir, so that all its jobs find it")
     sweep, folder = _open(command, args)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES, LIBRARIES
 from backbones.run.checkpoint import parse_which
-from backbones.run.config import parse_experiment
+from backbones.run.config import list_changes, parse_experiment
 from backbones.run.files import read_json
 from backbones.run.resume import config_to_resume
 from backbones.run.run import run
@@ -61,8 +62,8 @@ def main(
         claims: name -> what is known of an experiment, for `--list`.
     """
     distributed.join()
-    check_given_once(args)
     command = parse(args, experiments or {}, prog="train.py" if experiments else "backbones train")
+    check_given_once(args, command.experiment)
     if command.list_all:
         distributed.print0(list_experiments(experiments or {}, claims or {}))
     elif command.show:
@@ -71,10 +72,14 @@ def main(
         train(command)
 
 
-def check_given_once(args: Sequence[str]) -> None:
+def check_given_once(args: Sequence[str], experiment: Experiment) -> None:
     """Raise InputError for an option of several values that is given twice: only the last values would count."""
+    fields = {name: value for name, value in vars(experiment).items() if name not in COMPONENTS}
+    for kind in COMPONENTS:
+        fields |= {f"{kind}.{name}": value for name, value in getattr(experiment, kind).values.items()}
+    several = {f"--{name}".replace("_", "-") for name, value in fields.items() if isinstance(value, tuple)}
     names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
-    for name in ("--freeze", "--train-only", "--pass-over", "--log-to"):
+    for name in several | {"--log-to"}:
         if names.count(name) > 1:
             raise InputError(f"{name} is given twice; give all its values after one")
 
@@ -99,6 +104,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     args = _resume_the_latest(args)
     if args[:1] == ["--show"]:  # the name of the experiment follows
         args = [*args[1:], "--show"]
+    is_named = bool(args) and not args[0].startswith("-")
     base, args = find_base(args, experiments, prog)
     known, _ = _EARLY.parse_known_args(args)
     experiment, options = choose_components(base, args)
@@ -107,9 +113,20 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
         name = known.name or experiment.name
         stored = distributed.on_main(lambda: config_to_resume(known.run_dir or latest_run_dir(name), which))
         if stored is not None:
-            experiment, options = choose_components(parse_experiment(*stored), args)
+            named, (experiment, options) = experiment, choose_components(parse_experiment(*stored), args)
+            if is_named:
+                _print_kept(named, experiment, options)
     command = Command(experiment=with_duration(experiment, options))
     return read_options(command, options, prog=prog, description=describe_choices(experiment, experiments))
+
+
+def _print_kept(named: Experiment, stored: Experiment, args: Sequence[str]) -> None:
+    """Print in what a run that is resumed differs from the experiment that was named, but for what `args` give."""
+    given = {re.sub(r"(^|\.)no_", r"\1", arg.partition("=")[0][2:].replace("-", "_")) for arg in args}
+    given |= {"steps", "epochs"} if given & {"steps", "epochs"} else set()
+    kept = [f"{name}: {change}" for name, change in list_changes(stored, named).items() if name not in given]
+    if kept:
+        distributed.print0(f"the run keeps its own settings, not those of {named.name} now: {'; '.join(kept)}")
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -112,10 +112,11 @@ def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> It
     """This rank's part of a split, each sample once over all ranks; the last batch is padded with rows of weight 0."""
     share, home = -(-min(batch_size, source.size) // distributed.world_size()), source.labels.device  # rounded up
     parts = torch.arange(source.size, device=home)[distributed.rank() :: distributed.world_size()].split(share)
+    key = random.key(0, device=home)
 
     def request(i: int) -> Request:
         padded = F.pad(parts[i], (0, share - len(parts[i])))  # with sample 0
-        return Request(padded, random.fold_in(random.key(0, device=home), padded), torch.zeros_like(padded))
+        return Request(padded, random.fold_in(key, padded), torch.zeros_like(padded))
 
     batches = read_ahead(source, request, len(parts), device)
     for i, part in enumerate(parts):
@@ -164,6 +165,13 @@ def read_ahead(
         got, wanted = (batch.images.dtype, batch.images.shape), (torch.uint8, (len(labels), *source.info.image_shape))
         if got != wanted:
             raise InputError(f"the data set reads images of {got[0]} {[*got[1]]}; wanted {wanted[0]} {[*wanted[1]]}")
-        return tree.map(lambda leaf: leaf.to(device, non_blocking=True), batch)
+        return tree.map(partial(_send, device=device), batch)
 
     return batch_of
+
+
+def _send(leaf: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A GPU reads pinned memory while Python goes on, and waits for no earlier step."""
+    if leaf.is_cpu and device.type == "cuda":
+        leaf = leaf.pin_memory()
+    return leaf.to(device, non_blocking=True)

@@ -3,6 +3,7 @@
 N samples, B samples of a batch, C channels, H and W height and width, K classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -141,6 +142,22 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
                 f"{len(wrong)} of the {len(labels)} {split} labels are outside 0 to {len(class_names) - 1}: "
                 f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
             )
+
+
+def check_statistics(source: Source) -> None:
+    """Check the mean and the standard deviation of the channels in the information of a source.
+
+    Raises:
+        InputError: they are not one number for each channel, not positive, or those of pixels in [0, 1].
+    """
+    channels, mean, std = source.info.image_shape[0], source.info.mean, source.info.std
+    is_number = [math.isfinite(value) for value in (*mean, *std)]
+    if not len(mean) == len(std) == channels or not all(is_number) or min(std) <= 0:
+        raise InputError(
+            f"the data set has mean {mean} and std {std}; wanted {channels} numbers each, with std above 0"
+        )
+    if max(*mean, *std) < 1 and read_some(source.read, source.size, 100, source.labels.device).max() > 1:
+        raise InputError(f"the data set has mean {mean} and std {std}; wanted those of pixels in [0, 255]: times 255")
 
 
 def note_odd_classes(train: Tensor, test: Tensor, class_names: Sequence[str]) -> None:

@@ -1,6 +1,14 @@
 """Every model by its name on the command line.
 
-A constructor takes `(image_shape, num_classes)` and, keyword-only, the options that `--model.OPTION` sets.
+A constructor takes `(image_shape, num_classes)` and, keyword-only, the options that `--model.OPTION` sets. Each paper
+has a file; the others are:
+
+base.py             what a model is; check.py: whether it can be trained; cost.py: its multiply-accumulates
+layers.py           what networks share; cpu_layers.py: layers that are faster on CPUs; sync_batch_norm.py
+roles.py            what each parameter is; frozen.py: those that are not trained, or learn more slowly
+from_module.py      any nn.Module as a model; library.py, timm.py, torchvision.py: those of these libraries
+pretrained.py       weights from elsewhere; state_dict.py: their files, convert.py: their names
+exported.py         a model as a graph of torch.export; counterpart.py: the same network in timm or torchvision
 """
 
 from collections.abc import Callable

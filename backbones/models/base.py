@@ -1,6 +1,6 @@
 """What a model is: pure functions over its parameters, made from a module of torch.
 
-Shapes: B images a batch, C channels, H and W height and width, D numbers of the pooled vector, K classes.
+Shapes: B images per batch, C channels, H and W height and width, D dimensions of the pooled vector, K classes.
 """
 
 import copy
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         if features:
             return dict(self.forward_features(images))
         for _, x in self.forward_features(images):
-            pooled = x  # the last one is
+            pooled = x  # the last one is; earlier maps are freed
         return self.head(pooled)
 
 

@@ -55,7 +55,7 @@ def check_batch_norm(title: str, model: Model, image_shape: ImageShape) -> None:
 
 
 def does_not_take(title: str, image_shape: ImageShape, error: Exception) -> InputError:
-    """What to say of images that a model, which is called `title`, is not made for."""
+    """The error for images that a model, which is called `title`, cannot take."""
     reason = str(error).partition("\n")[0]
     if is_out_of_memory(error):
         return InputError(f"{title} does not fit into the memory: {reason}")

@@ -1,6 +1,6 @@
 """A model as one graph of torch.export that holds its weights and the normalization of images, and none of our code.
 
-B images a batch, C channels, H and W height and width, K classes.
+B images per batch, C channels, H and W height and width, K classes.
 """
 
 import copy

@@ -51,11 +51,14 @@ def freeze(model: Model, names: Collection[str]) -> Model:
         names: of parameters.
 
     Raises:
-        InputError: no parameter is left; or a norm is to be frozen, and `apply` is more than the module, which then
-            cannot be changed.
+        InputError: a name is unknown; no parameter is left; or a norm is to be frozen, and `apply` is more than the
+            module, which then cannot be changed.
     """
     if not names:
         return model
+    unknown = set(names) - dict(model.skeleton.named_parameters(remove_duplicate=False)).keys()
+    if unknown:
+        raise InputError(f"{shorten(sorted(unknown))}: no such parameters; wanted full names, as `select` finds them")
     trained = model.roles.keys() - set(names)
     if not trained:
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")

@@ -76,8 +76,8 @@ def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, groups: int
 def global_max(x: Tensor) -> Tensor:
     """The maximum of each channel, [B, C, H, W] -> [B, C]; like `amax`, with a gradient that compiles in bfloat16.
 
-    That of `amax` looks for the maximum among the values, which a compiled program computes once more, in float32: it
-    is none of them, and its share of the gradient is 0 / 0.
+    The gradient of `amax` goes to the elements that equal the maximum. A compiled program computes these once more, in
+    float32, so that none equals the rounded maximum, and the gradient is 0 / 0.
     """
     return F.max_pool2d(x, x.shape[2:]).flatten(1)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from backbones.models.base import ImageShape, InitModel, Model, NumClasses
+from backbones.models.base import ImageShape, Model, NumClasses
 from backbones.models.check import MADE_WRONG, check_logits, does_not_take
 from backbones.models.from_module import from_module
 from backbones.models.pretrained import with_pretrained
@@ -41,11 +41,10 @@ def from_library(
     except MADE_WRONG as error:
         raise does_not_take(title, image_shape, error) from error
     check_logits(title, model, image_shape, num_classes)
-    return model if pretrained is None else model._replace(init=_init_from_file(model, pretrained, image_shape))
+    if pretrained is None:
+        return model
 
-
-def _init_from_file(model: Model, path: str, image_shape: ImageShape) -> InitModel:
     def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-        return with_pretrained(model, read_state_dict(path), image_shape)[0].init(generator)
+        return with_pretrained(model, read_state_dict(pretrained), image_shape)[0].init(generator)
 
-    return init
+    return model._replace(init=init)

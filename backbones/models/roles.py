@@ -31,7 +31,7 @@ def make_roles(module: nn.Module, *, stem: tuple[str, ...], head: tuple[str, ...
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """The layer that a parameter is of, and what it is called there: also of what `parametrize` makes a weight of."""
+    """Names of the layer that a parameter belongs to and of the tensor in it, also under torch's `parametrize`."""
     owner, _, parametrized = name.partition(".parametrizations.")
     if parametrized:
         return owner, parametrized.partition(".")[0]
@@ -78,8 +78,8 @@ def _kind(layer: nn.Module, tensor: str, leaf: Tensor) -> Kind:
         return "norm"
     if tensor.endswith("bias"):
         return "bias"
-    is_length = (is_parametrized(layer) or tensor.endswith("_g")) and leaf.ndim and leaf[0].numel() == 1
-    if leaf.ndim < 2 or is_length:  # of `weight_norm`
+    is_magnitude = (is_parametrized(layer) or tensor.endswith("_g")) and leaf.ndim and leaf[0].numel() == 1
+    if leaf.ndim < 2 or is_magnitude:  # of `weight_norm`
         return "scale"
     tensor = re.sub("_(orig|v)$", "", tensor)  # as torch's older hooks call what they compute a weight from
     return "matrix" if tensor.endswith("weight") and not isinstance(layer, LOOKUP_TABLES) else "embedding"

@@ -25,8 +25,11 @@ WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dic
 _SCALAR = np.float64(0).__reduce__()[0]
 
 HARMLESS: list[Any] = [
-    *(argparse.Namespace, np.dtype, *(type(np.dtype(code)) for code in "?ilefd")),
-    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),  # as numpy 1 called it
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?ilefd"),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 called it
 ]
 """What training scripts keep beside the weights: their arguments, and an accuracy or an epoch as a number of numpy."""
 

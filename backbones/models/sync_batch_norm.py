@@ -54,7 +54,7 @@ def _batch_norm(
     size = distributed.world_size()
     of_ranks = x32.new_zeros(size, 2, x.shape[1])
     of_ranks[distributed.rank()] = torch.stack([x32.mean(dims), x32.var(dims, correction=0)])
-    # the sum places every rank's row, and sends gradients back to it
+    # the sum gathers the rows of all ranks, and its backward pass sums their gradients
     means, variances = _SumOverRanks.apply(of_ranks).unbind(dim=1)
     mean = means.mean(dim=0)
     var = (variances + (means - mean) ** 2).mean(dim=0)

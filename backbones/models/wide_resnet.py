@@ -42,7 +42,7 @@ class WideResNet(Backbone):
     """Wide residual network (arXiv 1605.07146, table 1), for images of any size.
 
     Args:
-        depth: number of layers; 6 n + 4 for n blocks a stage.
+        depth: number of layers; 6 n + 4 for n blocks per stage.
         widen: k, how many times wider the three stages are than 16, 32 and 64 channels.
         dropout: probability of dropping between the convolutions of a block (section 3.3 tries 0.3).
     """

@@ -346,7 +346,7 @@ def sam_sgd(
     nesterov: Nesterov = False,
     weight_decay: L2 = 5e-4,
 ) -> GradientTransformation:
-    """SGD with the gradient at p + rho g / |g|: two gradients a step (Foret et al., arXiv 2010.01412)."""
+    """SGD with the gradient at p + rho g / |g|: two gradients per step (Foret et al., arXiv 2010.01412)."""
     return chain(
         sam(rho),
         add_decayed_weights(weight_decay, decays),

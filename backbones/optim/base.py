@@ -44,7 +44,7 @@ def with_grad_fn(update: UpdateFn) -> UpdateWithGradFn:
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """p + u for each leaf; the updates of a complete optimizer already point downhill."""
+    """p + u for each leaf; the updates of a complete optimizer have the minus sign already."""
     return tree.map(torch.add, params, updates)
 
 

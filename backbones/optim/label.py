@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from backbones.types import Roles
+from backbones.types import Role, Roles
 
 Mask = Callable[[str, Tensor], bool]
 """`mask(name, leaf)`: whether the leaf is selected."""
@@ -19,8 +19,8 @@ def everything(name: str, leaf: Tensor) -> bool:
 def is_matrix(name: str, leaf: Tensor) -> bool:
     """Whether a leaf is a weight of two or more dimensions: that of a linear layer, a convolution or an `nn.Embedding`.
 
-    By the roles of a model `matrices` tells these apart. What torch's `parametrize` or its older hooks make a weight
-    of counts too, but for the lengths of `weight_norm`.
+    `matrices`, which goes by the roles of a model, leaves the last out. What torch's `parametrize` or its older hooks
+    compute a weight from counts too, except the magnitudes of `weight_norm`.
     """
     _, parametrized, rest = f".{name}".partition(".parametrizations.")
     tensor = re.sub("_(orig|v)$", "", rest.partition(".")[0] if parametrized else name)
@@ -32,6 +32,11 @@ def matrices(roles: Roles) -> Mask:
     return lambda name, leaf: roles[name].kind == "matrix"
 
 
+def is_hidden(role: Role) -> bool:
+    """Whether a parameter is one of the `matrices`, of neither stem nor head."""
+    return role.kind == "matrix" and role.part == "trunk"
+
+
 def hidden_matrices(roles: Roles) -> Mask:
-    """The `matrices` of neither stem nor head."""
-    return lambda name, leaf: roles[name].kind == "matrix" and roles[name].part == "trunk"
+    """The leaves that are `is_hidden` by the roles that a model declares."""
+    return lambda name, leaf: is_hidden(roles[name])

@@ -57,7 +57,7 @@ class ScaleByLearningRateState(NamedTuple):
 
 
 def scale_by_learning_rate(learning_rate: float, schedule: Schedule) -> GradientTransformation:
-    """g <- -learning_rate schedule(t - 1) g: the step downhill."""
+    """g <- -learning_rate schedule(t - 1) g: the descent step."""
 
     def init(params: Params) -> ScaleByLearningRateState:
         base_learning_rate = hyperparameter(learning_rate, params)
@@ -81,7 +81,12 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
     """Momentum: m <- g + decay m; the update is m, or g + decay m with Nesterov momentum.
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
+
+    Raises:
+        InputError: Nesterov momentum with a decay of 0, which would be none.
     """
+    if nesterov and decay == 0:
+        raise InputError("nesterov needs a momentum above 0, and it is 0; set it, or leave nesterov out")
 
     def init(params: Params) -> TraceState:
         return TraceState(hyperparameter(decay, params), tree.zeros_like(params))
@@ -204,7 +209,7 @@ def keep_norm() -> GradientTransformation:
 
 
 def zero_nans() -> GradientTransformation:
-    """g <- 0 where g is NaN."""
+    """g <- 0 where g is NaN. (A step counts as not finite by the gradient before the optimizer: `--nonfinite`.)"""
     return stateless_with_tree_map(lambda g, p: torch.where(g.isnan(), torch.zeros_like(g), g))
 
 

@@ -61,7 +61,8 @@ def apply_if_finite(
     """Skip a gradient with a NaN or an infinity, and one that `transform` makes such an update of.
 
     The update is then 0, and the state of `transform` stays as it is. After `max_skipped` consecutive ones the next is
-    applied, so that the failure shows.
+    applied, so that the failure shows. In an experiment `--nonfinite` comes first: a step whose gradient is not finite
+    stops the run, or leaves the whole state as it is, with the counts of this transform.
     """
     inner_update = with_grad_fn(transform.update)
 

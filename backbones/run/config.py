@@ -1,6 +1,5 @@
 """The experiment of a run as a file, and what differs between two experiments."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +59,4 @@ def flatten(experiment: Experiment) -> dict[str, Any]:
             flat |= {f"{name}.{option}": each for option, each in value["options"].items()}
         else:
             flat[name] = value
-    return json.loads(json.dumps(flat))  # tuples become lists, as in the stored one
+    return flat

@@ -69,8 +69,9 @@ def train(
 ) -> Training[tuple[TrainState, dict[str, float]]]:
     """Train from the step of `state` to `num_steps`; evaluate and save after the last step as well.
 
-    `state` is used up, and `program.state` is not used. Where `preempted()` is true on any rank, all ranks finish the
-    step, save and stop. Steps that the experiment passes over leave the state as it is, but for the step count.
+    `state` is donated (see `jit`), and `program.state` is not used. Where `preempted()` is true on any rank, all ranks
+    finish the step, save and stop. Steps that the experiment passes over leave the state as it is, but for the step
+    count.
 
     Returns:
         The last state and its held-out metrics, with `images_per_second` of training.
@@ -95,7 +96,7 @@ def train(
     images = 0  # since the device was last waited for
     test_metrics: dict[str, float] = {}
     for step in range(int(state.step) + 1, num_steps + 1):
-        interrupted = distributed.ask_ranks(lambda: preempted() or checkpoints.failed)
+        interrupted = distributed.any_rank_async(lambda: preempted() or checkpoints.failed)
         if step in experiment.pass_over:
             state.step.add_(1)  # in place: a CUDA graph reads this memory
         else:
@@ -157,6 +158,7 @@ def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log
         hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
         error = make_diverged(bad, log.checkpoints, hint)  # which waits until the last good checkpoint is saved
         log.report_bad_step(bad)
+        distributed.barrier()  # when one rank ends, torchrun ends the others, and rank 0 may still be writing
         raise error
     finish_save(experiment, log)
     if experiment.rewind and not skipped:

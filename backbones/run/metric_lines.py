@@ -14,11 +14,12 @@ TIMES = ("images_per_second", "seconds")
 """Metrics that another run of the same experiment does not repeat."""
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none where there is no such file.
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of the `metrics.jsonl` of a run; none where there is no such file.
 
     A last line that a killed process left unfinished is dropped, and others that are damaged with a warning.
     """
+    path = run_dir / METRICS
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     complete = [line for line in lines if line.endswith(b"\n")]
     metrics = [values for line in complete if (values := _read_line(line)) is not None]
@@ -41,7 +42,7 @@ def plot_curves(run_dir: Path) -> None:
     """Draw `curves.png` from `metrics.jsonl`: loss and accuracy over the steps, training and test."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    lines = read_metrics(run_dir / METRICS)
+    lines = read_metrics(run_dir)
     figure = Figure(figsize=(10, 4))
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.12, top=0.9)  # a layout engine takes as long as drawing
     loss_axes, accuracy_axes = figure.subplots(1, 2)

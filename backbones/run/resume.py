@@ -11,18 +11,17 @@ from backbones.run.checkpoint import CorruptCheckpoint, Which, find_checkpoint, 
 from backbones.run.config import list_changes, parse_experiment
 from backbones.run.files import read_json
 from backbones.run.provenance import read_starts
-from backbones.run.run_dir import CONFIG
+from backbones.run.run_dir import CHECKPOINTS, CONFIG
 
 IN_THE_STATE = (
-    *("optim", "clip", "ema", "seed", "init_from", "model.pretrained", "freeze", "train_only", "layer_decay"),
-    "trunk_lr",
-)
+    "optim", "clip", "ema", "seed", "init_from", "model.pretrained", "freeze", "train_only", "layer_decay", "trunk_lr",
+)  # fmt: skip
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
 
 IN_THE_STEPS = (
-    *("augment", "model", "schedule", "loss", "batch_size", "accumulate", "weight_decay_mask", "class_weights"),
-    *("sampling", "label_smoothing", "precision", "nonfinite", "spike", "rewind", "pass_over", "sync_batch_norm"),
-)
+    "augment", "model", "schedule", "loss", "batch_size", "accumulate", "weight_decay_mask", "class_weights",
+    "sampling", "label_smoothing", "precision", "nonfinite", "spike", "rewind", "pass_over", "sync_batch_norm",
+)  # fmt: skip
 """Fields that act in the steps of a run, so that a new value would have no effect on one without steps left."""
 
 
@@ -46,11 +45,11 @@ def config_to_resume(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]
 
 def _checkpoint_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:
     """Path and values of the configuration in the checkpoint to resume; None if there is none that can be read."""
-    steps = list_steps(run_dir / "checkpoints")
+    steps = list_steps(run_dir / CHECKPOINTS)
     if isinstance(resume, Path) or (steps and resume not in ("auto", "latest")):
         paths = [find_checkpoint(run_dir, resume)]
     else:
-        paths = [run_dir / "checkpoints" / str(step) for step in reversed(steps)]
+        paths = [run_dir / CHECKPOINTS / str(step) for step in reversed(steps)]
     for path in paths:
         with suppress(CorruptCheckpoint):  # reported when it is restored
             return path, read_manifest(path).experiment
@@ -69,7 +68,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
     changes = {}
     if resume is not None:
         starts = read_starts(run_dir)  # which the run will add to
-        if resume == "auto" and not list_steps(run_dir / "checkpoints") and starts and starts[0].get("step"):
+        if resume == "auto" and not list_steps(run_dir / CHECKPOINTS) and starts and starts[0].get("step"):
             raise InputError(
                 f"the run in {run_dir} began at a later step than 0, and has no checkpoint; delete the folder, and "
                 "start again, or from a checkpoint elsewhere with --resume PATH"
@@ -83,7 +82,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
                 raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")
-    is_taken = (run_dir / CONFIG).exists() or bool(list_steps(run_dir / "checkpoints"))
+    is_taken = (run_dir / CONFIG).exists() or bool(list_steps(run_dir / CHECKPOINTS))
     if is_taken and (resume is None or isinstance(resume, Path)):
         raise InputError(f"{run_dir} holds a run already; continue it with --resume, or name another --run-dir")
     return changes

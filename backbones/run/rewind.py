@@ -49,6 +49,7 @@ def train_and_rewind(
             hint = f"pass over more steps: the run went back {MOST_REWINDS} times"
             gave_up = make_diverged(bad, log.checkpoints, hint)
             log.report_bad_step(bad)
+            distributed.barrier()
             raise gave_up
         num_rewinds += 1
         before = bad.step - (experiment.rewind or 1)

@@ -33,20 +33,20 @@ from backbones.run.config import write_config
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
 from backbones.run.loop import Training, complete
-from backbones.run.metric_lines import METRICS, plot_curves, read_metrics
+from backbones.run.metric_lines import plot_curves, read_metrics
 from backbones.run.metric_writer import MetricWriter, send_lines
 from backbones.run.preemption import handle_signals
 from backbones.run.provenance import device_name, record_start
 from backbones.run.resume import changes_result, check_run_dir, check_steps_left
 from backbones.run.rewind import check_passed_over, train_and_rewind, with_passed_over
-from backbones.run.run_dir import latest_run_dir, new_run_dir
+from backbones.run.run_dir import CHECKPOINTS, RESULT, latest_run_dir, new_run_dir
 from backbones.run.run_log import RunLog
 from backbones.run.spikes import make_bad_step_report, make_spike_detector
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
 from backbones.torch_settings import torch_settings_kept
 
-RESULT, BAD_FILES = "result.json", "bad_files.txt"
+BAD_FILES = "bad_files.txt"
 
 
 def run(
@@ -122,7 +122,7 @@ def train_in(
     changes = distributed.on_main(lambda: check_run_dir(folder, experiment, resume=resume))
     with distributed.long_timeout():
         dataset = dataset or experiment.data.make(device=device)
-    steps = distributed.on_main(lambda: list_steps(folder / "checkpoints"))
+    steps = distributed.on_main(lambda: list_steps(folder / CHECKPOINTS))
     is_new = resume is None or (resume == "auto" and not steps)
     model = (experiment if is_new else without_pretrained(experiment)).make_model(dataset.info)
     cost = measure_cost(model, dataset.info.image_shape)
@@ -137,6 +137,8 @@ def train_in(
         _send_again(folder, experiment, old_result, trackers)
         return old_result
     if is_new and experiment.init_from is not None:
+        if experiment.model.values.get("pretrained") is not None:
+            raise InputError("--init-from and --model.pretrained both name weights to start from; give one of them")
         model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
         distributed.print0("; ".join([f"starts from the weights of {experiment.init_from}", *notes]))
     program = experiment.make(dataset, model)
@@ -145,7 +147,7 @@ def train_in(
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     with ExitStack() as stack:
-        checkpoints = Checkpoints(folder / "checkpoints", experiment=experiment, info=dataset.info)
+        checkpoints = Checkpoints(folder / CHECKPOINTS, experiment=experiment, info=dataset.info)
         stack.enter_context(closing(checkpoints))
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         spikes = make_spike_detector(experiment, dataset.info.num_classes)
@@ -163,7 +165,7 @@ def train_in(
         if start_step == num_steps:
             check_steps_left(changes, folder)
         if distributed.is_main():
-            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / CHECKPOINTS).mkdir(exist_ok=True)
             origin = run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None
             _write_start(folder, experiment, dataset, device, step=start_step, changes=changes, origin=origin)
         checkpoints.supersede_after(start_step)
@@ -227,7 +229,7 @@ def _finish(folder: Path, result: dict[str, Any], trackers: Trackers) -> None:
     """Draw the curves, and write and print the result."""
     plot_curves(folder)
     if math.isnan(result["images_per_second"]):  # no step was left: it is that of the last line
-        rates = [line.get("images_per_second") for line in read_metrics(folder / METRICS)]
+        rates = [line.get("images_per_second") for line in read_metrics(folder)]
         result["images_per_second"] = next(filter(None, reversed(rates)), math.nan)
     write_json(folder / RESULT, result)  # the last file: now the run is finished
     _send_result(trackers, result)
@@ -243,7 +245,7 @@ def _send_again(folder: Path, experiment: Experiment, result: dict[str, Any], tr
     """Send a finished run to trackers, which may be other ones than when it was trained."""
     trackers.start(folder, experiment)
     if distributed.is_main():
-        send_lines(trackers, read_metrics(folder / METRICS))
+        send_lines(trackers, read_metrics(folder))
         _send_result(trackers, result)
 
 
@@ -283,7 +285,7 @@ def describe_run(experiment: Experiment, dataset: Dataset, cost: ModelCost, devi
     channels, height, width = dataset.info.image_shape
     return (
         f"{experiment.name}: {experiment.model.label} ({cost.num_params / 1e6:.2f} M parameters, "
-        f"{cost.macs / 1e6:.1f} M MACs an image) on {experiment.data.name} ({dataset.train.size} + "
+        f"{cost.macs / 1e6:.1f} M MACs per image) on {experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
         f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "
         f"{machine.choose_precision(experiment.precision, device)}, {HOW[experiment.mode(device)]}"

@@ -3,11 +3,11 @@
 config.json        the experiment
 provenance.json    what the run was made with, one entry for each start
 bad_files.txt      files of the data set that are left out, if there are any
-metrics.jsonl      metrics, one JSON object a line
+metrics.jsonl      metrics, one JSON object per line
 tensorboard/       the same metrics as event files
 spikes/            samples and images of steps at which the loss was a spike, or something was not finite, if any were
 trackers.json      the run's id in each of --log-to
-checkpoints/       one folder a checkpoint, named by its step
+checkpoints/       one folder per checkpoint, named by its step
 lock               which process writes here, while it does
 result.json        how the run ended
 curves.png         loss and accuracy over the steps
@@ -22,7 +22,7 @@ from backbones.run.files import read_json
 
 RUNS = Path("runs")
 
-CONFIG = "config.json"
+CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 
 
 def new_run_dir(name: str, parent: Path = RUNS) -> Path:

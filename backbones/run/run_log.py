@@ -1,6 +1,5 @@
 """What a run records while it trains."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -62,7 +61,7 @@ class RunLog:
     def restart(self, saved: Manifest, experiment: Experiment) -> None:
         """Continue as it was when a checkpoint was saved; its losses count for spikes if the objective is the same."""
         self.means = RunningMeans(saved.since_log)
-        now = json.loads(json.dumps(experiment.to_json()))  # with lists, as in the saved one
+        now = experiment.to_json()
         is_same = all(saved.experiment.get(name) == now[name] for name in OBJECTIVE)
         self.spikes.restart(saved.recent_losses if is_same else ())
 

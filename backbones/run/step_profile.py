@@ -50,7 +50,7 @@ def profiled(program: Program, steps: range, *, left: range, folder: Path) -> It
     """The program, which on rank 0 profiles those `steps`, writes the trace into `folder` and prints the tables.
 
     Args:
-        program: eager, for the phases and the modules; of a compiled one the operators are seen.
+        program: eager, for the phases and the modules; those of a compiled one are not seen.
         steps: from 1; what happens between them, such as reading data and logging, is profiled too. Those that are
             passed over are not in the means.
         left: the steps that will be done.
@@ -78,6 +78,8 @@ def profiled(program: Program, steps: range, *, left: range, folder: Path) -> It
         if profiler is None and num_done == 0 and step in steps:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints what it is doing
             stack.enter_context(_named_modules())
+            # else the backward pass of a GPU is in a thread of its own, which is no part of the step
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             profiler = stack.enter_context(profile(profile_memory=True))
             since = time.perf_counter()
         elif step not in steps:
@@ -154,6 +156,8 @@ def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> st
     text = "\n".join(
         table(events, time_of, seconds=seconds, num_steps=num_steps) for table in (phase_table, module_table)
     )
+    if not any(event.name == "forward" for event in events):
+        text += "\nthe phases and modules of a compiled step are not seen; add --compile off\n"
     if on_gpu:
         shown, gpu, python = "the GPU" if on_gpu > on_cpu else "Python", on_gpu / 1e3, on_cpu / 1e3
         text += f"\ntimes are those of {shown}: of a step, {gpu:.1f} ms on the GPU and {python:.1f} ms in Python\n"
@@ -170,7 +174,7 @@ def phase_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float
     in_step = times.pop("train_step")
     times["rest of the step"] = in_step - sum(times.values())
     times["between steps"] = total - in_step
-    lines = ["| phase | ms a step | share | memory kept, MB |", "|---|--:|--:|--:|"]
+    lines = ["| phase | ms per step | share | memory kept, MB |", "|---|--:|--:|--:|"]
     for name, microseconds in times.items():
         kept = f"{_mean(marked[name], _memory, num_steps) / 1e6:.0f}" if name in marked else ""
         lines.append(f"| {name} | {microseconds / 1e3:.1f} | {microseconds / total:.0%} | {kept} |")
@@ -186,8 +190,8 @@ def _is_within(event: FunctionEvent, others: list[FunctionEvent]) -> bool:
 def module_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:
     """Time of each module, and the memory that its forward pass leaves allocated, as means over the steps.
 
-    A module's backward pass is what autograd computes for the operators of its forward pass. Of a compiled step there
-    are no modules to see, and no rows.
+    A module's backward pass is what autograd computes for the operators of its forward pass. There are no rows for a
+    compiled step.
     """
     total = 1e6 * seconds / num_steps
     backward = _backward_times(events, time_of)

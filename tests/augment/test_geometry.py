@@ -82,6 +82,8 @@ def test_nothing_to_do() -> None:
         crop_flip(padding=-1)
     with pytest.raises(InputError, match="padding is 6, and images of 8x6 are reflected by at most 5 pixels"):
         alternating_flip(padding=6, reflect=True)(keys, batch)
+    with pytest.raises(InputError, match="reflect is for the border of a random crop, and padding is 0"):
+        alternating_flip(reflect=True)
     assert alternating_flip(padding=5, reflect=True)(keys, batch).images.shape == batch.images.shape
     with pytest.raises(InputError, match=r"scale is 0.5 to 0.1; give the smallest first"):
         resized_crop(scale=(0.5, 0.1))

@@ -130,7 +130,12 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ({"checkpoint": "3"}, "there is no checkpoint 3 in"),
         ({"batch_size": 0}, "--batch-size is 0; it must be 1 or more"),
         ({"tta": "mirror"}, "--tta is 'mirror'; it must be one of auto, none, flip, flip+shift"),
-        ({"images": (Path("a.png"),), "data": "digits"}, "--data and --out are for a data set; the scores of image"),
+        (
+            {"images": (Path("a.png"),), "data": "digits"},
+            "--data, --data.root, --split and --out are for a data set; the scores of image",
+        ),
+        ({"images": (Path("a.png"),), "split": "train"}, "--split and --out are for a data set; the scores of image"),
+        ({"images": (Path("a.png"),), "data_root": "x"}, "--data.root, --split and --out are for a data set"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
         ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is not an image, or is damaged"),
     ],

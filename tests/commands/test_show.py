@@ -3,11 +3,11 @@ import json
 import pytest
 
 from backbones.augment import crop_flip
-from backbones.commands.show import list_experiments, read_claims, show, to_python
+from backbones.commands.show import list_experiments, show, to_python
 from backbones.commands.train import main
 from backbones.component import use
 from backbones.experiment import Experiment
-from experiments import CLAIMS, EXPERIMENTS
+from experiments import CLAIMS, EXPERIMENTS, read_claims
 from experiments.digits import digits_vit_tiny
 
 

@@ -36,8 +36,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 def test_members_are_what_train_would_run(calls: list[dict]) -> None:
-    args = f"{NAME} --optim.b1 0.8 --over optim.lr 1e-4 3e-4 --over seed 0 1 --steps 7 --how vmap --workers 3 --clip 1"
-    assert main(args.split()) is True
+    args = f"{NAME} --optim.b1 0.8 --over optim.lr 1e-4 3e-4 --over seed 0 1 --steps 7 --clip 1"
+    assert main(f"{args} --how processes --workers 3".split()) is True
     (call,) = calls
     base = dataclasses.replace(digits_vit_tiny, optim=use(adam, lr=1e-3, b1=0.8), steps=7, clip=1.0)
     assert call["sweep"].experiment == base and call["sweep"].axes == {"optim.lr": ["1e-4", "3e-4"], "seed": ["0", "1"]}
@@ -46,7 +46,7 @@ def test_members_are_what_train_would_run(calls: list[dict]) -> None:
         for lr, seed in itertools.product((1e-4, 3e-4), (0, 1))
     ]
     assert [member.name for member in call["sweep"].members][1] == "1-lr-1e-4-seed-1"
-    assert (call["folder"], call["how"], call["workers"]) == (Path("sweeps/digits-vit-tiny"), "vmap", 3)
+    assert (call["folder"], call["how"], call["workers"]) == (Path("sweeps/digits-vit-tiny"), "processes", 3)
 
 
 def test_values_of_every_kind(calls: list[dict]) -> None:
@@ -120,6 +120,9 @@ def test_mistakes(calls: list[dict], args: str, message: str) -> None:
         ("--over seed 0 --run-dir runs/x", "--run-dir"),
         ("--over seed 0 --how fast", "--how"),
         ("--over seed 0 --halving 1", "--halving is 1; it must be 2 or more"),
+        ("--over seed 0 1 --until 5", "--until is for one member, named by --only"),
+        ("--over seed 0 1 --sweep-seed 5", "--sweep-seed is for the draws of --random N"),
+        ("--over seed 0 1 --how vmap --workers 3", "--workers is for --how processes, not vmap"),
     ],
 )
 def test_values_are_checked_as_on_the_command_line_of_train(

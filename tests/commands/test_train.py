@@ -162,6 +162,23 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
         parse(["--resume", "--run-dir", str(tmp_path)])
 
 
+def test_what_a_resumed_run_keeps_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that defines an experiment may have changed since."""
+    begun = EXPERIMENTS["digits-resnet18"]
+    changed = dataclasses.replace(begun, label_smoothing=0.1, optim=begun.optim.replace(lr=0.5))
+    (tmp_path / "config.json").write_text(json.dumps(begun.to_json()))
+    args = ["digits-resnet18", "--resume", "--run-dir", str(tmp_path)]
+    assert parse_with(args, {begun.name: changed}).experiment == begun
+    kept = f"optim.lr: {begun.optim.values['lr']} -> 0.5; label_smoothing: 0.0 -> 0.1"
+    assert capsys.readouterr().out == f"the run keeps its own settings, not those of digits-resnet18 now: {kept}\n"
+    parse_with([*args, "--optim.lr", "0.5", "--label-smoothing=0.1"], {begun.name: changed})
+    parse_with([*args[1:], "--no-deterministic"], {begun.name: changed})
+    short = dataclasses.replace(begun, steps=None, epochs=1.0, deterministic=False)
+    (tmp_path / "config.json").write_text(json.dumps(short.to_json()))
+    parse_with([*args, "--epochs", "1", "--no-deterministic"], {begun.name: begun})
+    assert capsys.readouterr().out == ""
+
+
 def test_an_experiment_of_ones_own_need_not_be_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As `backbones train` knows none by name."""
     experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
@@ -212,7 +229,13 @@ def test_resume_alone_is_the_latest() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["--freeze stem --freeze=head", "--train-only head --train_only stem", "--log-to a --log-to b"]
+    "args",
+    [
+        "--freeze stem --freeze=head",
+        "--train-only head --train_only stem",
+        "--log-to a --log-to b",
+        "--schedule multi-step --schedule.milestones 0.5 --schedule.milestones 0.75",
+    ],
 )
 def test_options_of_several_values_are_given_once(args: str) -> None:
     with pytest.raises(InputError, match="is given twice; give all its values after one"):

@@ -13,7 +13,7 @@ import torchvision.datasets
 from sklearn.datasets import load_digits
 
 from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
-from backbones.data.source import CPU, channel_statistics
+from backbones.data.source import CPU, channel_statistics, check_statistics
 from backbones.errors import InputError
 from experiments.digits import digits_vit_tiny
 
@@ -76,6 +76,28 @@ def test_labels_of_a_source_of_ones_own_are_checked() -> None:
     wrong = dataset._replace(train=dataset.train._replace(labels=dataset.train.labels + 1))
     with pytest.raises(InputError, match="training labels are outside 0 to 9: 10"):
         digits_vit_tiny.make(wrong)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), r"wanted those of pixels in \[0, 255\]: times 255"),
+        ((30.0,), (50.0,), "wanted 3 numbers each, with std above 0"),
+        ((30.0,) * 3, (50.0, 0.0, 50.0), "wanted 3 numbers each, with std above 0"),
+        ((30.0,) * 3, (50.0, 50.0, float("nan")), "wanted 3 numbers each, with std above 0"),
+    ],
+)
+def test_statistics_of_a_source_of_ones_own_are_checked(mean: tuple, std: tuple, message: str) -> None:
+    dataset = DATASETS["digits"]()
+    info = dataset.info._replace(mean=mean, std=std)
+    with pytest.raises(InputError, match=message):
+        digits_vit_tiny.make(dataset._replace(train=dataset.train._replace(info=info)))
+
+
+def test_pixels_may_be_0_and_1() -> None:
+    labels = torch.arange(10)
+    images = torch.randint(2, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    check_statistics(in_memory((images, labels), (images, labels), tuple("0123456789"), CPU).train)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from backbones.commands import train
 from backbones.commands.audit import main as audit
 from backbones.commands.exit import run_command
 from backbones.experiment import Experiment
-from backbones.gradient import GradAndValueResult, _Carrier, grad_and_value
+from backbones.gradient import GradAndValueResult, _LossModule, grad_and_value
 from backbones.models import with_sync_batch_norm
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.run.run import run as run_experiment
@@ -107,7 +107,7 @@ def noise() -> None:
     params, model_state = model.init(random.generator(0))
     loss_fn = make_loss_fn(model, label_smoothing=0.0)
     over_ranks = grad_and_value(loss_fn, params)
-    plain = DistributedDataParallel(_Carrier(loss_fn, params), find_unused_parameters=True)
+    plain = DistributedDataParallel(_LossModule(loss_fn, params), find_unused_parameters=True)
     with mock.patch("backbones.distributed.world_size", return_value=1):
         by_micro_batches = grad_and_value(loss_fn, params)
     shares = [random_batch(4, random.generator(2, other)) for other in range(3)]
@@ -170,7 +170,10 @@ def run(folder: str, resume: str, *configs: str) -> None:
     for position, config in enumerate(configs):
         run_dir = Path(folder) / str(position)
         experiment = Experiment.from_json(json.loads(config))
-        with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+        with (
+            mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")),
+            mock.patch("torch.distributed._DEFAULT_FIRST_BUCKET_BYTES", 100_000),  # DDP cuts the loss, as of large ones
+        ):
             result = run_experiment(experiment, run_dir=run_dir, resume=None if resume == "no" else resume)
         (run_dir / f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 

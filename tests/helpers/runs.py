@@ -23,7 +23,7 @@ SMALL = (
 
 def without_times(run_dir: Path) -> list[dict]:
     """The lines of `metrics.jsonl` without times: a reproduced run writes the same."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir)
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 

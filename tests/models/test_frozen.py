@@ -205,6 +205,27 @@ def test_an_optimizer_without_a_schedule_cannot_have_rates_by_layer(experiment: 
         experiment.make()
 
 
+def test_rates_that_are_all_the_same_are_refused(experiment: Experiment) -> None:
+    for options in ({"trunk_lr": 0.1, "train_only": ("head",)}, {"layer_decay": 0.5, "freeze": ("stem", "trunk")}):
+        with pytest.raises(InputError, match="all parameters that are trained would have the same learning rate"):
+            dataclasses.replace(experiment, **options).make()
+    dataclasses.replace(experiment, trunk_lr=1.0).make()
+
+
+def test_muon_needs_matrices_between_stem_and_head(experiment: Experiment) -> None:
+    muon = dataclasses.replace(experiment, optim=use(optim.muon))
+    muon.make()
+    with pytest.raises(InputError, match="muon is for matrices between stem and head, and none is trained"):
+        dataclasses.replace(muon, train_only=("head",)).make()
+
+
+def test_unknown_names_are_refused() -> None:
+    model = resnet18((3, 8, 8), 10)
+    for names in (["head"], ["head.weight", "head.wieght"], "head.weight"):
+        with pytest.raises(InputError, match="no such parameters; wanted full names, as `select` finds them"):
+            freeze(model, names)
+
+
 def test_an_average_of_rates_by_layer_is_that_of_each(experiment: Experiment) -> None:
     """With rates that are nearly equal it is nearly that of one optimizer."""
     plain = dataclasses.replace(experiment, optim=use(optim.schedule_free_adamw))

@@ -221,6 +221,7 @@ def test_attention_is_as_narrow_as_it_is_told(name: str) -> None:
         ("se-resnet18", {"reduction": 0}, "reduction is 0; it must be from 1 to 64"),
         ("cbam-resnet18", {"reduction": 65}, "reduction is 65; it must be from 1 to 64"),
         ("wrn-16-8", {"dropout": 1.0}, r"dropout is 1.0; it must be at least 0 and below 1"),
+        ("vgg11", {"dropout": 0.2}, r"dropout is 0.2, and a linear head has none; give the head mlp"),
         ("vgg11", {"dropout": -0.1}, r"dropout is -0.1; it must be at least 0 and below 1"),
         ("convnext-tiny", {"drop_path": 1.5}, r"drop_path is 1.5; it must be at least 0 and below 1"),
         ("mixer-tiny", {"depth": 0}, "depth is 0; it must be 1 or more"),

@@ -425,6 +425,8 @@ def test_masks_by_the_roles_of_a_model() -> None:
         (lambda: optim.sgd(momentum=1.0), r"momentum is 1.0; it must be at least 0 and below 1"),
         (lambda: optim.adam(lr=-1e-3), r"lr is -0.001; it must be 0 or more"),
         (lambda: optim.lookahead(optim.adam(), sync_period=0), r"sync_period is 0; it must be 1 or more"),
+        (lambda: optim.sgd(momentum=0.0, nesterov=True), "nesterov needs a momentum above 0, and it is 0; set it"),
+        (lambda: optim.rmsprop(nesterov=True), "nesterov needs a momentum above 0, and it is 0; set it"),
         (lambda: optim.ema_params(1.0), r"decay is 1.0; it must be at least 0 and below 1"),
     ],
 )

@@ -107,7 +107,7 @@ def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
         done.stdout,
         re.M,
     )
-    steps = [line["step"] for line in read_metrics(tmp_path / "saved" / "metrics.jsonl") if line["split"] == "train"]
+    steps = [line["step"] for line in read_metrics(tmp_path / "saved") if line["split"] == "train"]
     assert steps == list(range(1, 101))
     events = EventAccumulator(str(tmp_path / "saved" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == steps

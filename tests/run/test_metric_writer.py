@@ -35,10 +35,10 @@ def test_lines_are_json_with_their_step(tmp_path: Path) -> None:
 def test_seconds_are_those_of_all_processes_of_the_run(tmp_path: Path) -> None:
     write_some(tmp_path)
     path = tmp_path / "metrics.jsonl"
-    lines = [{**line, "seconds": 1000.0 * line["step"]} for line in read_metrics(path)]
+    lines = [{**line, "seconds": 1000.0 * line["step"]} for line in read_metrics(tmp_path)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_some(tmp_path, start_step=4)
-    seconds = {line["step"]: line["seconds"] for line in read_metrics(path)}
+    seconds = {line["step"]: line["seconds"] for line in read_metrics(tmp_path)}
     assert seconds[4] == 4000 and 4000 < seconds[5] <= seconds[6] < 4060
 
 
@@ -47,7 +47,7 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> N
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "spl')  # the process was killed here
     write_some(tmp_path, start_step=4, offset=0.5)
-    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "train"]
+    losses = [line["loss"] for line in read_metrics(tmp_path) if line["split"] == "train"]
     assert losses == [1, 2, 3, 4, 5.5, 6.5]
 
 
@@ -56,12 +56,12 @@ def test_a_run_that_goes_back_drops_the_lines_that_it_writes_again(tmp_path: Pat
     writer = MetricWriter(tmp_path, start_step=0, num_steps=6, log_every=1)
     for step in range(1, 6):
         writer.write("train", step, {**TRAIN, "loss": step})
-    before = read_metrics(tmp_path / "metrics.jsonl")[-1]["seconds"]
+    before = read_metrics(tmp_path)[-1]["seconds"]
     writer.go_back(3)
     for step in range(4, 7):
         writer.write("train", step, {**TRAIN, "loss": step + 0.5})
     writer.close()
-    lines = read_metrics(tmp_path / "metrics.jsonl")
+    lines = read_metrics(tmp_path)
     assert [line["loss"] for line in lines] == [1, 2, 3, 4.5, 5.5, 6.5]
     assert lines[2]["seconds"] < before < lines[3]["seconds"]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -84,7 +84,7 @@ def test_not_a_number_is_null_and_still_drawn(tmp_path: Path) -> None:
     writer.write("train", 2, TRAIN)
     writer.write("test", 2, TEST)
     writer.close()
-    assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+    assert read_metrics(tmp_path)[0]["loss"] is None
     (tmp_path / "$a_$b").mkdir()  # no formula
     shutil.copy(tmp_path / "metrics.jsonl", tmp_path / "$a_$b")
     plot_curves(tmp_path / "$a_$b")
@@ -139,7 +139,7 @@ def test_lines_that_are_damaged_or_missing_are_told(tmp_path: Path, capsys: pyte
         b'{"step": 2, "split": "test", "loss": "x"}\n',
     ]
     path.write_bytes(b"".join([*bad, *lines]))
-    assert len(read_metrics(path)) == len(lines)
+    assert len(read_metrics(tmp_path)) == len(lines)
     assert capsys.readouterr().err == f"warning: {path}: 5 damaged lines are left out\n"
     path.write_bytes(b"".join(lines[:2]))
     write_some(tmp_path, start_step=4)

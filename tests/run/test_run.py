@@ -68,7 +68,7 @@ def test_run_folder(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.
         "result.json",
         "curves.png",
     }
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
     assert lines[-1]["top1"] == result["top1"]
@@ -291,6 +291,9 @@ def test_fine_tuning_starts_from_the_weights_only(experiment: Experiment, tmp_pa
         run(dataclasses.replace(tuned, model=model), run_dir=tmp_path / "other")
     with pytest.raises(InputError, match="there is no nowhere to start from; name a run, one of its"):
         run(dataclasses.replace(tuned, init_from="nowhere"), run_dir=tmp_path / "other")
+    library = use(LIBRARIES["torchvision"], architecture="resnet18", pretrained="b.pth")
+    with pytest.raises(InputError, match=r"--init-from and --model\.pretrained both name weights to start from"):
+        run(dataclasses.replace(tuned, model=library), run_dir=tmp_path / "other")
 
 
 def two_classes(device: torch.device = CPU) -> Dataset:
@@ -316,7 +319,7 @@ def test_nan_stops_the_run_unless_it_is_skipped(experiment: Experiment, tmp_path
         run(experiment, run_dir=tmp_path / "stop")
     result = run(dataclasses.replace(experiment, nonfinite="skip"), run_dir=tmp_path / "skip")
     assert result["steps"] == 12 and json.loads((tmp_path / "skip" / "result.json").read_text())["steps"] == 12
-    lines = read_metrics(tmp_path / "skip" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "skip")
     assert any(line.get("nonfinite") for line in lines)
 
 
@@ -469,12 +472,7 @@ def test_fewer_steps_than_were_done(experiment: Experiment, tmp_path: Path) -> N
 
     run(shorter, run_dir=tmp_path, resume=6)
     config, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
-    assert (
-        config["steps"]
-        == result["steps"]
-        == 6
-        == max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl"))
-    )
+    assert config["steps"] == result["steps"] == 6 == max(line["step"] for line in read_metrics(tmp_path))
 
 
 def test_a_longer_run_has_no_result_until_it_ends(experiment: Experiment, tmp_path: Path, monkeypatch) -> None:

@@ -115,3 +115,10 @@ def test_marks_that_a_gpu_repeats_count_once() -> None:
     assert "| forward | 4.0 | 20% | 0 |" in shown(kernel=3_000)
     assert shown(3_000)[-1] == "times are those of Python: of a step, 3.0 ms on the GPU and 10.0 ms in Python"
     assert "| forward | 15.0 | 75% | 0 |" in shown(kernel=15_000)
+    assert not any("--compile off" in line for line in shown(kernel=3_000))
+
+
+def test_of_a_compiled_step_it_says_that_no_phases_are_seen() -> None:
+    text = tables([FunctionEvent(0, "train_step", 0, 0, 10_000)], seconds=0.02, num_steps=1)
+    assert "| rest of the step | 10.0 | 50% |" in text
+    assert "compiled step are not seen; add --compile off" in text

@@ -152,7 +152,7 @@ def test_a_signal_in_the_last_step_of_a_member_stops_the_sweep(tmp_path: Path, m
 
 
 def held_out_lines(run_dir: Path) -> list[dict]:
-    return [line for line in read_metrics(run_dir / "metrics.jsonl") if line["split"] == "test"]
+    return [line for line in read_metrics(run_dir) if line["split"] == "test"]
 
 
 @pytest.mark.slow

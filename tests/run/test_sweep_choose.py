@@ -73,18 +73,18 @@ def test_steps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sweep = sweep_over(VIT, [0.1, 0.2], [0])
     dataset = VIT.data.make(device=torch.device("cpu"))
     assert 0 < choose.seconds_of(choose.make_step(VIT, dataset)) < 10
-    assert 0 < choose.seconds_of_vmapped(sweep, dataset, memory=0) < 10
-    assert choose.seconds_of_vmapped(sweep, dataset, memory=1e15) is None
+    assert 0 < choose.seconds_of_vmapped(sweep, dataset, CPU, memory=0) < 10
+    assert choose.seconds_of_vmapped(sweep, dataset, CPU, memory=1e15) is None
     smoothed = dataclasses.replace(VIT, label_smoothing=0.1)
     dropout = dataclasses.replace(VIT, model=VIT.model.replace(dropout=0.1))
-    assert choose.seconds_of_vmapped(sweep_over(dropout, [0.1], [0, 1]), dataset, memory=0) is None
+    assert choose.seconds_of_vmapped(sweep_over(dropout, [0.1], [0, 1]), dataset, CPU, memory=0) is None
     smoothed = sweep._replace(
         members=[
             m._replace(experiment=dataclasses.replace(VIT, label_smoothing=0.1 * i))
             for i, m in enumerate(sweep.members)
         ]
     )
-    assert choose.seconds_of_vmapped(smoothed, dataset, memory=0) is None
+    assert choose.seconds_of_vmapped(smoothed, dataset, CPU, memory=0) is None
     write_sweep(tmp_path, sweep, Plan())
     assert 0 < choose.seconds_together(sweep, tmp_path, 1) < 10
 

@@ -76,12 +76,12 @@ def test_trackers_get_every_line_and_a_resumed_run_continues_theirs(
 ) -> None:
     write_some(tmp_path, experiment)
     lr = experiment.optim.values["lr"]
-    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path)]
     assert recorder.calls == [("start", tmp_path.name, lr, None), *lines, ("finish", None)]
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"trackio": "7"}
     recorder.calls.clear()
     write_some(tmp_path, experiment, start_step=2)
-    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path)]
     assert recorder.calls == [("start", tmp_path.name, lr, "7"), *lines, ("finish", None)]
 
 
@@ -139,7 +139,7 @@ def test_a_finished_run_sends_its_lines_to_a_new_tracker(
     result = run(experiment, run_dir=tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     assert run(experiment, run_dir=tmp_path, resume="latest", log_to=["trackio"]) == result
-    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    lines = [("log", line["step"], named(line)) for line in read_metrics(tmp_path)]
     _, *sent, last, end = recorder.calls
     assert sent == lines and last[:2] == ("log", 4) and last[2]["result/top1"] == result["top1"]
     assert end == ("finish", None) and (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -161,7 +161,7 @@ def test_a_missing_package_or_tracker_is_told_before_anything_is_written(
 
 def check_same(sent: dict[tuple[str, int], list[float]], run_dir: Path) -> None:
     """Each value of `metrics.jsonl` was sent once, and of `result.json` each number; times are those of one attempt."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir)
     wanted = {(name, line["step"]): value for line in lines for name, value in named(line).items()}
     result = json.loads((run_dir / "result.json").read_text())
     numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}

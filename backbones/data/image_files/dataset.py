@@ -39,6 +39,9 @@ PART, MANY = 8, 3200
 NUM_SAMPLED = 512
 """Training images, at equal distances, from which mean and standard deviation of the channels are estimated."""
 
+CENTER = 0.875
+"""Share of the shorter side of an image that its central crop takes, unless another is given."""
+
 
 @checked
 def image_files(
@@ -50,7 +53,7 @@ def image_files(
     image_size: Count | None = None,
     channels: Literal[1, 3] = 3,
     crop: Literal["center", "random"] = "center",
-    center: Annotated[float, Range("(0, 1]")] = 0.875,
+    center: Annotated[float, Range("(0, 1]")] = CENTER,
     smallest: Annotated[float, Range("(0, 1]")] = 0.08,
     background: Annotated[Color, Range("[0, 255]")] = (0, 0, 0),
     on_error: Literal["stop", "skip"] = "stop",
@@ -83,6 +86,8 @@ def image_files(
     """
     if crop == "random" and image_size is None:
         raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
+    if center != CENTER and image_size is None:
+        raise InputError(f"--data.center is {center}, and --data.image-size is not set: files keep their size; set it")
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):

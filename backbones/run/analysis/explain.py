@@ -100,7 +100,7 @@ def default_layers(trained: TrainedModel) -> list[str]:
 
 
 def make_maps(trained: TrainedModel, images: Tensor, classes: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Name -> map [B, H, W], whose largest value in each image is 1, or 0: the input gradient, and one a layer.
+    """Name -> map [B, H, W], whose largest value in each image is 1, or 0: the input gradient, and one per layer.
 
     Grad-CAM is interpolated between the positions of the layer, attention is the same for all pixels of a patch.
 

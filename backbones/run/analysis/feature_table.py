@@ -1,16 +1,16 @@
 """Features of a data set as a file: a row for each image, in parquet or as numpy arrays.
 
-N images, D numbers of a vector.
+N images, D dimensions of a vector.
 """
 
 import json
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from backbones.data.parquet import import_pyarrow, read_columns, write_columns
+from backbones.data.parquet import import_pyarrow
 from backbones.errors import InputError
 from backbones.run.files import atomic_path
 
@@ -71,7 +71,7 @@ def write_table(path: Path, table: FeatureTable) -> None:
     about = json.dumps(columns.pop("about"))
     with atomic_path(path, new=True) as temporary:
         if path.suffix == ".parquet":
-            write_columns(temporary, columns, about)
+            _write_columns(temporary, columns, about)
         else:
             np.savez(temporary, **columns, about=np.array(about))
 
@@ -86,7 +86,7 @@ def read_table(path: Path) -> FeatureTable:
         raise InputError(f"there is no file {path}; `backbones features RUN --out {path}` writes one")
     try:
         if path.suffix == ".parquet":
-            columns, about = read_columns(path)
+            columns, about = _read_columns(path)
         else:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 columns = dict(arrays)
@@ -96,3 +96,42 @@ def read_table(path: Path) -> FeatureTable:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a table of features: {error}; `backbones features` writes them") from error
+
+
+def _write_columns(path: Path, columns: dict[str, np.ndarray], about: str) -> None:
+    """Write columns of numbers or strings [N], or of vectors [N, D], and a text about them.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    pyarrow = import_pyarrow(str(path))
+
+    def to_arrow(column: np.ndarray) -> Any:
+        if column.ndim == 1:
+            return pyarrow.array(column)
+        return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(column.reshape(-1)), column.shape[1])
+
+    table = pyarrow.table({name: to_arrow(column) for name, column in columns.items()})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"about": about}), path)
+
+
+def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """What `_write_columns` wrote; the text is empty if there is none.
+
+    Raises:
+        InputError: it cannot be read as parquet, or pyarrow is not installed.
+    """
+    pyarrow = import_pyarrow(str(path))
+
+    def to_numpy(column: Any) -> np.ndarray:
+        column = column.combine_chunks()
+        if pyarrow.types.is_fixed_size_list(column.type):
+            return column.flatten().to_numpy().reshape(len(column), -1)
+        return np.array(column.to_pylist()) if pyarrow.types.is_string(column.type) else column.to_numpy()
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as parquet: {error}") from error
+    about = (table.schema.metadata or {}).get(b"about", b"").decode()
+    return {name: to_numpy(column) for name, column in zip(table.column_names, table.columns, strict=True)}, about

@@ -1,6 +1,6 @@
 """Features of the images of a data set: what comes out of a layer of a trained model, a vector for each image.
 
-B and N images, C channels, H and W height and width, D numbers of a vector, T tokens.
+B and N images, C channels, H and W height and width, D dimensions of a vector, T tokens.
 """
 
 import numpy as np

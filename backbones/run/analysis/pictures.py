@@ -14,7 +14,7 @@ from torch import Tensor
 from backbones.errors import InputError
 
 TILE, GAP, LINE, DPI = 96, 6, 13, 100
-"""Pixels: side of a drawn image, space between two, a line of text; and pixels an inch."""
+"""Pixels: side of a drawn image, space between two, a line of text; and pixels per inch."""
 
 
 class Tile(NamedTuple):

@@ -1,6 +1,6 @@
 """What features are good for: accuracy of nearest neighbours and of a linear classifier on them.
 
-N training and M test images, D numbers of a vector, K classes.
+N training and M test images, D dimensions of a vector, K classes.
 """
 
 from typing import Any

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 from backbones.errors import InputError
 from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, read_manifest
+from backbones.run.run_dir import CHECKPOINTS
 
 Which = Literal["auto", "latest", "best"] | int | Path
 """A checkpoint: the newest intact one or none, the latest, the best, that of a step, or one elsewhere."""
@@ -57,7 +58,7 @@ def best_step(folder: Path) -> int | None:
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint is of, also where it has been superseded."""
     folder = Path(os.path.abspath(checkpoint))  # not `resolve`: its folder may be a link to another disk
-    return next((each.parent for each in folder.parents if each.name == "checkpoints"), folder.parent.parent)
+    return next((parent.parent for parent in folder.parents if parent.name == CHECKPOINTS), folder.parent.parent)
 
 
 def find_checkpoint(path: Path, which: Which = "latest") -> Path:
@@ -73,9 +74,9 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
         if which == "best" or isinstance(which, int):
             raise InputError(f"{path} is one checkpoint already; name its run folder to choose {which} of it")
         return path
-    if path.parent.name == "checkpoints" and path.name.isdecimal() and not path.exists():
+    if path.parent.name == CHECKPOINTS and path.name.isdecimal() and not path.exists():
         path, which = run_of(path), int(path.name)
-    folder = path / "checkpoints"
+    folder = path / CHECKPOINTS
     steps = list_steps(folder)
     if not steps:
         raise InputError(f"there is no checkpoint in {folder}; name a run that has one, or train one first")

@@ -11,10 +11,9 @@ from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.run.config import read_experiment
 from backbones.run.files import read_json
-from backbones.run.metric_lines import METRICS, read_metrics
+from backbones.run.metric_lines import read_metrics
 from backbones.run.provenance import list_resumes, read_starts
-from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG
+from backbones.run.run_dir import CONFIG, RESULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _check_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> Run:
     experiment = read_experiment(folder / CONFIG)
-    lines, starts = read_metrics(folder / METRICS), read_starts(folder)
+    lines, starts = read_metrics(folder), read_starts(folder)
     finished = (folder / RESULT).exists()
     result = read_json(folder / RESULT) if finished else _result_so_far(lines, starts)
     return Run(folder, experiment, finished, result, lines, starts)

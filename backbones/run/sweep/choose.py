@@ -20,8 +20,8 @@ import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment, Program
+from backbones.run.sweep.jobs import share_of_machine
 from backbones.run.sweep.members import How, Sweep, read_sweep
-from backbones.run.sweep.ways import share_of_machine
 from backbones.torch_settings import torch_settings_kept
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
@@ -35,7 +35,7 @@ RUN_OVERHEAD, IMPORT_TIME = 0.5, 1.5
 """Seconds that a run takes beside its steps, for its files and pictures; and that a process takes for its imports."""
 
 MOST_TO_MEASURE = 0.03
-"""Share of the time of the sweep that measuring a vmapped step, or starting processes to measure theirs, may take."""
+"""Share of the time of the sweep that it may take to start processes and measure their steps, and a vmapped step."""
 
 CONTENTION = 1.2
 """How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
@@ -72,24 +72,27 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         dataset = experiment.data.make(device=device)
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
+        overhead = RUN_OVERHEAD + (0.0 if experiment.mode(device) == "eager" else seconds_to_compile(step))
         of_step = seconds_of(step)
-        seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
+        seconds: dict[How, float] = {"sequence": sum(size * (overhead + of_step * part) for size, part in parts)}
         if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
             print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
-        if IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
-            of_vmapped = seconds_of_vmapped(sweep, dataset, memory=machine.peak_memory(device) - before)
+        to_start = startup if workers > 1 else 0.0
+        if to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
+            of_vmapped = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
             if of_vmapped is not None:
                 seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + of_vmapped * ends[-1]
         if workers > 1:
 
             def seconds_in_processes(of_step: float) -> float:
-                return sum(-(-size // workers) * (startup + RUN_OVERHEAD + of_step * part) for size, part in parts)
+                return sum(-(-size // workers) * (startup + overhead + of_step * part) for size, part in parts)
 
-            torch.set_num_threads(machine.share_of_cores(workers))
-            of_step = seconds_of(step)
+            if device.type == "cpu":
+                torch.set_num_threads(machine.share_of_cores(workers))
+                of_step = seconds_of(step)
             del step
             _free_gpu_memory()
             is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and startup < most
@@ -130,6 +133,13 @@ def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int
     return step
 
 
+def seconds_to_compile(step: Step) -> float:
+    """The time of the first step, which each run compiles anew; a vmapped step is eager."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
 def seconds_of(step: Step) -> float:
     """The median time of a step, after a warm-up."""
     for _ in range(WARM_UP):
@@ -142,13 +152,14 @@ def seconds_of(step: Step) -> float:
     return median(times)
 
 
-def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, *, memory: float) -> float | None:
+def seconds_of_vmapped(sweep: Sweep, dataset: Dataset, device: torch.device, *, memory: float) -> float | None:
     """The time of a vmapped step of all members; None if it is not possible, or would change what they compute.
 
-    `memory` is what the step of one member takes of that of the CPU, in bytes; on a GPU what does not fit raises.
+    `memory` is what the step of one member takes, in bytes. On a GPU it does not count: there what does not fit raises.
     """
     experiments = [member.experiment for member in sweep.members]
-    if sweep.halving is not None or VMAP_MEMORY * memory * len(experiments) > machine.free_memory():
+    is_too_large = device.type == "cpu" and VMAP_MEMORY * memory * len(experiments) > machine.free_memory()
+    if sweep.halving is not None or is_too_large:
         return None
     try:
         step = make_vmapped_step(experiments, dataset)

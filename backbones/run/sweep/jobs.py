@@ -1,4 +1,4 @@
-"""Ways to run members of a sweep one by one: in this process, or in several.
+"""The runs of the members of a sweep, one after another in this process, or in several processes.
 
 Each run is that of `train.py`, in its own folder; it goes on where it was, and is saved when it is asked to stop.
 """
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -22,11 +22,14 @@ from backbones.experiment import Experiment
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
 from backbones.run.preemption import Preempted, handle_signals
-from backbones.run.run import RESULT, run
+from backbones.run.run import run
+from backbones.run.run_dir import RESULT
 
 DIVERGED, LOG, SCORES = "diverged.txt", "log.txt", "scores.json"
 """In the folder of a member: why it cannot go on, what it printed where several run at once, and its top-1 after each
 part of its run but the last."""
+
+STOPPED = "the sweep is stopped, and its members are saved; the same command continues it"
 
 MOST_WORKERS = 8
 """Processes at a time, if nothing else is asked for: each takes memory of its own."""
@@ -77,12 +80,7 @@ def record_divergence(job: Job, error: Diverged) -> None:
     atomic_write(job.folder / DIVERGED, f"{error}\n")
 
 
-def stop() -> NoReturn:
-    """Raise Preempted: what was running is saved."""
-    raise Preempted("the sweep is stopped, and its members are saved; the same command continues it")
-
-
-def in_sequence(jobs: Sequence[Job]) -> None:
+def run_in_sequence(jobs: Sequence[Job]) -> None:
     """Run members one after the other, each with all threads.
 
     Raises:
@@ -95,7 +93,7 @@ def in_sequence(jobs: Sequence[Job]) -> None:
             with suppress(Preempted):
                 run_job(job, preempted)
             if preempted():
-                stop()
+                raise Preempted(STOPPED)
 
 
 def default_workers(num_members: int, experiment: Experiment) -> int:
@@ -113,7 +111,7 @@ def share_of_machine(slot: int, workers: int) -> dict[str, str]:
     return environment
 
 
-def start(job: Job, slot: int, workers: int) -> subprocess.Popen[bytes]:
+def start_process(job: Job, slot: int, workers: int) -> subprocess.Popen[bytes]:
     """Start a member in a process of its own, which prints into `log.txt` and ends when this one does.
 
     Signals of the terminal do not reach it.
@@ -141,7 +139,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+def run_in_processes(jobs: Sequence[Job], workers: int) -> dict[str, str]:
     """Run members in `workers` processes at a time.
 
     Returns:
@@ -169,14 +167,14 @@ def in_processes(jobs: Sequence[Job], workers: int) -> dict[str, str]:
                             failures[job.name] = _reason(job, process.returncode)
                     if slot not in running and waiting:
                         job = waiting.pop(0)
-                        running[slot] = start(job, slot, workers), job
+                        running[slot] = start_process(job, slot, workers), job
                 time.sleep(0.05)
         finally:
             for process, _ in running.values():
                 process.kill()
                 process.communicate()
     if stopping:
-        stop()
+        raise Preempted(STOPPED)
     return failures
 
 

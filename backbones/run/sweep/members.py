@@ -1,7 +1,7 @@
 """A sweep and its members, and the folder that holds them.
 
 sweep.json           the experiment, the axes, the members, and how they are run
-00-lr-0.001-seed-0/  the run of a member, as any other run; and diverged.txt, log.txt and scores.json, see ways.py
+00-lr-0.001-seed-0/  the run of a member, as any other run; and diverged.txt, log.txt and scores.json, see jobs.py
 table.md table.csv   their results; sweep.png shows them
 """
 

@@ -7,14 +7,13 @@ from typing import Literal
 from backbones.errors import InputError
 from backbones.run.config import list_changes, read_experiment
 from backbones.run.lock import locked
-from backbones.run.run import RESULT
-from backbones.run.run_dir import CONFIG
+from backbones.run.run_dir import CONFIG, RESULT
 from backbones.run.sweep.choose import choose_how
+from backbones.run.sweep.jobs import DIVERGED, Job, default_workers, read_scores, run_in_processes, run_in_sequence
 from backbones.run.sweep.members import SWEEP, How, Member, Plan, Sweep, read_sweep, write_sweep
 from backbones.run.sweep.plot import plot_sweep
 from backbones.run.sweep.table import read_rows, write_tables
-from backbones.run.sweep.vmapped import in_one_step
-from backbones.run.sweep.ways import DIVERGED, Job, default_workers, in_processes, in_sequence, read_scores
+from backbones.run.sweep.vmapped import run_vmapped
 
 CHANGED_BY_RUNNING = ("keep", "pass_over")
 """Fields of a member that a sweep or going back sets."""
@@ -78,11 +77,11 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
         done = f"; {len(jobs) - len(waiting)} are done" if len(waiting) < len(jobs) else ""
         print(f"\n{len(jobs)} members up to step {jobs[0].until}{done}", flush=True)
         if waiting and plan.how == "vmap":
-            in_one_step(jobs)
+            run_vmapped(jobs)
         elif waiting and plan.how == "processes":
-            failures |= in_processes(waiting, workers)
+            failures |= run_in_processes(waiting, workers)
         elif waiting:
-            in_sequence(waiting)
+            run_in_sequence(waiting)
         if not is_last:
             left = _best(left, jobs, next_size)
         if not left:

@@ -10,10 +10,10 @@ from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple, get_args
 
 from backbones.run.files import atomic_write, read_json
-from backbones.run.metric_lines import METRICS, read_metrics
-from backbones.run.run import RESULT
+from backbones.run.metric_lines import read_metrics
+from backbones.run.run_dir import RESULT
+from backbones.run.sweep.jobs import DIVERGED
 from backbones.run.sweep.members import Member, Sweep
-from backbones.run.sweep.ways import DIVERGED
 
 STATUS = Literal["finished", "stopped", "diverged", "failed"]
 """Stopped: by successive halving. Failed: its process ended with an error."""
@@ -54,7 +54,7 @@ def _read_row(member: Member, folder: Path, failed: Mapping[str, str]) -> Row:
     if (folder / DIVERGED).exists():
         step = re.search(r"at step (\d+)", (folder / DIVERGED).read_text())
         return Row(member, "diverged", int(step[1]) if step else 0)
-    evaluated = [line for line in read_metrics(folder / METRICS) if line["split"] == "test"]
+    evaluated = [line for line in read_metrics(folder) if line["split"] == "test"]
     if member.name in failed or not evaluated:
         return Row(member, "failed", evaluated[-1]["step"] if evaluated else 0)
     return _row(member, "stopped", evaluated[-1], "step")

@@ -14,7 +14,8 @@ from backbones.run.lock import locked
 from backbones.run.loop import Diverged, StepCall, Training
 from backbones.run.preemption import Preempted, handle_signals
 from backbones.run.run import train_in
-from backbones.run.sweep.ways import DIVERGED, LOG, Job, record_divergence, stop
+from backbones.run.run_dir import CHECKPOINTS
+from backbones.run.sweep.jobs import DIVERGED, LOG, STOPPED, Job, record_divergence
 from backbones.torch_settings import torch_settings_kept
 from backbones.train_step import TrainState
 from backbones.types import Metrics
@@ -44,7 +45,7 @@ class _Member:
         return None
 
 
-def in_one_step(jobs: Sequence[Job]) -> None:
+def run_vmapped(jobs: Sequence[Job]) -> None:
     """Run members in one step, from the latest that all have saved; what they print goes into their `log.txt`.
 
     A member that has diverged keeps its place in the step, with the batch of another one, so that the draws of dropout
@@ -58,8 +59,8 @@ def in_one_step(jobs: Sequence[Job]) -> None:
         job._replace(experiment=dataclasses.replace(job.experiment, keep=max(job.experiment.keep, KEEP)))
         for job in jobs
     ]
-    alive = {i: job for i, job in enumerate(jobs) if not (job.folder / DIVERGED).exists()}
-    start = _common_step(list(alive.values()))
+    running = {i: job for i, job in enumerate(jobs) if not (job.folder / DIVERGED).exists()}
+    start = _common_step(list(running.values()))
     stopping = False
     with torch_settings_kept(), ExitStack() as stack:
         device = jobs[0].experiment.init_device()
@@ -68,13 +69,13 @@ def in_one_step(jobs: Sequence[Job]) -> None:
         if draws_numbers(jobs[0].experiment, dataset):
             print("dropout draws other numbers in a vmapped step than in separate runs", flush=True)
         members: dict[int, _Member] = {}
-        for i, job in alive.items():
+        for i, job in running.items():
             stack.enter_context(locked(job.folder))
             training = train_in(
                 job.folder,
                 job.experiment,
                 device,
-                resume=start if start in list_steps(job.folder / "checkpoints") else "auto",
+                resume=start if start in list_steps(job.folder / CHECKPOINTS) else "auto",
                 until=job.until,
                 dataset=dataset,
                 preempted=lambda: stopping,
@@ -97,12 +98,12 @@ def in_one_step(jobs: Sequence[Job]) -> None:
             pairs = list(zip(tree.unstack(states), tree.unstack(metrics), strict=True))
             results = {i: pairs[i] for i in calls}
     if any(member.was_preempted for member in members.values()):
-        stop()
+        raise Preempted(STOPPED)
 
 
 def _common_step(jobs: Sequence[Job]) -> int:
     """The latest step that all have saved; 0 for one that has saved nothing yet."""
-    steps = [set(list_steps(job.folder / "checkpoints")) or {0} for job in jobs]
+    steps = [set(list_steps(job.folder / CHECKPOINTS)) or {0} for job in jobs]
     common = set.intersection(*steps)
     if not common:
         raise InputError(
