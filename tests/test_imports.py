@@ -1,6 +1,8 @@
 """The layers of the code: imports go down only, and each outside library is imported by one module."""
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -66,3 +68,11 @@ def test_imports_go_down(name: str) -> None:
 def test_each_library_has_one_importer(library: str, importer: str) -> None:
     found = {name for name, names in modules().items() if any(f"{each}.".startswith(f"{library}.") for each in names)}
     assert {name for name in found if not name.startswith("benchmarks")} == {importer}  # which compare them with ours
+
+
+@pytest.mark.slow
+def test_the_compiler_is_imported_only_where_something_is_compiled() -> None:
+    """It takes a second, in each process."""
+    code = "import sys, train; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

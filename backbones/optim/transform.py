@@ -171,10 +171,13 @@ def add_noise(eta: float, gamma: float, seed: int) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace zlib
 def _number_of(name: str) -> int:
     """An integer in [0, 2^32) for a name, equal in every process."""
     return zlib.crc32(name.encode())
+
+
+# Dynamo cannot trace zlib. This is `torch.compiler.assume_constant_result`, which takes a second to import Dynamo.
+_number_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def scale_by_sign() -> GradientTransformation:
