@@ -193,8 +193,8 @@ def import_path(function: Callable[..., Any]) -> str:
         InputError: no module holds it under a name, as for a lambda or a function inside a function.
     """
     owner = function.func if isinstance(function, partial) else function
-    home = str(getattr(owner, "__module__", ""))
-    for module_name in _module_names(home):
+    defined_in = str(getattr(owner, "__module__", ""))
+    for module_name in _module_names(defined_in):
         names = vars(sys.modules[module_name]) if module_name in sys.modules else {}
         for name in (getattr(function, "__name__", ""), *names):
             if names.get(name) is function:

@@ -100,12 +100,12 @@ def check_vmappable(experiments: Sequence[Experiment], dataset: Dataset) -> None
     optimizer = make_optimizer(first)
     before = optimizer.init(params)
     for name, variant in variants.items():
-        own = make_optimizer(variant)
-        state = own.init(params)
+        other = make_optimizer(variant)
+        state = other.init(params)
         in_the_state = _shapes(state) == _shapes(before) and not _equal(
             optim.hyperparams(state), optim.hyperparams(before)
         )
-        if not in_the_state or not _equal(updated(own, state), updated(optimizer, state)):
+        if not in_the_state or not _equal(updated(other, state), updated(optimizer, state)):
             raise _not_in_the_state(name.partition("=")[0])
 
 

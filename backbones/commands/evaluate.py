@@ -13,7 +13,7 @@ import backbones.distributed as distributed
 from backbones.commands.options import CheckpointName, DataRoot, DeviceName, RunPath, checked_options, read_dataset
 from backbones.data import DataInfo
 from backbones.data.image_files.images import read_images
-from backbones.data.image_files.listing import shown
+from backbones.data.image_files.listing import printable
 from backbones.errors import InputError
 from backbones.ranges import Count
 from backbones.run.analysis.model_evaluation import (
@@ -98,7 +98,7 @@ def evaluate(
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
     logits = predict(read_images(paths, info, squeeze=resize)).to(torch.float32)
     top = logits.softmax(dim=1).topk(min(5, info.num_classes), dim=1)
-    names = [shown(str(path)) for path in paths]
+    names = [printable(str(path)) for path in paths]
     width = max(map(len, names))
     for name, values, classes in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [f"{info.class_names[k]} {value:.1%}" for value, k in zip(values, classes, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 import backbones.distributed as distributed
 from backbones.commands.options import AT_ONCE, CheckpointName, DeviceName, ImagePaths, RunPath
 from backbones.data.image_files.images import read_images
-from backbones.data.image_files.listing import shown
+from backbones.data.image_files.listing import printable
 from backbones.errors import InputError, check_known
 from backbones.run.analysis.explain import default_layers, draw_map, make_maps
 from backbones.run.analysis.pictures import Tile, save_tiles
@@ -80,7 +80,7 @@ def explain(
     for i, image in enumerate(pixels.cpu()):
         guess = f"{names[predicted[i]]} {probabilities[i, predicted[i]]:.1%}"
         tiles = [Tile(draw_map(image, each[i]), [name]) for name, each in maps.items()]
-        rows.append([Tile(image, [shown(images[i].name), guess]), *tiles])
+        rows.append([Tile(image, [printable(images[i].name), guess]), *tiles])
     what = "the predicted class" if target is None else target
     save_tiles(rows, out, title=f"{content.path}: evidence for {what}", side=SIDE)
     print(f"see {out}")

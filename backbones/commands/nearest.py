@@ -11,7 +11,7 @@ import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.commands.options import AT_ONCE, DataRoot, DeviceName, ImagePaths, checked_options, read_dataset
 from backbones.data.image_files.images import read_images
-from backbones.data.image_files.listing import shown
+from backbones.data.image_files.listing import printable
 from backbones.errors import InputError
 from backbones.ranges import Count
 from backbones.run.analysis.feature_table import read_table
@@ -79,7 +79,7 @@ def nearest(
             [rows.class_name[i], f"{value:.3f}", rows.file_name[i] or f"#{i}"]
             for i, value in zip(numbers, values, strict=True)
         ]
-        lines.append([Tile(image, [shown(file.name)]), *map(Tile, neighbours, captions)])
+        lines.append([Tile(image, [printable(file.name)]), *map(Tile, neighbours, captions)])
     title = f"nearest {split} images of {name} by {table.about['layer']} of {content.path}: class, cosine"
     save_tiles(lines, out, title=title)
     print(f"see {out}")

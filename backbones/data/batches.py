@@ -95,10 +95,10 @@ def balanced_sequence(labels: Tensor, seed: int) -> SampleSequence:
         return torch.randperm(size, generator=random.generator(seed, Stream.ORDER, *numbers)).tolist()
 
     def sample(position: int) -> tuple[int, int]:
-        round, place = divmod(position, len(classes))
-        k = order(len(classes), round)[place]
-        epoch, place = divmod(round, len(classes[k]))
-        return classes[k][order(len(classes[k]), epoch, k)[place]], epoch
+        round, i = divmod(position, len(classes))
+        k = order(len(classes), round)[i]
+        epoch, j = divmod(round, len(classes[k]))
+        return classes[k][order(len(classes[k]), epoch, k)[j]], epoch
 
     def sequence(start: int, length: int) -> tuple[Tensor, Tensor]:
         samples = torch.tensor([sample(position) for position in range(start, start + length)])  # [length, 2]
@@ -110,9 +110,9 @@ def balanced_sequence(labels: Tensor, seed: int) -> SampleSequence:
 
 def eval_batches(source: Source, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
     """This rank's part of a split, each sample once over all ranks; the last batch is padded with rows of weight 0."""
-    share, home = -(-min(batch_size, source.size) // distributed.world_size()), source.labels.device  # rounded up
-    parts = torch.arange(source.size, device=home)[distributed.rank() :: distributed.world_size()].split(share)
-    key = random.key(0, device=home)
+    share = -(-min(batch_size, source.size) // distributed.world_size())  # rounded up
+    own = torch.arange(source.size, device=source.labels.device)[distributed.rank() :: distributed.world_size()]
+    parts, key = own.split(share), random.key(0, device=source.labels.device)
 
     def request(i: int) -> Request:
         padded = F.pad(parts[i], (0, share - len(parts[i])))  # with sample 0

@@ -41,7 +41,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
     for magic, compression in COMPRESSED.items():
         if start.startswith(magic):
             raise InputError(f"{root} is compressed by {compression}, where no file can be read alone; unpack it first")
-    places: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
+    extents: dict[str, tuple[int, int]] = {}  # of a name that occurs twice the last one counts, as for tar itself
     folders: set[str] = set()
     try:
         with tarfile.open(root, "r:") as tar:
@@ -56,9 +56,9 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                         "is; make the tar anew: tar --dereference -cf, without --sparse"
                     )
                 elif member.islnk():
-                    places[name] = places[str(PurePosixPath(member.linkname))]
+                    extents[name] = extents[str(PurePosixPath(member.linkname))]
                 elif member.isfile():
-                    places[name] = member.offset_data, member.size
+                    extents[name] = member.offset_data, member.size
             end = tar.offset  # where no further member was found
     except (tarfile.TarError, KeyError) as error:  # KeyError: a link to a file that is not before it
         raise InputError(f"{root} is not a tar, or is damaged ({error})") from error
@@ -67,7 +67,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
         if file.read(512) != bytes(512):  # which ends a tar
             raise InputError(f"{root} is cut short, or is damaged at byte {end:,}; copy it again")
     # hidden files were read only because others may be hard links to them
-    extents = {name: place for name, place in places.items() if not _is_hidden(name)}
+    extents = {name: extent for name, extent in extents.items() if not _is_hidden(name)}
     top = _top(filter(is_image, extents))
     tree = {name.removeprefix(top): extent for name, extent in extents.items() if name.startswith(top)}
     beside = [PurePosixPath(name).name for name in extents if not name.startswith(top)]

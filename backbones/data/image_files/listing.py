@@ -121,7 +121,7 @@ class Listing(NamedTuple):
     """`train` and `test`, or `all` where they are not split yet."""
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as text that any terminal can print."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -149,24 +149,28 @@ def list_tree(
     named_like = sorted(top for top in tops if top.casefold() in LIKE_SPLITS)
     if len(named_like) > 1 and "test" not in splits.values() and not {*named_like} <= {"train", *TEST_NAMES}:
         raise InputError(f"{path} has the folders {' and '.join(named_like)}; rename them to train and test")
-    places = {}  # folder -> split and class
+    split_and_class = {}  # by folder
     for folder in sorted(files, key=lambda folder: folder.split("/")):
         top, *rest = folder.split("/") if is_split else ["", *folder.split("/")]
         if rest and rest != [""] and top in splits:
-            places[folder] = splits[top], _class_name(rest[0])
-    trained = {name for split, name in places.values() if split != "test"}
-    tested = {name for folder, (split, name) in places.items() if split == "test" and any(map(is_image, files[folder]))}
+            split_and_class[folder] = splits[top], _class_name(rest[0])
+    trained = {name for split, name in split_and_class.values() if split != "test"}
+    tested = {
+        name
+        for folder, (split, name) in split_and_class.items()
+        if split == "test" and any(map(is_image, files[folder]))
+    }
     check_test_classes(path, trained, tested)
     number = {name: k for k, name in enumerate(sorted(trained))}
     listing = Listing(tuple(number), {})
     for split in splits.values():
         names, labels, found = Names(), array("q"), array("q")
-        for folder in (folder for folder, place in places.items() if place[0] == split):
+        for folder in (folder for folder, (of, _) in split_and_class.items() if of == split):
             images = sorted(filter(is_image, files[folder]))
             if not images:
                 continue
             names.extend(f"{folder}/{name}" for name in images)
-            labels.extend([number[places[folder][1]]] * len(images))
+            labels.extend([number[split_and_class[folder][1]]] * len(images))
             if extents is not None:
                 found.extend(value for name in images for value in extents[f"{folder}/{name}"])
         listing.splits[split] = Files(names, np.array(labels, dtype=np.int64), str(path))
@@ -206,16 +210,16 @@ def is_image(name: str) -> bool:
 @cache
 def _class_name(folder: str) -> str:
     """The name of a class: the same for each way to encode its accents."""
-    return unicodedata.normalize("NFC", shown(folder))
+    return unicodedata.normalize("NFC", printable(folder))
 
 
 def _note_ignored(path: Path, files: Mapping[str, Sequence[str]], used: int) -> None:
     number = sum(map(len, files.values()))
     if used < number:
         others = (name for names in files.values() for name in names if not is_image(name))
-        kinds = sorted({shown(os.path.splitext(name)[1]) or "no suffix" for name in others})
+        kinds = sorted({printable(os.path.splitext(name)[1]) or "no suffix" for name in others})
         listed = f" ({shorten(kinds, 4)})" if kinds else ""
-        where = shown(str(path))
+        where = printable(str(path))
         distributed.print0(f"note: {number - used} files in {where} are not images of a class{listed}: ignored")
 
 

@@ -123,8 +123,8 @@ def _bytes(values: Any) -> np.ndarray:
 
 
 def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
-    places = {split: (files.root, files.store) for split, files in listing.splits.items()}
-    arrays = {"about": _bytes([listing.class_names, places])}
+    stores = {split: (files.root, files.store) for split, files in listing.splits.items()}
+    arrays = {"about": _bytes([listing.class_names, stores])}
     for split, files in listing.splits.items():
         arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()
         arrays[f"{split}_labels"] = files.labels
@@ -134,7 +134,7 @@ def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
-    class_names, places = json.loads(bytes(arrays["about"]))
+    class_names, stores = json.loads(bytes(arrays["about"]))
     splits = {
         split: Files(
             Names.from_arrays(arrays[f"{split}_names"], arrays[f"{split}_ends"]),
@@ -143,6 +143,6 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
             store,
             arrays.get(f"{split}_extents"),
         )
-        for split, (root, store) in places.items()
+        for split, (root, store) in stores.items()
     }
     return Listing(tuple(class_names), splits)

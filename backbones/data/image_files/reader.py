@@ -13,7 +13,7 @@ from torch import Tensor
 import backbones.random as random
 from backbones.data.image_files.decoded import Decoded
 from backbones.data.image_files.images import BadImage, center_crop, decode, reason_of, resize
-from backbones.data.image_files.listing import Files, shown
+from backbones.data.image_files.listing import Files, printable
 from backbones.data.source import Color
 from backbones.errors import InputError
 
@@ -50,7 +50,7 @@ class Reader(NamedTuple):
 
     def name(self, i: int) -> str:
         """What to call file `i` in a message."""
-        return shown(self.files.path_of(i))
+        return printable(self.files.path_of(i))
 
     def take(self, rows: np.ndarray) -> "Reader":
         """The reader of some of the files, by number [M] int64."""

@@ -107,17 +107,17 @@ def make_maps(trained: TrainedModel, images: Tensor, classes: Tensor, layers: Se
     Raises:
         InputError: the model has no layer of a name, or it cannot be shown.
     """
-    found = {"input gradient": input_gradient(trained, images, classes)}
+    maps = {"input gradient": input_gradient(trained, images, classes)}
     if isinstance(trained.model.skeleton, ViT):
         attention = attention_maps(trained, images)
         for name in layers:
-            each = attention[check_known("block", name, attention)]
-            found[f"attention, {name}"] = F.interpolate(each[:, None], images.shape[2:])[:, 0]
+            heatmap = attention[check_known("block", name, attention)]
+            maps[f"attention, {name}"] = F.interpolate(heatmap[:, None], images.shape[2:])[:, 0]
     else:
         for name in layers:
-            each = grad_cam(trained, images, classes, name)
-            found[f"Grad-CAM, {name}"] = F.interpolate(each[:, None], images.shape[2:], mode="bilinear")[:, 0]
-    return {name: each / each.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for name, each in found.items()}
+            heatmap = grad_cam(trained, images, classes, name)
+            maps[f"Grad-CAM, {name}"] = F.interpolate(heatmap[:, None], images.shape[2:], mode="bilinear")[:, 0]
+    return {name: heatmap / heatmap.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for name, heatmap in maps.items()}
 
 
 def draw_map(image: Tensor, values: Tensor) -> Tensor:
