@@ -56,6 +56,7 @@ def test_two_processes_train_as_one_does(name: str, every: list[dict], experimen
     configs = [json.dumps(experiment.to_json()) for experiment in experiments]
     finished = run_ranks(2, RANKS, "train", tmp_path / name, "no", *configs, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
+    assert ("2 buckets" in finished.stdout) == (name == "compiled")
     for position, experiment in enumerate(experiments):
         together, alone = (tmp_path / folder / str(position) for folder in (name, "alone"))
         results = [json.loads((together / f"result-{rank}.json").read_text()) for rank in range(2)]

@@ -75,7 +75,7 @@ def test_steps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < choose.seconds_of(choose.make_step(VIT, dataset)) < 10
     assert 0 < choose.seconds_of_vmapped(sweep, dataset, CPU, memory=0) < 10
     assert choose.seconds_of_vmapped(sweep, dataset, CPU, memory=1e15) is None
-    smoothed = dataclasses.replace(VIT, label_smoothing=0.1)
+    assert choose.seconds_of_vmapped(sweep, dataset, torch.device("cuda"), memory=1e15) is not None
     dropout = dataclasses.replace(VIT, model=VIT.model.replace(dropout=0.1))
     assert choose.seconds_of_vmapped(sweep_over(dropout, [0.1], [0, 1]), dataset, CPU, memory=0) is None
     smoothed = sweep._replace(
