@@ -32,6 +32,7 @@ TIMEOUT = 600.0
 """Seconds that a process waits for the others before it ends with an error, unless `set_timeout` says otherwise."""
 
 _timeout: float = TIMEOUT
+_warned: set[str] = set()
 
 
 def join() -> None:
@@ -205,8 +206,9 @@ def progress(*args: Any, **options: Any) -> tqdm:
 
 
 def warn0(line: str) -> None:
-    """Print a warning to stderr, on rank 0."""
-    if is_main():
+    """Print a warning to stderr, on rank 0, once in a process."""
+    if is_main() and line not in _warned:
+        _warned.add(line)
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 

@@ -80,6 +80,11 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def is_of_any_length(annotation: Any) -> bool:
+    """Whether a value may be a tuple of any number of elements."""
+    return any(get_origin(member) is tuple and Ellipsis in get_args(member) for member in _members(annotation))
+
+
 def _wanted_kind(annotation: Any, value: Any) -> str | None:
     """What is wanted instead of a value of the wrong kind: None, several numbers, or one; None if the kind is right."""
     interval, members = range_of(annotation), _members(annotation)

@@ -67,6 +67,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are not part of whatever torchrun they may have been started from."""
     for name in (*distributed.TORCHRUN, *distributed.OTHER_LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "_warned", set())
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
+import backbones.distributed as distributed
 import backbones.random as random
 from backbones.augment.base import Augment, chain, identity, of_images, of_uint8_images, per_image
 from backbones.errors import InputError
@@ -82,10 +83,10 @@ def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
         reflect: whether the border of the crop is a reflection of the image, as in the paper; else it is 0.
 
     Raises:
-        InputError: as `random_crop`; or a crop is to be reflected, and there is none.
+        InputError: as `random_crop`.
     """
     if reflect and padding == 0:
-        raise InputError("reflect is for the border of a random crop, and padding is 0; set padding, or leave it out")
+        distributed.warn0("--augment.reflect has no effect with a padding of 0")
 
     def flip(keys: Tensor, batch: Batch) -> Batch:
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5

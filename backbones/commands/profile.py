@@ -58,11 +58,8 @@ def profile(
     image_shape = (channels, image_size, image_size)
     given = {"image_shape": image_shape, "num_classes": num_classes, **options}
     if depth is not None:
-        if len(names) != 1 or json or batch_size != 32 or device != "auto":
-            raise InputError(
-                "--depth shows the layers of one model, without times: name one, and leave out --json, --batch-size "
-                "and --device"
-            )
+        if len(names) != 1 or json:
+            raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
         print(layer_table(use(MODELS[names[0]]).make(**given), image_shape, depth=depth))
         return
     torch_device = distributed.init(device)

@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,9 +14,11 @@ import tyro
 import backbones.distributed as distributed
 from backbones.commands.options import FUNCTIONS, choose_by_name, find_object, read_options
 from backbones.commands.show import list_experiments, show
+from backbones.component import options_of
 from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES, LIBRARIES
+from backbones.ranges import is_of_any_length
 from backbones.run.checkpoint import parse_which
 from backbones.run.config import list_changes, parse_experiment
 from backbones.run.files import read_json
@@ -74,10 +77,10 @@ def main(
 
 def check_given_once(args: Sequence[str], experiment: Experiment) -> None:
     """Raise InputError for an option of several values that is given twice: only the last values would count."""
-    fields = {name: value for name, value in vars(experiment).items() if name not in COMPONENTS}
+    options = dict(options_of(Experiment, given=()))
     for kind in COMPONENTS:
-        fields |= {f"{kind}.{name}": value for name, value in getattr(experiment, kind).values.items()}
-    several = {f"--{name}".replace("_", "-") for name, value in fields.items() if isinstance(value, tuple)}
+        options |= {f"{kind}.{name}": each for name, each in options_of(getattr(experiment, kind).function).items()}
+    several = {f"--{name}".replace("_", "-") for name, each in options.items() if is_of_any_length(each.annotation)}
     names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
     for name in several | {"--log-to"}:
         if names.count(name) > 1:
@@ -107,26 +110,33 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
     is_named = bool(args) and not args[0].startswith("-")
     base, args = find_base(args, experiments, prog)
     known, _ = _EARLY.parse_known_args(args)
-    experiment, options = choose_components(base, args)
+    named, options = choose_components(base, args)
+
+    def read(experiment: Experiment) -> Command:
+        description = describe_choices(experiment, experiments)
+        return read_options(
+            Command(experiment=with_duration(experiment, options)), options, prog=prog, description=description
+        )
+
     if known.resume is not None:
         which = parse_which(known.resume)
-        name = known.name or experiment.name
+        name = known.name or named.name
         stored = distributed.on_main(lambda: config_to_resume(known.run_dir or latest_run_dir(name), which))
         if stored is not None:
-            named, (experiment, options) = experiment, choose_components(parse_experiment(*stored), args)
-            if is_named:
-                _print_kept(named, experiment, options)
-    command = Command(experiment=with_duration(experiment, options))
-    return read_options(command, options, prog=prog, description=describe_choices(experiment, experiments))
+            command = read(choose_components(parse_experiment(*stored), args)[0])
+            with suppress(SystemExit, InputError), redirect_stderr(StringIO()):
+                if is_named:
+                    _print_kept(command.experiment, read(named).experiment)
+            return command
+    return read(named)
 
 
-def _print_kept(named: Experiment, stored: Experiment, args: Sequence[str]) -> None:
-    """Print in what a run that is resumed differs from the experiment that was named, but for what `args` give."""
-    given = {re.sub(r"(^|\.)no_", r"\1", arg.partition("=")[0][2:].replace("-", "_")) for arg in args}
-    given |= {"steps", "epochs"} if given & {"steps", "epochs"} else set()
-    kept = [f"{name}: {change}" for name, change in list_changes(stored, named).items() if name not in given]
-    if kept:
-        distributed.print0(f"the run keeps its own settings, not those of {named.name} now: {'; '.join(kept)}")
+def _print_kept(kept: Experiment, named: Experiment) -> None:
+    """Print in what a run that is resumed differs from what the command line would run from the start."""
+    changes = {name: change for name, change in list_changes(kept, named).items() if name not in ("name", "pass_over")}
+    if changes:
+        shown = "; ".join(f"{name} {change.replace(' -> ', ', not ')}" for name, change in changes.items())
+        distributed.print0(f"the run keeps its own settings where {named.name} has others: {shown}")
 
 
 _EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

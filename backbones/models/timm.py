@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import backbones.distributed as distributed
 from backbones.errors import InputError, check_known
 from backbones.models.base import ImageShape, Model, NumClasses
 from backbones.models.library import from_library
@@ -31,9 +30,6 @@ def timm(
         raise InputError("--model timm takes timm, which is not installed: pip install timm") from error
     if not is_model(architecture.partition(".")[0]):
         check_known("architecture of timm", architecture, list_models())
-    name, _, tag = architecture.partition(".")
-    if tag and pretrained is None:
-        distributed.warn0(f"{architecture} is {name} without the weights {tag}; --model.pretrained FILE loads them")
     make = partial(create_model, architecture, **timm_arguments(architecture, image_shape, num_classes))
     config = get_pretrained_cfg(architecture, allow_unregistered=True)
     named = config.classifier if config is not None else None

@@ -16,7 +16,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import InputError
+import backbones.distributed as distributed
 from backbones.models.base import Backbone, ImageShape, NumClasses, StageDepths, make_constructor
 from backbones.models.cpu_layers import Conv
 from backbones.models.layers import conv3x3, init_conv_net
@@ -61,9 +61,6 @@ class VGG(Backbone):
         batch_norm: whether a BatchNorm follows each convolution.
         head: linear is one layer after a global average; mlp is the paper's three layers, for images of 224x224.
         dropout: probability of dropping in the mlp head (section 3.1: 0.5); a linear head has none.
-
-    Raises:
-        InputError: `dropout` is given for a linear head.
     """
 
     STEM = ("features.0",)
@@ -80,9 +77,7 @@ class VGG(Backbone):
     ) -> None:
         super().__init__()
         if head == "linear" and dropout != 0.5:
-            raise InputError(
-                f"dropout is {dropout}, and a linear head has none; give the head mlp, or leave dropout out"
-            )
+            distributed.warn0(f"a dropout of {dropout} has no effect in a linear head; give the head mlp")
         self.features = make_features(stage_depths, image_shape[0], batch_norm)
         self.pools_regions = head == "mlp"
         self.head = make_head(head, num_classes, dropout)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import backbones.distributed as distributed
 import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
@@ -81,12 +82,9 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
     """Momentum: m <- g + decay m; the update is m, or g + decay m with Nesterov momentum.
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
-
-    Raises:
-        InputError: Nesterov momentum with a decay of 0, which would be none.
     """
     if nesterov and decay == 0:
-        raise InputError("nesterov needs a momentum above 0, and it is 0; set it, or leave nesterov out")
+        distributed.warn0("nesterov has no effect with a momentum of 0")
 
     def init(params: Params) -> TraceState:
         return TraceState(hyperparameter(decay, params), tree.zeros_like(params))

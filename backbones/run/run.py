@@ -137,10 +137,12 @@ def train_in(
         _send_again(folder, experiment, old_result, trackers)
         return old_result
     if is_new and experiment.init_from is not None:
-        if experiment.model.values.get("pretrained") is not None:
+        if without_pretrained(experiment) != experiment:
             raise InputError("--init-from and --model.pretrained both name weights to start from; give one of them")
         model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
         distributed.print0("; ".join([f"starts from the weights of {experiment.init_from}", *notes]))
+    elif is_new:
+        warn_of_weights(experiment)
     program = experiment.make(dataset, model)
     if experiment.freeze or experiment.train_only:
         distributed.print0(f"trained: {tree.size(program.state.params):,} of {cost.num_params:,} parameters")
@@ -214,6 +216,16 @@ def without_pretrained(experiment: Experiment) -> Experiment:
     if experiment.model.function not in LIBRARIES.values():
         return experiment
     return replace(experiment, model=experiment.model.replace(pretrained=None))
+
+
+def warn_of_weights(experiment: Experiment) -> None:
+    """Print a warning where the name of a model of timm says which weights it has, and these are not read."""
+    if experiment.model.function == LIBRARIES["timm"] and experiment.model.values["pretrained"] is None:
+        name, _, weights = experiment.model.label.partition(".")
+        if weights:
+            distributed.warn0(
+                f"the model is {name} without the weights {weights}; --model.pretrained FILE reads weights"
+            )
 
 
 def _write_start(folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, **start: Any) -> None:

@@ -156,7 +156,7 @@ def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> st
     text = "\n".join(
         table(events, time_of, seconds=seconds, num_steps=num_steps) for table in (phase_table, module_table)
     )
-    if not any(event.name == "forward" for event in events):
+    if not any(map(_is_module, events)):
         text += "\nthe phases and modules of a compiled step are not seen; add --compile off\n"
     if on_gpu:
         shown, gpu, python = "the GPU" if on_gpu > on_cpu else "Python", on_gpu / 1e3, on_cpu / 1e3

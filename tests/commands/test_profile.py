@@ -42,7 +42,6 @@ def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
         (["vit-tiny", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
         (["vgg11", "--stem", "imagenet"], "--stem is not for vgg11, which has no such field"),
         (["--depth", "2"], "--depth shows the layers of one model"),
-        (["airbench", "--depth", "2", "--batch-size", "8"], "leave out --json, --batch-size and --device"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], message: str) -> None:

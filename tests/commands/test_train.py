@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backbones.commands.train import Command, main, parse as parse_with
+from backbones.commands.train import Command, check_given_once, main, parse as parse_with
 from backbones.component import use
-from backbones.data import DataInfo, fashion_mnist
+from backbones.data import DataInfo, fashion_mnist, image_folder
 from backbones.errors import InputError
 from backbones.models.vit import vit_small, vit_tiny
 from backbones.optim import adamw, lion, muon
@@ -169,13 +169,17 @@ def test_what_a_resumed_run_keeps_is_said(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "config.json").write_text(json.dumps(begun.to_json()))
     args = ["digits-resnet18", "--resume", "--run-dir", str(tmp_path)]
     assert parse_with(args, {begun.name: changed}).experiment == begun
-    kept = f"optim.lr: {begun.optim.values['lr']} -> 0.5; label_smoothing: 0.0 -> 0.1"
-    assert capsys.readouterr().out == f"the run keeps its own settings, not those of digits-resnet18 now: {kept}\n"
+    kept = f"optim.lr {begun.optim.values['lr']}, not 0.5; label_smoothing 0.0, not 0.1"
+    assert capsys.readouterr().out == f"the run keeps its own settings where digits-resnet18 has others: {kept}\n"
     parse_with([*args, "--optim.lr", "0.5", "--label-smoothing=0.1"], {begun.name: changed})
     parse_with([*args[1:], "--no-deterministic"], {begun.name: changed})
     short = dataclasses.replace(begun, steps=None, epochs=1.0, deterministic=False)
     (tmp_path / "config.json").write_text(json.dumps(short.to_json()))
     parse_with([*args, "--epochs", "1", "--no-deterministic"], {begun.name: begun})
+    renamed = dataclasses.replace(begun, name="mine", pass_over=(3,), data=use(image_folder, root="photos"))
+    (tmp_path / "config.json").write_text(json.dumps(renamed.to_json()))
+    parse_with([*args, "--data", "image-folder", "--data.root", "photos"], {begun.name: begun})
+    parse_with([*args, "--data", "image-tar", "--data.root", "photos.tar"], {begun.name: begun})
     assert capsys.readouterr().out == ""
 
 
@@ -240,3 +244,10 @@ def test_resume_alone_is_the_latest() -> None:
 def test_options_of_several_values_are_given_once(args: str) -> None:
     with pytest.raises(InputError, match="is given twice; give all its values after one"):
         main(args.split(), EXPERIMENTS)
+
+
+def test_the_last_of_other_options_counts() -> None:
+    args = "--augment resized-crop --augment.scale 0.5 1 --augment.scale 0.2 1 --steps 5 --steps 6"
+    experiment = parse(args.split()).experiment
+    check_given_once(args.split(), experiment)
+    assert experiment.augment.values["scale"] == (0.2, 1.0) and experiment.steps == 6

@@ -94,9 +94,10 @@ def test_statistics_of_a_source_of_ones_own_are_checked(mean: tuple, std: tuple,
         digits_vit_tiny.make(dataset._replace(train=dataset.train._replace(info=info)))
 
 
-def test_pixels_may_be_0_and_1() -> None:
+@pytest.mark.parametrize("largest", [1, 2])
+def test_pixels_may_be_small_numbers(largest: int) -> None:
     labels = torch.arange(10)
-    images = torch.randint(2, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(1 + largest, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     check_statistics(in_memory((images, labels), (images, labels), tuple("0123456789"), CPU).train)
 
 

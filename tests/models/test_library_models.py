@@ -93,13 +93,6 @@ def test_messages() -> None:
         timm_model((3, 16, 16), 10, architecture="inception_v4")
 
 
-def test_weights_that_are_only_named_are_not_loaded_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
-    timm_model((3, 32, 32), 10, architecture="resnet18.a1_in1k")
-    assert capsys.readouterr().err == (
-        "warning: resnet18.a1_in1k is resnet18 without the weights a1_in1k; --model.pretrained FILE loads them\n"
-    )
-
-
 def test_a_model_that_does_not_fit_into_the_memory() -> None:
     with pytest.raises(InputError, match=r"giant does not fit into the memory: .*can't allocate memory"):
         from_library("giant", lambda: torch.nn.Linear(2**25, 2**25), (3, 32, 32), 10, None)

@@ -425,14 +425,19 @@ def test_masks_by_the_roles_of_a_model() -> None:
         (lambda: optim.sgd(momentum=1.0), r"momentum is 1.0; it must be at least 0 and below 1"),
         (lambda: optim.adam(lr=-1e-3), r"lr is -0.001; it must be 0 or more"),
         (lambda: optim.lookahead(optim.adam(), sync_period=0), r"sync_period is 0; it must be 1 or more"),
-        (lambda: optim.sgd(momentum=0.0, nesterov=True), "nesterov needs a momentum above 0, and it is 0; set it"),
-        (lambda: optim.rmsprop(nesterov=True), "nesterov needs a momentum above 0, and it is 0; set it"),
         (lambda: optim.ema_params(1.0), r"decay is 1.0; it must be at least 0 and below 1"),
     ],
 )
 def test_options_out_of_range_are_errors(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_nesterov_without_momentum_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    optim.sgd(nesterov=True)
+    assert not capsys.readouterr().err
+    optim.rmsprop(nesterov=True)
+    assert capsys.readouterr().err == "warning: nesterov has no effect with a momentum of 0\n"
 
 
 @pytest.mark.parametrize(

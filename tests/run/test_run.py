@@ -40,7 +40,7 @@ from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_lines import read_metrics
-from backbones.run.run import read_weights, run
+from backbones.run.run import read_weights, run, warn_of_weights
 from backbones.run.run_dir import new_run_dir
 from backbones.torch_settings import torch_settings_kept
 from experiments import EXPERIMENTS
@@ -504,6 +504,14 @@ def test_each_new_run_takes_a_folder_of_its_own(experiment: Experiment, tmp_path
 def test_epochs_are_steps(experiment: Experiment, tmp_path: Path) -> None:
     experiment = dataclasses.replace(experiment, steps=None, epochs=0.1)
     assert run(experiment, run_dir=tmp_path)["steps"] == 5  # 0.1 * 1433 / 32, rounded up
+
+
+def test_weights_that_are_only_named_are_not_left_out_without_a_word(experiment: Experiment, capsys) -> None:
+    for options in ({"architecture": "resnet18"}, {"architecture": "resnet18.a1_in1k", "pretrained": "a.pth"}):
+        warn_of_weights(dataclasses.replace(experiment, model=use(LIBRARIES["timm"], **options)))
+    assert not capsys.readouterr().err
+    warn_of_weights(dataclasses.replace(experiment, model=use(LIBRARIES["timm"], architecture="resnet18.a1_in1k")))
+    assert "the model is resnet18 without the weights a1_in1k; --model.pretrained FILE" in capsys.readouterr().err
 
 
 def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Path) -> None:

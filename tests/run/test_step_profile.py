@@ -108,7 +108,7 @@ def test_marks_that_a_gpu_repeats_count_once() -> None:
         return made
 
     def shown(kernel: int) -> list[str]:
-        marks = [event("train_step", 10_000, kernel), event("forward", 4_000, kernel)]
+        marks = [event("train_step", 10_000, kernel), event("forward", 4_000, kernel), event("model", 4_000, kernel)]
         repeated = [event("forward", kernel, device=DeviceType.CUDA)]
         return tables([*marks, *repeated], seconds=0.02, num_steps=1).splitlines()
 

@@ -72,14 +72,13 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         dataset = experiment.data.make(device=device)
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
-        overhead = RUN_OVERHEAD + (0.0 if experiment.mode(device) == "eager" else seconds_to_compile(step))
         of_step = seconds_of(step)
-        seconds: dict[How, float] = {"sequence": sum(size * (overhead + of_step * part) for size, part in parts)}
+        seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
         if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
             print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
-        to_start = startup if workers > 1 else 0.0
+        to_start = startup if workers > 1 and startup < most else 0.0
         if to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
             of_vmapped = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
@@ -88,7 +87,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         if workers > 1:
 
             def seconds_in_processes(of_step: float) -> float:
-                return sum(-(-size // workers) * (startup + overhead + of_step * part) for size, part in parts)
+                return sum(-(-size // workers) * (startup + RUN_OVERHEAD + of_step * part) for size, part in parts)
 
             if device.type == "cpu":
                 torch.set_num_threads(machine.share_of_cores(workers))
@@ -131,13 +130,6 @@ def _repeated(train_step: Callable[..., Any], state: Any, batches: Callable[[int
         metrics["loss"].sum().item()
 
     return step
-
-
-def seconds_to_compile(step: Step) -> float:
-    """The time of the first step, which each run compiles anew; a vmapped step is eager."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def seconds_of(step: Step) -> float:
