@@ -1,8 +1,23 @@
 """Every optimizer on the digits, with ResNet-18 as in `digits_resnet18`: 300 steps of 64 images, warm-up and cosine
-(but for the schedule-free one).
+(but for the schedule-free one). Top-1 of the last step with seed 0, on two cores of an Intel Xeon (AMX), torch 2.14:
 
-`python -m benchmarks.optimizers` runs them all; its table of accuracies and times is in docs/optimizers.md. One of
-them: `python train.py digits-resnet18-adamw`.
+digits-resnet18-sgd                  99.45 % after 300 steps
+digits-resnet18-adam                 100.00 % after 300 steps
+digits-resnet18-adamw                99.45 % after 300 steps
+digits-resnet18-nadam                100.00 % after 300 steps
+digits-resnet18-radam                99.18 % after 300 steps
+digits-resnet18-adabelief            100.00 % after 300 steps
+digits-resnet18-rmsprop              100.00 % after 300 steps
+digits-resnet18-lion                 99.73 % after 300 steps
+digits-resnet18-lamb                 99.73 % after 300 steps
+digits-resnet18-lars                 99.45 % after 300 steps
+digits-resnet18-adafactor            99.73 % after 300 steps
+digits-resnet18-muon                 100.00 % after 300 steps
+digits-resnet18-soap                 100.00 % after 300 steps
+digits-resnet18-schedule-free-adamw  99.73 % after 300 steps
+digits-resnet18-sam-sgd              98.90 % after 300 steps
+
+`python -m benchmarks.optimizers` runs them all; its tables are in docs/optimizers.md.
 """
 
 from dataclasses import replace
