@@ -107,8 +107,8 @@ def _wanted_kind(annotation: Any, value: Any) -> str | None:
 def _wanted_instead(annotation: Any, value: Any) -> str | None:
     """What is wanted instead of a value, or None if it is right."""
     interval, choices = range_of(annotation), choices_of(annotation)
-    if {*_members(annotation)} - {type(None)} == {bool} and not isinstance(value, bool):
-        return None if value is None and type(None) in _members(annotation) else "true or false"
+    if bool in (members := _members(annotation)) and {*members} <= {bool, type(None)}:
+        return None if type(value) in members else "true or false"
     if value is not None and interval is not None and isinstance(value, int | float | str):
         integer = _mentions(annotation, int) and not _mentions(annotation, float)
         if isinstance(value, bool | str) or (integer and isinstance(value, float)):

@@ -102,9 +102,9 @@ def _measure(rounds: int, steps: int) -> None:
             matrix @ matrix
 
     def meanwhile() -> None:
-        answer = distributed.any_rank_async(lambda: False)
+        wait = distributed.any_rank_async(lambda: False)
         compute()
-        answer()
+        wait()
 
     def after() -> None:
         compute()

@@ -58,7 +58,7 @@ class MetricWriter:
         self._events = Appender(run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}")
         self._records = RecordWriter(self._events)  # SummaryWriter has a thread, which fails on a full disk
         self._write_event(file_version="brain.Event:2")
-        self._run_dir, self._path = run_dir, run_dir / METRICS
+        self._path = run_dir / METRICS
         kept = self._drop_lines_after(start_step)
         last = max((line["step"] for line in kept), default=0)
         self._started = time.perf_counter() - max((line.get("seconds") or 0.0 for line in kept), default=0.0)
@@ -73,7 +73,7 @@ class MetricWriter:
 
     def _drop_lines_after(self, step: int) -> list[dict[str, Any]]:
         """Begin the files of metrics, or continue them after a step; the lines up to it are returned."""
-        kept = [line for line in read_metrics(self._run_dir) if line["step"] <= step]
+        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
         atomic_write(self._path, "".join(json_text(line) + "\n" for line in kept))
         self._lines = Appender(self._path)
         # TensorBoard then hides the events of the steps that are done again
