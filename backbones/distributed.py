@@ -206,10 +206,16 @@ def progress(*args: Any, **options: Any) -> tqdm:
 
 
 def warn0(line: str) -> None:
-    """Print a warning to stderr, on rank 0, once in a process."""
-    if is_main() and line not in _warned:
-        _warned.add(line)
+    """Print a warning to stderr, on rank 0."""
+    if is_main():
         print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def warn0_once(line: str) -> None:
+    """Print a warning to stderr, on rank 0, once in a process: of options, which are read several times in a run."""
+    if line not in _warned:
+        _warned.add(line)
+        warn0(line)
 
 
 def on_main(function: Callable[[], T]) -> T:

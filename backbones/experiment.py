@@ -272,11 +272,11 @@ class Experiment:
         """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
         given = {"num_steps": num_steps, "hidden": hidden_matrices(roles)}
         if self._optimizer_takes("hidden") and not any(is_hidden(role) for role in roles.values()):
-            distributed.warn0(f"--optim {self.optim.name} has no matrix between stem and head to train")
+            distributed.warn0_once(f"--optim {self.optim.name} has no matrix between stem and head to train")
         if self.weight_decay_mask is not None:
             self._check_optimizer_takes("decays", "--weight-decay-mask")
             if self.optim.values.get("weight_decay") == 0:
-                distributed.warn0("--weight-decay-mask has no effect: --optim.weight-decay is 0")
+                distributed.warn0_once("--weight-decay-mask has no effect: --optim.weight-decay is 0")
             given["decays"] = everything if self.weight_decay_mask == "all" else matrices(roles)
         if self.schedule != use(constant):
             self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
@@ -285,7 +285,9 @@ class Experiment:
         if {self.layer_decay, self.trunk_lr} - {None, 1.0}:
             self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
             if len(set(rates.values())) == 1:
-                distributed.warn0("--layer-decay and --trunk-lr give all parameters that are trained the same rate")
+                distributed.warn0_once(
+                    "--layer-decay and --trunk-lr give all parameters that are trained the same rate"
+                )
         optimizer = with_rates(lambda scaled: self.optim.make(schedule=scaled, **given), schedule, rates)
         if self.clip is not None:
             optimizer = chain(clip_by_global_norm(self.clip), optimizer)
@@ -319,9 +321,9 @@ class Experiment:
         dataset = dataset or self.data.make(device=device)
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
         if self.best == "top5" and dataset.info.num_classes <= 5:
-            distributed.warn0(f"--best top5: it is always 100 % of {dataset.info.num_classes} classes")
+            distributed.warn0_once(f"--best top5: it is always 100 % of {dataset.info.num_classes} classes")
         if self.batch_size > dataset.train.size:
-            distributed.warn0(
+            distributed.warn0_once(
                 f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
             )
         num_steps = self.num_steps(dataset)

@@ -86,7 +86,7 @@ def alternating_flip(*, padding: Padding = 0, reflect: bool = False) -> Augment:
         InputError: as `random_crop`.
     """
     if reflect and padding == 0:
-        distributed.warn0("--augment.reflect has no effect with a padding of 0")
+        distributed.warn0_once("--augment.reflect has no effect with a padding of 0")
 
     def flip(keys: Tensor, batch: Batch) -> Batch:
         first = random.uniform(random.fold_in(torch.zeros_like(batch.index), batch.index)) < 0.5

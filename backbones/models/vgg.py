@@ -77,7 +77,7 @@ class VGG(Backbone):
     ) -> None:
         super().__init__()
         if head == "linear" and dropout != 0.5:
-            distributed.warn0(f"a dropout of {dropout} has no effect in a linear head; give the head mlp")
+            distributed.warn0_once(f"a dropout of {dropout} has no effect in a linear head; give the head mlp")
         self.features = make_features(stage_depths, image_shape[0], batch_norm)
         self.pools_regions = head == "mlp"
         self.head = make_head(head, num_classes, dropout)

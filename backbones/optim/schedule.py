@@ -145,7 +145,7 @@ def warm_up(warmup_steps: int, *, then: Schedule, before: int = 0) -> Schedule:
     if warmup_steps == 0:
         return then
     if 0 < before <= warmup_steps:
-        distributed.warn0(
+        distributed.warn0_once(
             f"the learning rate never reaches its full value: the warm-up takes {warmup_steps} steps, and the decay or "
             f"the end of the run comes at step {before}"
         )

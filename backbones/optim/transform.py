@@ -84,7 +84,7 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransformation:
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
     """
     if nesterov and decay == 0:
-        distributed.warn0("nesterov has no effect with a momentum of 0")
+        distributed.warn0_once("nesterov has no effect with a momentum of 0")
 
     def init(params: Params) -> TraceState:
         return TraceState(hyperparameter(decay, params), tree.zeros_like(params))

@@ -87,7 +87,7 @@ def image_files(
     if crop == "random" and image_size is None:
         raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
     if center != CENTER and image_size is None:
-        distributed.warn0(f"--data.center {center} has no effect without --data.image-size: files keep their size")
+        distributed.warn0_once(f"--data.center {center} has no effect without --data.image-size: files keep their size")
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):
