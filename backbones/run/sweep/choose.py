@@ -32,12 +32,13 @@ WARM_UP, TIMED, SECONDS = 1, 3, 0.1
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
 
 RUN_OVERHEAD, IMPORT_TIME = 0.5, 1.5
-"""Seconds that a run takes beside its steps, for its files and pictures; and that a process takes for its imports."""
+"""Seconds that a run takes beside its steps, for its files and pictures; more that the first of a process takes, to
+import what writes them."""
 
 MOST_TO_MEASURE = 0.03
 """Share of the time of the sweep that it may take to start processes and measure their steps, and a vmapped step."""
 
-CONTENTION = 1.2
+CONTENTION = 1.1
 """How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
 
 WORTHWHILE = 0.95
@@ -65,7 +66,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
     """
     ends = sweep.rung_ends(sweep.members[0])
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
-    startup = time.process_time() + IMPORT_TIME  # of another process, which also imports and reads what this one did
+    startup = time.process_time()  # of another process, which imports and reads what this one did
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
         device = experiment.init_device()
@@ -85,9 +86,10 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
             if of_vmapped is not None:
                 seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + of_vmapped * ends[-1]
         if workers > 1:
+            overhead = startup + IMPORT_TIME + RUN_OVERHEAD
 
             def seconds_in_processes(of_step: float) -> float:
-                return sum(-(-size // workers) * (startup + RUN_OVERHEAD + of_step * part) for size, part in parts)
+                return sum(-(-size // workers) * (overhead + of_step * part) for size, part in parts)
 
             if device.type == "cpu":
                 torch.set_num_threads(machine.share_of_cores(workers))
