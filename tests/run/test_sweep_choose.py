@@ -19,15 +19,15 @@ from backbones.torch_settings import torch_settings_kept
 CASES = {
     # steps, seconds of a step: alone, alone in one thread, vmapped, beside others; seconds to start; the fastest
     "vmap": (1000, 0.1, 0.19, 0.2, None, 3.5, "vmap"),
-    "vmap is hardly faster": (1000, 0.1, 0.19, 0.385, None, 3.5, "sequence"),
+    "vmap is slower": (1000, 0.1, 0.2, 0.41, None, 3.5, "sequence"),
     "no vmap": (1000, 0.1, 0.19, None, 0.2, 3.5, "sequence"),
-    "vmap takes too long to measure": (200, 0.1, 0.19, 0.1, None, 3.5, "sequence"),
+    "vmap takes too long to measure": (150, 0.1, 0.19, 0.1, None, 3.5, "sequence"),
     "processes": (1000, 0.1, 0.14, 0.39, 0.15, 3.5, "processes"),
-    "processes disturb each other": (1000, 0.1, 0.14, 0.39, 0.2, 3.5, "sequence"),
+    "processes disturb each other": (1000, 0.1, 0.14, 0.41, 0.2, 3.5, "sequence"),
     "starting takes too long": (100, 0.1, 0.1, None, None, 10.5, "sequence"),
     "starting takes too long to measure": (100, 0.1, 0.1, None, None, 3.5, "processes"),
     "a run is too short": (99, 9.0, None, 0.1, None, 0.0, "sequence"),
-    "all is too short": (100, 0.04, None, 0.01, None, 0.0, "sequence"),
+    "all is too short": (100, 0.039, None, 0.01, None, 0.0, "sequence"),
 }
 
 
@@ -63,7 +63,7 @@ def test_halving_is_counted_and_not_vmapped(
     monkeypatch.setattr(choose, "seconds_of", lambda step: 0.1)
     sweep = sweep_over(dataclasses.replace(VIT, steps=400), [0.1, 0.2], [0, 1], halving=2)
     assert choose.choose_how(sweep, Path("nowhere"), workers=1) == "sequence"
-    assert "sequence 84 s\n" in capsys.readouterr().out  # 4 runs, 2 of them, 1 of those
+    assert "sequence 87 s\n" in capsys.readouterr().out  # 4 runs, 2 of them, 1 of those
 
 
 @pytest.mark.slow

@@ -28,21 +28,18 @@ from backbones.vmapped import draws_numbers, make_vmapped_step
 FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
 """Sweeps of runs of fewer steps, or that take less time in sequence, are run in sequence: nothing is measured."""
 
-WARM_UP, TIMED, SECONDS = 1, 3, 0.1
+WARM_UP, TIMED, SECONDS = 1, 3, 0.5
 """Steps before the time is taken; steps, and seconds, for which it is taken at least."""
 
-RUN_OVERHEAD, IMPORT_TIME = 0.5, 1.5
+RUN_OVERHEAD, IMPORT_TIME = 1.0, 1.5
 """Seconds that a run takes beside its steps, for its files and pictures; more that the first of a process takes, to
 import what writes them."""
 
-MOST_TO_MEASURE = 0.03
+MOST_TO_MEASURE = 0.04
 """Share of the time of the sweep that it may take to start processes and measure their steps, and a vmapped step."""
 
 CONTENTION = 1.1
 """How much longer a step takes beside other processes, if that is not measured: they share caches and memory."""
-
-WORTHWHILE = 0.95
-"""Another way is taken only if it needs less than this share of the time of one run after another."""
 
 VMAP_MEMORY = 2.0
 """How much more memory a member takes in a vmapped step, whose gradient keeps all it computes to the end."""
@@ -99,8 +96,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
             is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and startup < most
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
             seconds["processes"] = seconds_in_processes(together or CONTENTION * of_step)
-    fastest = min(seconds, key=lambda how: seconds[how])
-    how = fastest if seconds[fastest] < WORTHWHILE * seconds["sequence"] else "sequence"
+    how = min(seconds, key=lambda how: seconds[how])
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
     return how
