@@ -81,12 +81,11 @@ def test_six_steps(name: str) -> None:
     got, wanted = measure(COMMANDS[name]), golden["runs"][name]
     if golden["machine"] == machine():
         assert got == wanted
-    elif "airbench" in name:  # eigenvectors have another sign or order there, so other filters meet the random ones
-        assert got["losses"] == pytest.approx(wanted["losses"], rel=0.1)
     else:  # other kernels round differently, and each step of a ResNet makes the difference about ten times as large
-        close = 5e-3 if "bfloat16" in name else 2e-4
+        # airbench: gray patches have many eigenvalues of 0, whose eigenvectors may be any
+        close = 0.1 if "airbench" in name else 5e-3 if "bfloat16" in name else 2e-4
         for step, loss in enumerate(wanted["losses"]):
-            assert got["losses"][step] == pytest.approx(loss, rel=min(close * 10 ** max(step - 1, 0), 0.1)), step
+            assert got["losses"][step] == pytest.approx(loss, rel=min(max(close, 2e-4 * 10 ** (step - 1)), 0.1)), step
         assert got["test_loss"] == pytest.approx(wanted["test_loss"], rel=0.1)
 
 
