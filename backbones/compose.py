@@ -36,7 +36,7 @@ def shorter(experiment: Experiment, factor: Positive) -> Experiment:
     """The same training in `factor` of its steps, or longer for a factor above 1.
 
     Whatever is counted in steps changes with it: the warm-up, and the steps between evaluations and checkpoints. So
-    the learning rate takes the same course.
+    the learning rate falls in the same way.
     """
 
     def scaled(steps: int) -> int:

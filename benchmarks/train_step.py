@@ -42,7 +42,7 @@ def timed(calls: Sequence[Callable[[], Tensor]]) -> float:
     start = time.perf_counter()
     for call in calls:
         result = call()  # only the last is kept: memory is used again
-    result.sum().item()
+    result.flatten()[0].item()
     return (time.perf_counter() - start) / len(calls)
 
 
@@ -98,20 +98,22 @@ class Row:
     """Highest memory of the step and its state."""
     first_step_s: float
     """The first step, which compiles."""
+    peak_gflops: float
+    """Of a matrix product in the same precision, GFLOP/s: two for each multiply-accumulate."""
     share_of_peak: float
-    """Multiply-accumulates a second, three times those of a forward pass, over those of a matrix product."""
+    """Multiply-accumulates a second, three times those of a forward pass, over those of the matrix product."""
 
     def __str__(self) -> str:
         ratios = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in (self.over_by_hand, self.over_plain))
         return (
             f"| {self.model} | {self.precision} | {self.contender} | {self.images_per_second:,.0f} | {ratios} "
-            f"| {self.peak_mb:,.0f} | {self.first_step_s:.1f} | {self.share_of_peak:.0%} |"
+            f"| {self.peak_mb:,.0f} | {self.first_step_s:.1f} | {self.peak_gflops:,.0f} | {self.share_of_peak:.0%} |"
         )
 
 
 HEAD = (
-    "| model | precision | contender | images/s | over by hand | over plain | peak, MB | first step, s | of peak |\n"
-    "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    "| model | precision | contender | images/s | over by hand | over plain | memory, MB | first step, s "
+    "| peak, GFLOP/s | of peak |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
@@ -157,6 +159,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             ratio(each, "plain"),
             peaks[each] / 1e6,
             first[each],
+            2e-9 * peak_macs[precision_of[each]],
             macs / seconds[each] / peak_macs[precision_of[each]],
         )
         for each in contenders

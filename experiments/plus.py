@@ -1,4 +1,4 @@
-"""Better recipes for the reference's ten, of 30 epochs, good for 3 of them too: Muon, label smoothing, one cycle of
+"""Better recipes for the reference's ten, of 30 epochs, and of 3 by --epochs 3: Muon, label smoothing, one cycle of
 the learning rate, each image flipped in every second epoch. The ViT has RandAugment, and embeds patches by
 convolutions, with registers and no class token.
 

@@ -9,7 +9,7 @@ from backbones.commands.exit import run_command
 from backbones.errors import InputError, check_known
 
 COMMANDS = {
-    "train": "train an experiment of your own, module:name; `train.py` knows those of this project by name",
+    "train": "train an experiment, also one of your own, module:name; `train.py` shows those of this project",
     "sweep": "train an experiment with every combination of some options, or with random ones, and compare",
     "evaluate": "accuracy by class and confusion of a checkpoint, or the classes of image files",
     "features": "the features of a data set as a table; accuracy of nearest neighbours and of a linear probe",

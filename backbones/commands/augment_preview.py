@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, read_options
-from backbones.component import Use, import_object
+from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, find_experiment, read_options
+from backbones.component import Use
 from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
     names = f"--augment NAME, for another one than the run's: {', '.join(FUNCTIONS['augment'])}"
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones augment-preview RUN [--augment NAME] [--out FILE] [--help]\n")
-        print(f"RUN: a run folder, or an experiment as module:name\n{names}")
+        print(f"RUN: a run folder, or an experiment, as digits-vit-tiny or module:name\n{names}")
         return
     experiment = read_experiment_of(args[0])
     chosen, options = choose_by_name(args[1:], {"augment": experiment.augment})
@@ -77,7 +77,7 @@ def describe_augment(augment: Use) -> str:
 
 
 def read_experiment_of(name: str) -> Experiment:
-    """The experiment of a run folder, or at `module:name`.
+    """The experiment of a run folder, or with that name.
 
     Raises:
         InputError: there is none.
@@ -85,10 +85,7 @@ def read_experiment_of(name: str) -> Experiment:
     config = Path(name) / CONFIG
     if config.exists():
         return read_experiment(config)
-    found = import_object(name) if ":" in name else None
-    if not isinstance(found, Experiment):
-        raise InputError(
-            f"{name} is neither a run folder nor an experiment; give one, as runs/mine or "
-            "experiments.digits:digits_resnet18"
-        )
-    return found
+    try:
+        return find_experiment(name)
+    except InputError as error:
+        raise InputError(f"{name} is no run folder; {error}") from error

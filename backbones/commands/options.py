@@ -62,9 +62,29 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The object with a short name, or at `module:name`; the InputError for an unknown name offers the nearest ones."""
     if ":" in name:
         return import_object(name)
-    if not known:
-        raise InputError(f"name the {kind} as module:name, not {name}; train.py alone has short names of experiments")
     return known[check_known(kind, name, known)]
+
+
+def find_experiment(name: str, known: Mapping[str, Experiment] | None = None) -> Experiment:
+    """The experiment with a short name, or at `module:name`.
+
+    If none are `known`, short names are those of `EXPERIMENTS` in a package `experiments`, as this project has it.
+
+    Raises:
+        InputError: there is no such experiment.
+    """
+    if not known and ":" not in name:
+        try:
+            known = import_object("experiments:EXPERIMENTS")
+        except InputError as error:
+            raise InputError(
+                f"name the experiment as module:name, not {name}; short names are those of EXPERIMENTS in a package "
+                "experiments of this folder, which has none"
+            ) from error
+    found = find_object("experiment", name, known or {})
+    if not isinstance(found, Experiment):
+        raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
+    return found
 
 
 def read_dataset(name: str | None, own: Use, device: torch.device, root: str | None = None) -> tuple[str, Dataset]:

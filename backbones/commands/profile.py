@@ -12,7 +12,7 @@ from backbones.commands.options import DeviceName, checked_options
 from backbones.component import use
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
-from backbones.models.cost import layer_table, measure_cost, measure_latency
+from backbones.models.cost import count_activations, layer_table, measure_cost, measure_latency
 from backbones.ranges import Count
 from backbones.torch_settings import in_full_float32
 
@@ -67,6 +67,7 @@ def profile(
     for name in tqdm(names, unit="model", disable=None):
         model = use(MODELS[name]).make(**given)  # ignores what is not a parameter of it
         row = {"model": name, **measure_cost(model, image_shape)._asdict()}
+        row["activations"] = count_activations(model, image_shape)
         row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
         rows.append({**row, "batch_size": batch_size, "device": torch_device.type})
     if json:

@@ -33,7 +33,7 @@ from backbones.run.sweep.run_sweep import run_sweep
 PROG = "backbones sweep"
 
 DESCRIPTION = (
-    "Train an experiment with every combination of some options, or with random ones: backbones sweep module:name "
+    "Train an experiment with every combination of some options, or with random ones: backbones sweep NAME "
     "--over optim.lr 1e-4 3e-4 1e-3 --over seed 0 1 2. The same command goes on where it was stopped. All other "
     "options are those of the experiment, as in train."
 )

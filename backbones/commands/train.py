@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 import backbones.distributed as distributed
-from backbones.commands.options import FUNCTIONS, choose_by_name, find_object, read_options
+from backbones.commands.options import FUNCTIONS, choose_by_name, find_experiment, read_options
 from backbones.commands.show import list_experiments, show
 from backbones.component import options_of
 from backbones.errors import InputError
@@ -157,19 +157,16 @@ def find_base(args: Sequence[str], experiments: Mapping[str, Experiment], prog: 
     if known.config is not None:
         return parse_experiment(known.config, distributed.on_main(lambda: read_json(known.config))), options
     if not name and {"-h", "--help"} & {*options}:
-        distributed.print0(f"usage: {prog} MODULE:NAME [OPTIONS], and {prog} MODULE:NAME --help for the options")
+        distributed.print0(f"usage: {prog} EXPERIMENT [OPTIONS], and {prog} EXPERIMENT --help for the options")
         raise SystemExit(0)
     if not name:
         which = parse_which(known.resume or "auto")
         folder = which if isinstance(which, Path) else known.run_dir
         stored = None if folder is None else distributed.on_main(lambda: config_to_resume(folder, which))
         if stored is None:
-            raise InputError("name an experiment, as module:name")
+            raise InputError("name an experiment, as digits-vit-tiny or module:name")
         return parse_experiment(*stored), options
-    found = find_object("experiment", name, experiments)
-    if not isinstance(found, Experiment):
-        raise InputError(f"{name} is a {type(found).__name__}; wanted an Experiment")
-    return found, options
+    return find_experiment(name, experiments), options
 
 
 def choose_components(experiment: Experiment, args: Sequence[str]) -> tuple[Experiment, list[str]]:

@@ -22,15 +22,18 @@ class ModelCost(NamedTuple):
     num_params: int
     macs: int
     """Multiply-accumulates of one forward pass over one image; elements count two in BatchNorm, five in LayerNorm."""
-    activations: int
-    """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
 
 
 def measure_cost(model: Model, image_shape: tuple[int, int, int]) -> ModelCost:
-    """Count parameters, and with fvcore multiply-accumulates and activations, for one image [C, H, W]."""
-    macs, activations = _analyze(model, image_shape)
-    num_params = sum(leaf.numel() for leaf in model.skeleton.parameters())
-    return ModelCost(num_params, int(macs.total()), int(activations.total()))
+    """Count parameters, and with fvcore multiply-accumulates, for one image [C, H, W]."""
+    macs, _ = _analyze(model, image_shape)
+    return ModelCost(sum(leaf.numel() for leaf in model.skeleton.parameters()), int(macs.total()))
+
+
+def count_activations(model: Model, image_shape: tuple[int, int, int]) -> int:
+    """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
+    _, activations = _analyze(model, image_shape)
+    return int(activations.total())
 
 
 def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) -> str:

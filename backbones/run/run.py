@@ -125,7 +125,7 @@ def train_in(
     steps = distributed.on_main(lambda: list_steps(folder / CHECKPOINTS))
     is_new = resume is None or (resume == "auto" and not steps)
     model = (experiment if is_new else without_pretrained(experiment)).make_model(dataset.info)
-    cost = measure_cost(model, dataset.info.image_shape)
+    cost = distributed.on_main(lambda: measure_cost(model, dataset.info.image_shape))
     distributed.print0(describe_run(experiment, dataset, cost, device))
     num_steps = experiment.num_steps(dataset)
     last_step = num_steps if until is None else min(until, num_steps)

@@ -23,6 +23,9 @@ from backbones.types import Batch, Metrics
 PHASES = ("augment", "forward", "backward", "update")
 """What a train step marks; the rest of it, and what is between two steps, have names of their own."""
 
+WAITING = "waiting for data"
+"""The phase between two steps in which the next batch is not there yet."""
+
 ROOT = "model"
 """What the whole module is called; the others have their dotted names after it."""
 
@@ -84,7 +87,8 @@ def profiled(program: Program, steps: range, *, left: range, folder: Path) -> It
             since = time.perf_counter()
         elif step not in steps:
             finish()
-        return program.batches(index)
+        with record_function(WAITING):
+            return program.batches(index)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         nonlocal num_done
@@ -166,14 +170,14 @@ def tables(events: list[FunctionEvent], *, seconds: float, num_steps: int) -> st
 
 def phase_table(events: list[FunctionEvent], time_of: Measure, *, seconds: float, num_steps: int) -> str:
     """Time of each phase, and the memory that is still allocated when it is over, as means over the steps."""
-    marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES)}
+    marked = {name: [each for each in events if each.name == name] for name in ("train_step", *PHASES, WAITING)}
     for name in ("forward", "backward"):  # those of a second gradient, as SAM takes it, are a part of the update
         marked[name] = [each for each in marked[name] if not _is_within(each, marked["update"])]
     total = 1e6 * seconds / num_steps
     times = {name: _mean(found, time_of, num_steps) for name, found in marked.items()}
-    in_step = times.pop("train_step")
+    in_step, waiting = times.pop("train_step"), times.pop(WAITING)
     times["rest of the step"] = in_step - sum(times.values())
-    times["between steps"] = total - in_step
+    times |= {WAITING: waiting, "between steps": total - in_step - waiting}
     lines = ["| phase | ms per step | share | memory kept, MB |", "|---|--:|--:|--:|"]
     for name, microseconds in times.items():
         kept = f"{_mean(marked[name], _memory, num_steps) / 1e6:.0f}" if name in marked else ""

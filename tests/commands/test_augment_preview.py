@@ -104,8 +104,8 @@ def test_help_lists_names_and_fields(capsys: pytest.CaptureFixture[str], monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is neither a run folder nor an experiment; give one, as runs/mine or"),
-        (["experiments.digits:use"], "experiments.digits:use is neither a run folder nor an experiment"),
+        (["nowhere"], "nowhere is no run folder; unknown experiment 'nowhere'"),
+        (["experiments.digits:use"], "experiments.digits:use is no run folder; experiments.digits:use is a "),
         ([NAME, "--augment", "mixxup"], "unknown augment 'mixxup'; did you mean mixup"),
         ([NAME, "--out", "nowhere/out.png"], "cannot write nowhere/out.png"),
         ([NAME, "--augment", "repeated", "--augment.times", "7"], "got 64 images, wanted a multiple of 7"),

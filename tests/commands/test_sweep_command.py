@@ -18,7 +18,7 @@ from backbones.optim import adam, sgd
 from backbones.run.sweep.members import SWEEP, Plan, Sweep, write_sweep
 from experiments.digits import digits_vit_tiny
 
-NAME = "experiments.digits:digits_vit_tiny"
+NAME = "digits-vit-tiny"
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_help_shows_the_options_of_both(capsys: pytest.CaptureFixture[str]) -> N
     assert exit.value.code == 0
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert capsys.readouterr().out.startswith("usage: backbones sweep MODULE:NAME [OPTIONS]")
+    assert capsys.readouterr().out.startswith("usage: backbones sweep EXPERIMENT [OPTIONS]")
     for text in ("--over FIELD VALUE...", "--how {auto,sequence,processes,vmap}", "--halving", "--optim.b2", "--steps"):
         assert text in shown
 

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -184,19 +186,26 @@ def test_what_a_resumed_run_keeps_is_said(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_experiment_of_ones_own_need_not_be_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `backbones train` knows none by name."""
     experiment = dataclasses.replace(EXPERIMENTS["digits-resnet18"], steps=11)
     (tmp_path / "config.json").write_text(json.dumps(experiment.to_json()))
     assert parse_with(["--resume", "--run-dir", str(tmp_path)], {}).experiment == experiment
-    with pytest.raises(InputError, match="name an experiment, as module:name"):
+    with pytest.raises(InputError, match="name an experiment, as digits-vit-tiny or module:name"):
         parse_with(["--resume", "--run-dir", str(tmp_path / "nowhere")], {})
-    with pytest.raises(InputError, match="name the experiment as module:name, not digits-resnet18;"):
-        parse_with(["digits-resnet18"], {})
     with pytest.raises(InputError, match=r"--config .*config\.json brings its experiment; leave out digits-resnet18"):
         parse(["digits-resnet18", "--config", str(tmp_path / "config.json")])
     with pytest.raises(SystemExit) as exit:
         parse_with(["--help"], {}, prog="backbones train")
-    assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: backbones train MODULE:NAME [OPTIONS]")
+    assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: backbones train EXPERIMENT [OPTIONS]")
+
+
+def test_short_names_are_those_of_the_package_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`backbones train` and `backbones sweep` know them from nowhere else."""
+    assert parse_with(["digits-resnet18"], {}).experiment == EXPERIMENTS["digits-resnet18"]
+    with pytest.raises(InputError, match="unknown experiment 'digits-resnet19'; did you mean digits-resnet18"):
+        parse_with(["digits-resnet19"], {})
+    monkeypatch.setitem(sys.modules, "experiments", ModuleType("experiments"))
+    with pytest.raises(InputError, match="name the experiment as module:name, not digits-resnet18;"):
+        parse_with(["digits-resnet18"], {})
 
 
 def test_resume_from_a_checkpoint_elsewhere_takes_its_configuration(tmp_path: Path) -> None:

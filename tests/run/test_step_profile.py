@@ -13,7 +13,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.optim import sam_sgd
 from backbones.run.run import run
-from backbones.run.step_profile import PHASES, parse_steps, profiled, tables
+from backbones.run.step_profile import PHASES, WAITING, parse_steps, profiled, tables
 from backbones.train_step import TrainState
 from backbones.types import Batch, Metrics
 
@@ -46,7 +46,7 @@ def test_where_the_time_went(experiment: Experiment, tmp_path: Path, capsys: pyt
         for line in capsys.readouterr().out.splitlines()
         if len(row := [cell.strip() for cell in line.strip("|").split("|")]) > 3 and re.match(r"\d", row[1])
     }
-    phases = [*PHASES, "rest of the step", "between steps"]
+    phases = [*PHASES, "rest of the step", WAITING, "between steps"]
     assert sum(rows[name][1] for name in phases) == pytest.approx(100, abs=4)  # each is rounded
     assert all(rows[name][0] >= 0 for name in phases)
     forward, backward, *_ = rows["model"]

@@ -77,7 +77,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     notes = []
     for run in sorted(runs, key=lambda run: not run.finished):
         experiment = run.experiment
-        pass_over = () if experiment.rewind else experiment.pass_over  # what came of the run is not what it was to do
+        pass_over = () if experiment.rewind else experiment.pass_over  # steps that --rewind added are no setting
         seeds = grouped.setdefault(dataclasses.replace(experiment, seed=0, pass_over=pass_over), {})
         if (first := seeds.setdefault(run.experiment.seed, run)) is not run:
             notes.append(f"{run.folder} is left out: it has the experiment and the seed of {first.folder}")

@@ -6,18 +6,19 @@ from typing import Any
 
 from backbones.run.report.curves import COLORS, curves_of, is_logarithmic, thin
 from backbones.run.report.groups import Group
-from backbones.run.report.text import count, duration, percent, rate
+from backbones.run.report.text import count, duration, memory, percent, rate
 
 CURVES, LINE, MARGIN = 3.4, 0.28, 0.5
 """Inches: height of the curves, of a line of the table, and of the space around them."""
 
 COLUMNS = (
-    ("parameters", 0.52),
-    ("MACs", 0.62),
-    ("top-1, %", 0.73),
-    ("seeds", 0.79),
-    ("images/s", 0.88),
-    ("time", 0.99),
+    ("parameters", 0.51),
+    ("MACs", 0.595),
+    ("top-1, %", 0.695),
+    ("seeds", 0.745),
+    ("images/s", 0.815),
+    ("time", 0.91),
+    ("peak memory", 0.99),
 )
 """Heading and right end of the columns of the table, in shares of the width."""
 
@@ -79,6 +80,7 @@ def _cells(group: Group) -> list[str]:
         (len(group.counted), count),
         (group.mean("images_per_second"), rate),
         (group.mean("seconds"), duration),
+        (group.largest("peak_memory"), memory),
     ]
     return ["-" if value is None else write(value) for value, write in numbers]
 

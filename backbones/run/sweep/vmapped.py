@@ -22,8 +22,8 @@ from backbones.types import Metrics
 from backbones.vmapped import draws_numbers, make_vmapped_step
 
 KEEP = 3
-"""Checkpoints that each member keeps at least: when they are killed, one may have written two more than another, and
-they go on from a step that all have."""
+"""Checkpoints that each member keeps at least: after a kill one may have written two more than another, and all are
+resumed from the newest step that each of them has."""
 
 
 class _Member:
