@@ -100,6 +100,14 @@ def test_memory_is_kept() -> None:
     assert kept[1].removesuffix(" in huge pages") == f"{machine.malloc()}, which keeps what is freed"
 
 
+def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "malloc", lambda: "libjemalloc.so.2")
+    monkeypatch.setattr(machine, "_keeps_memory", False)
+    monkeypatch.setattr(machine, "_has_huge_pages", False)
+    machine.keep_memory()
+    assert machine.describe_malloc() == "libjemalloc.so.2"
+
+
 COUNT_HUGE_PAGES = """
 import resource, torch
 from pathlib import Path
