@@ -161,9 +161,9 @@ class Experiment:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is the GPU where there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Arithmetic of the model: float32 (never TF32), or bfloat16 by autocast; auto is bfloat16 on devices that are
-    faster in it. Parameters are float32 in either case."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the model: float32; tf32, in which a GPU rounds what it multiplies to 10 bits; or bfloat16 by
+    autocast. auto is bfloat16 on devices that are faster in it. Parameters are float32 in each case."""
     compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
     """Whether torch.compile turns the step into one graph; off runs it eagerly. auto compiles on CUDA only: on CPUs,
     compiling takes minutes and saves 0 to 20 % of a step, so it pays only in hours of training."""
@@ -230,12 +230,15 @@ class Experiment:
     def init_device(self) -> torch.device:
         """Join the processes, set torch's arithmetic, and return this process's device."""
         device = distributed.init(self.device)
+        if self.precision == "tf32" and device.type != "cuda":
+            raise InputError("--precision tf32 is for GPUs, and this is a CPU; use float32 or bfloat16")
         distributed.set_timeout(self.timeout)
         if device.type == "cpu":
             machine.set_num_threads(self.threads)
             if self.keep_memory:
                 machine.keep_memory()
-        set_arithmetic(deterministic=self.deterministic and device.type == "cuda")
+        is_gpu = device.type == "cuda"
+        set_arithmetic(deterministic=self.deterministic and is_gpu, tf32=self.precision == "tf32")
         return device
 
     def make_model(self, info: DataInfo) -> Model:
@@ -392,7 +395,7 @@ class Experiment:
             check_batch_norm(f"a batch of {self.batch_size}", model, info.image_shape)
         if self.sync_batch_norm:
             model = with_sync_batch_norm(model)
-        return with_autocast(model, getattr(torch, machine.choose_precision(self.precision, device)))
+        return with_autocast(model, machine.autocast_dtype(self.precision, device))
 
     def _init_state(
         self,

@@ -74,6 +74,11 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if is_fast else "float32"
 
 
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the model computes in: TF32 is a way to multiply float32."""
+    return torch.bfloat16 if choose_precision(precision, device) == "bfloat16" else torch.float32
+
+
 def peak_memory(device: torch.device) -> int:
     """The most memory that this process had at once: tensors on a GPU, or all of it on a CPU; bytes."""
     if device.type == "cuda":

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 
 
-def set_arithmetic(*, deterministic: bool) -> None:
-    """Let torch compute in full float32, never TF32, and on CUDA by deterministic algorithms only, if requested."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+def set_arithmetic(*, deterministic: bool, tf32: bool = False) -> None:
+    """Let torch multiply in full float32, or in TF32, and on CUDA by deterministic algorithms only, if requested."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     _use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing reads such memory

@@ -150,7 +150,7 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "float16"}, "--precision is 'float16'; it must be one of auto, float32, bfloat16"),
+        ({"precision": "float16"}, "--precision is 'float16'; it must be one of auto, float32, tf32, bfloat16"),
         ({"compile": "yes"}, "--compile is 'yes'; it must be one of auto, on, off, cudagraph"),
         ({"steps": 1.5}, r"--steps is 1\.5; it must be an integer, 1 or more"),
         ({"batch_size": "32"}, "--batch-size is '32'; it must be an integer, 1 or more"),
@@ -200,15 +200,20 @@ def test_what_a_device_and_its_arithmetic_are_set_to(experiment: Experiment, mon
     calls: list[object] = []
     monkeypatch.setattr("backbones.machine.keep_memory", lambda: calls.append("memory"))
     monkeypatch.setattr("backbones.machine.set_num_threads", calls.append)
-    monkeypatch.setattr("backbones.experiment.set_arithmetic", lambda *, deterministic: calls.append(deterministic))
+    monkeypatch.setattr(
+        "backbones.experiment.set_arithmetic", lambda *, deterministic, tf32: calls.append((deterministic, tf32))
+    )
     dataclasses.replace(experiment, threads=3).init_device()
     dataclasses.replace(experiment, keep_memory=False).init_device()
-    assert calls == [3, "memory", False, None, False]
+    assert calls == [3, "memory", (False, False), None, (False, False)]
+    with pytest.raises(InputError, match="--precision tf32 is for GPUs, and this is a CPU; use float32 or bfloat16"):
+        dataclasses.replace(experiment, precision="tf32").init_device()
     calls.clear()
     monkeypatch.setattr("backbones.distributed.init", lambda device: torch.device("cuda"))
     for deterministic in (True, False):
         dataclasses.replace(experiment, deterministic=deterministic).init_device()
-    assert calls == [True, False]
+    dataclasses.replace(experiment, precision="tf32").init_device()
+    assert calls == [(True, False), (False, False), (True, True)]
     for compile, modes in {"auto": "eager compile", "on": "compile compile", "off": "eager eager"}.items():
         changed = dataclasses.replace(experiment, compile=compile)
         assert [changed.mode(torch.device(device)) for device in ("cpu", "cuda")] == modes.split()

@@ -30,6 +30,7 @@ from backbones.optim import OPTIMIZERS
 from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.run import run
+from backbones.torch_settings import set_arithmetic, torch_settings_kept
 from backbones.vmapped import make_vmapped_step
 from experiments.digits import digits_resnet18
 
@@ -46,6 +47,15 @@ to_cpu = partial(tree.map, Tensor.cpu)
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in float32, as `Experiment.init_device` has them."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize(("tf32", "low", "high"), [(False, 0.0, 1e-5), (True, 1e-5, 1e-2)])
+def test_products_in_tf32(tf32: bool, low: float, high: float) -> None:
+    a, b = torch.randn(2, 512, 512, dtype=torch.float64)
+    with torch_settings_kept():
+        set_arithmetic(deterministic=False, tf32=tf32)
+        product = (a.float().to(CUDA) @ b.float().to(CUDA)).cpu().double()
+    assert low < relative_error(product, a @ b) < high
 
 
 def test_keys_and_what_is_drawn_from_them_have_the_same_bits() -> None:

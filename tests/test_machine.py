@@ -151,6 +151,8 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, cho
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert machine.choose_precision("auto", torch.device("cpu")) == chosen
     assert machine.choose_precision("float32", torch.device("cpu")) == "float32"
+    dtypes = {"auto": getattr(torch, chosen), "float32": torch.float32, "tf32": torch.float32}
+    assert {each: machine.autocast_dtype(each, torch.device("cpu")) for each in dtypes} == dtypes
 
 
 def test_memory_that_a_container_has_left(eight_cores: Path) -> None:

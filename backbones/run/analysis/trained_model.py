@@ -62,8 +62,7 @@ def load_model(checkpoint: Checkpoint, experiment: Experiment, device: torch.dev
         InputError: the model has other leaves than the checkpoint: its code has changed.
     """
     info = checkpoint.manifest.info
-    precision = machine.choose_precision(experiment.precision, device)
-    model = with_autocast(experiment.make_model(info), getattr(torch, precision))
+    model = with_autocast(experiment.make_model(info), machine.autocast_dtype(experiment.precision, device))
     params, model_state = tree.map(lambda leaf: leaf.to(device), saved_weights(checkpoint.arrays))
     saved = {name: tuple(leaf.shape) for name, leaf in {**params, **model_state}.items()}
     leaves = [*model.skeleton.named_parameters(), *model.skeleton.named_buffers()]
