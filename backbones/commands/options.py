@@ -68,7 +68,7 @@ def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 def find_experiment(name: str, known: Mapping[str, Experiment] | None = None) -> Experiment:
     """The experiment with a short name, or at `module:name`.
 
-    If none are `known`, short names are those of `EXPERIMENTS` in a package `experiments`, as this project has it.
+    If none are `known`, short names are those of `EXPERIMENTS` in the package `experiments`.
 
     Raises:
         InputError: there is no such experiment.
@@ -78,8 +78,8 @@ def find_experiment(name: str, known: Mapping[str, Experiment] | None = None) ->
             known = import_object("experiments:EXPERIMENTS")
         except InputError as error:
             raise InputError(
-                f"name the experiment as module:name, not {name}; short names are those of EXPERIMENTS in a package "
-                "experiments of this folder, which has none"
+                f"name the experiment as module:name, not {name}; short names are those of EXPERIMENTS in the package "
+                "experiments, which is not installed"
             ) from error
     found = find_object("experiment", name, known or {})
     if not isinstance(found, Experiment):
