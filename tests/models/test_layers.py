@@ -8,6 +8,7 @@ from torch.func import functional_call
 import backbones.random as random
 from backbones.errors import InputError
 from backbones.jit import jit
+from backbones.models import cpu_layers
 from backbones.models.cbam_resnet import CBAM
 from backbones.models.cpu_layers import Conv, DepthwiseConv, Linear
 from backbones.models.shufflenet import shufflenet
@@ -41,19 +42,28 @@ def test_a_convolution_as_a_product_of_matrices(
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "length", "dtype", "expected"),
+    ("channels", "size", "length", "dtype", "amx", "expected"),
     [
-        (512, 3, 4, torch.bfloat16, True),
-        (512, 3, 5, torch.bfloat16, False),
-        (256, 3, 4, torch.bfloat16, False),
-        (64, 1, 8, torch.bfloat16, True),
-        (512, 3, 4, torch.float32, False),
-        (512, 3, 2, torch.float32, True),
+        (512, 3, 4, torch.bfloat16, True, True),
+        (512, 3, 5, torch.bfloat16, True, False),
+        (256, 3, 4, torch.bfloat16, True, False),
+        (512, 3, 4, torch.bfloat16, False, False),
+        (512, 3, 2, torch.bfloat16, False, True),
+        (64, 1, 8, torch.bfloat16, False, True),
+        (512, 3, 4, torch.float32, True, False),
+        (512, 3, 2, torch.float32, False, True),
     ],
 )
 def test_small_images_are_what_it_is_for(
-    channels: int, size: int, length: int, dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+    channels: int,
+    size: int,
+    length: int,
+    dtype: torch.dtype,
+    amx: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cpu_layers, "HAS_AMX", amx)
     called = []
     monkeypatch.setattr(nn.Conv2d, "forward", lambda conv, x: called.append(x))
     conv = Conv(channels, channels, size).to(dtype)
