@@ -230,14 +230,14 @@ class Experiment:
     def init_device(self) -> torch.device:
         """Join the processes, set torch's arithmetic, and return this process's device."""
         device = distributed.init(self.device)
-        if self.precision == "tf32" and device.type != "cuda":
+        is_gpu = device.type == "cuda"
+        if self.precision == "tf32" and not is_gpu:
             raise InputError("--precision tf32 is for GPUs, and this is a CPU; use float32 or bfloat16")
         distributed.set_timeout(self.timeout)
-        if device.type == "cpu":
+        if not is_gpu:
             machine.set_num_threads(self.threads)
             if self.keep_memory:
                 machine.keep_memory()
-        is_gpu = device.type == "cuda"
         set_arithmetic(deterministic=self.deterministic and is_gpu, tf32=self.precision == "tf32")
         return device
 
