@@ -27,8 +27,8 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, 1, 1]
-        mean, maximum = (self.fc2(torch.relu_(self.fc1(pooled))) for pooled in (x.mean(dim=(2, 3)), global_max(x)))
-        return torch.sigmoid(mean + maximum)[:, :, None, None]
+        pooled = torch.stack([x.mean(dim=(2, 3)), global_max(x)])  # [2, B, C]
+        return torch.sigmoid(self.fc2(torch.relu_(self.fc1(pooled))).sum(dim=0))[:, :, None, None]
 
 
 class SpatialAttention(nn.Module):
