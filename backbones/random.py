@@ -52,15 +52,16 @@ def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def sample_keys(key: Tensor, step: Tensor | int, index: Tensor) -> Tensor:
-    """One key for each sample of a step, [B] int64: the same sample gets another key at every step.
+def sample_keys(key: Tensor, step: Tensor | int, index: Tensor, epoch: Tensor) -> Tensor:
+    """One key for each sample of a step, [B] int64: another one at every step, and if a batch has a sample twice.
 
     Args:
         key: 0-D int64.
         step: steps done so far.
-        index: [B] int64, of the samples in their split.
+        index: [B] int64, of the samples in their split, below 2^32.
+        epoch: [B] int64, how often each sample was drawn before; see `make_batches`.
     """
-    return fold_in(fold_in(key, step), index)
+    return fold_in(fold_in(key, step), (epoch << 32) + index)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
@@ -112,7 +113,7 @@ def generator(*numbers: int) -> torch.Generator:
 
 
 def seed_torch(*numbers: int) -> None:
-    """Reseed torch's global generators, from which dropout alone draws: called before each step."""
+    """Reseed torch's global generators, from which layers of a model draw, such as dropout: called before each step."""
     torch.manual_seed(_host_seed(*numbers))
 
 

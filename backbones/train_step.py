@@ -116,7 +116,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with phase("augment"):
-            batch = augment(random.sample_keys(state.key, state.step, batch.index), batch)
+            batch = augment(random.sample_keys(state.key, state.step, batch.index, batch.epoch), batch)
             batch = batch._replace(images=normalize(batch.images))
         size, rest = divmod(len(batch.images), accumulate)
         if rest:

@@ -2,7 +2,10 @@
 
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
+
+CPU = torch.device("cpu")
 
 Params = dict[str, Tensor]
 """What is differentiated: dotted name -> tensor."""

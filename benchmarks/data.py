@@ -12,7 +12,7 @@ from torchvision import transforms
 import backbones.random as random
 from backbones.augment import crop_flip, make_normalize
 from backbones.data import in_memory, make_batches
-from backbones.data.source import CPU
+from backbones.types import CPU
 from benchmarks import median_seconds, run_script
 
 SIZE = 10_000
@@ -52,7 +52,7 @@ def ours(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Tensor]:
     key = random.key(0)
     for step in count():
         batch = batches(step)
-        yield normalize(augment(random.sample_keys(key, step, batch.index), batch).images)
+        yield normalize(augment(random.sample_keys(key, step, batch.index, batch.epoch), batch).images)
 
 
 def theirs(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> Iterator[Tensor]:

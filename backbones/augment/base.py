@@ -20,8 +20,8 @@ from backbones.types import Batch
 class Augment(Protocol):
     """A training augmentation: a pure function of a batch with uint8 images.
 
-    `keys` [B] int64 is a random key for each sample (see `random.py`): the same sample at the same step is augmented in
-    the same way, on any rank.
+    `keys` [B] int64 is a random key for each sample (see `random.py`): one sample at one step and epoch is augmented in
+    the same way on any rank.
     """
 
     def __call__(self, keys: Tensor, batch: Batch) -> Batch: ...

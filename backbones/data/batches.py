@@ -43,8 +43,9 @@ def make_batches(
 ) -> Batches:
     """This rank's part of the training batch of each step, or the whole batch.
 
-    The samples of a run are one endless sequence, `uniform_sequence` or `balanced_sequence`. Step `s` takes the
-    `batch_size` of them from `s batch_size` on, and each rank its share of these, so nothing is dropped or seen twice.
+    The samples of a run are one endless sequence, `uniform_sequence` or `balanced_sequence`, in which no sample has an
+    epoch twice. Step `s` takes the `batch_size` of them from `s batch_size` on, and each rank its share of these, so
+    nothing is dropped or seen twice.
 
     `batch_size` is that of all ranks together, a multiple of their number. From `num_steps` on nothing is read ahead.
     """
@@ -55,7 +56,7 @@ def make_batches(
 
     def request(step: int) -> Request:
         index, epoch = sequence(step * batch_size + rank * share, share)
-        return Request(index, random.sample_keys(key, step, index), epoch)
+        return Request(index, random.sample_keys(key, step, index, epoch), epoch)
 
     return read_ahead(source, request, num_steps, device)
 

@@ -14,8 +14,7 @@ from torch import Tensor
 import backbones.distributed as distributed
 import backbones.tree as tree
 from backbones.errors import InputError, shorten
-
-CPU = torch.device("cpu")
+from backbones.types import CPU
 
 Color = tuple[int, int, int]
 """Red, green and blue in [0, 255]."""

@@ -170,7 +170,7 @@ def recompute_batch(
     batches, losses = [], []
     for parts in zip(*(leaf.chunk(distributed.world_size()) for leaf in tree.leaves(whole)), strict=True):
         batch = tree.unflatten(whole, parts)  # what one rank has augmented
-        batch = augment(random.sample_keys(key, step - 1, batch.index), batch)
+        batch = augment(random.sample_keys(key, step - 1, batch.index, batch.epoch), batch)
         logits = torch.cat([predict(images) for images in batch.images.chunk(experiment.accumulate)])
         each = loss(logits, batch.labels, batch.targets, label_smoothing=experiment.label_smoothing)
         losses.append((each * batch.weight).cpu())
@@ -179,7 +179,7 @@ def recompute_batch(
 
 
 def describe_samples(batch: Batch, losses: Tensor, source: Source) -> tuple[list[dict[str, Any]], list[Tile]]:
-    """What is told of each sample, as plain data, and its picture; those with the largest losses first, or with NaN."""
+    """A record of each sample, as plain data, and its picture; the largest losses and NaN come first."""
     samples, tiles = [], []
     for i in losses.argsort(descending=True, stable=True).tolist():
         index, loss = int(batch.index[i]), losses[i].item()

@@ -17,10 +17,9 @@ from backbones.augment import AUGMENTS, chain, cutmix, mixup, mixup_cutmix, rand
 from backbones.augment.mix import make_beta
 from backbones.component import use
 from backbones.data import digits, make_batches
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.optim.schedule import constant
-from backbones.types import Batch
+from backbones.types import CPU, Batch
 from experiments.digits import digits_vit_tiny
 
 MIXING = ["mixup", "cutmix", "mixup-cutmix"]
@@ -129,7 +128,7 @@ def test_ranks_mix_as_one_process(name: str, world_size: int, monkeypatch: pytes
 
     def augmented() -> Batch:
         batch = make_batches(source, seed=0, batch_size=64, device=CPU)(44)  # over the end of an epoch
-        return augment(random.sample_keys(key, 44, batch.index), batch)
+        return augment(random.sample_keys(key, 44, batch.index, batch.epoch), batch)
 
     whole = augmented()
     monkeypatch.setattr(distributed, "world_size", lambda: world_size)
@@ -171,7 +170,7 @@ def test_a_training_on_mixed_targets(augment) -> None:
     experiment = dataclasses.replace(SMALL, augment=augment, steps=60, schedule=use(constant))
     program, info = experiment.make(), digits().info
     batch = program.batches(0)
-    mixed = augment.make(num_classes=10)(random.sample_keys(program.state.key, 0, batch.index), batch)
+    mixed = augment.make(num_classes=10)(random.sample_keys(program.state.key, 0, batch.index, batch.epoch), batch)
     mean, std = (torch.tensor(each)[:, None, None] for each in (info.mean, info.std))
     model = experiment.make_model(info)
     logits, _ = model.apply(program.state.params, program.state.model_state, (mixed.images - mean) / std, train=True)

@@ -10,9 +10,10 @@ import backbones.distributed as distributed
 import backbones.random as random
 from backbones.data import Sampling, Source, eval_batches, in_memory, make_batches
 from backbones.data.batches import uniform_sequence
-from backbones.data.source import CPU, channel_statistics
+from backbones.data.source import channel_statistics
 from backbones.errors import InputError
 from backbones.random import Stream
+from backbones.types import CPU
 
 
 def make_source(size: int) -> Source:
@@ -112,9 +113,24 @@ def test_a_source_gets_a_key_for_each_sample_and_step() -> None:
     batches = make_batches(source._replace(read=read), seed=3, batch_size=8, device=CPU)
     first, again = batches(4), batches(4)
     key = random.fold_in(random.key(3), Stream.READ)
-    expected = random.fold_in(random.fold_in(key, 4), first.index)
+    expected = random.fold_in(random.fold_in(key, 4), first.index + 2**32 * first.epoch)
     assert torch.equal(seen[tuple(again.index.tolist())], expected)
-    assert len(set(expected.tolist()) | set(random.sample_keys(random.key(3), 4, first.index).tolist())) == 16
+    of_augmentation = random.sample_keys(random.key(3), 4, first.index, first.epoch)
+    assert len(set(expected.tolist()) | set(of_augmentation.tolist())) == 16
+
+
+@pytest.mark.parametrize(("sampling", "batch_size"), [("balanced", 40), ("uniform", 50)])
+def test_a_sample_that_a_batch_has_twice_has_two_keys(sampling: Sampling, batch_size: int) -> None:
+    keys = []
+
+    def read(index: torch.Tensor, read_keys: torch.Tensor) -> torch.Tensor:
+        keys.append(read_keys)
+        return IMBALANCED.read(index, read_keys)
+
+    source = IMBALANCED._replace(read=read)
+    batch = make_batches(source, seed=0, batch_size=batch_size, device=CPU, sampling=sampling)(3)
+    keys.append(random.sample_keys(random.key(0), 3, batch.index, batch.epoch))
+    assert len(batch.index.unique()) < batch_size and [len(each.unique()) for each in keys] == [batch_size] * 2
 
 
 def test_channel_statistics_are_those_of_numpy() -> None:

@@ -18,7 +18,6 @@ import backbones.tree as tree
 from backbones.augment import mixup, repeated
 from backbones.component import use
 from backbones.data import Dataset, digits, image_folder, make_batches
-from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy, cross_entropy
 from backbones.run.analysis.pictures import to_rgb
@@ -33,6 +32,7 @@ from backbones.run.spikes import (
     make_spike_detector,
     recompute_batch,
 )
+from backbones.types import CPU
 
 
 def bad_steps(detector: SpikeDetector, losses: Sequence[float], first: int = 1, flags: Sequence[int] = ()) -> list[int]:
@@ -114,7 +114,7 @@ def test_the_samples_of_a_spike_are_told_and_drawn(tmp_path: Path, capsys: pytes
     assert losses == sorted(losses, reverse=True) and losses[0] > 100 > 10 > losses[1]
 
     rows = [batch.index.tolist().index(i) for i in samples]
-    augmented = poison()(random.sample_keys(random.key(0), BAD - 1, batch.index), batch)
+    augmented = poison()(random.sample_keys(random.key(0), BAD - 1, batch.index, batch.epoch), batch)
     images = torch.stack([to_rgb(augmented.images[row]) for row in rows])
     assert torch.equal(drawn(tmp_path / "spikes" / f"{BAD}.png", 32, lines=3), images)
     assert (images[0] == 255).all() and not torch.equal(images[1:], batch.images[rows[1:]].permute(0, 2, 3, 1))
@@ -202,7 +202,7 @@ def test_rank_0_sees_what_all_ranks_have_seen(monkeypatch: pytest.MonkeyPatch) -
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         batch = make_batches(source, seed=3, batch_size=32, device=CPU, sampling="balanced")(4)
-        parts.append(augment(random.sample_keys(random.key(3), 4, batch.index), batch))
+        parts.append(augment(random.sample_keys(random.key(3), 4, batch.index, batch.epoch), batch))
     monkeypatch.setattr(distributed, "rank", lambda: 0)
 
     def predict(images: torch.Tensor) -> torch.Tensor:

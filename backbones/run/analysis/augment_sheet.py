@@ -13,9 +13,9 @@ from torch import Tensor
 import backbones.random as random
 from backbones.component import Use
 from backbones.data import Dataset, make_batches
-from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.run.analysis.pictures import Tile, caption
+from backbones.types import CPU
 
 
 class Sheet(NamedTuple):
@@ -69,7 +69,8 @@ def make_sheet(
     batches = make_batches(dataset.train, seed=seed, batch_size=size, device=CPU, sampling=experiment.sampling)
     batch, key, images, targets = batches(step), random.key(seed), [], []
     for i in range(variants):
-        augmented = function(random.sample_keys(key, step + i, batch.index), batch._replace(epoch=batch.epoch + i))
+        later = batch._replace(epoch=batch.epoch + i)
+        augmented = function(random.sample_keys(key, step + i, later.index, later.epoch), later)
         one_hot = F.one_hot(augmented.labels, num_classes).to(torch.float32)
         images.append(augmented.images[:samples])
         targets.append((one_hot if augmented.targets is None else augmented.targets)[:samples])
