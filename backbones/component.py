@@ -54,13 +54,13 @@ class Use:
         known = options_of(function)
         for name in options:
             if name in GIVEN and name in inspect.signature(function).parameters:
-                raise InputError(f"{name} of {self.name} is given by the experiment; call that parameter otherwise")
+                raise InputError(f"{name} of {self.name} is given by the experiment; rename that parameter")
             check_known(f"option of {self.name}", name, known)
         check_values({name: option.annotation for name, option in known.items()}, options, prefix=f"{self.name}.")
-        for name, value in options.items():
-            if not is_plain(value):
+        for name, value in self.values.items():
+            if value is not inspect.Parameter.empty and not is_plain(value):
                 raise InputError(
-                    f"{self.name}.{name} is {value!r}; it must be a number, a text, true, false, None, or a tuple or "
+                    f"{self.name}.{name} is {value!r}; it must be a number, a string, a bool, None, or a tuple or "
                     "dict of such: write a function that takes a name for it"
                 )
 

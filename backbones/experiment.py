@@ -11,7 +11,6 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -95,7 +94,7 @@ class Experiment:
     """Everything that decides what a run computes. Two equal experiments on one machine end in equal parameters.
 
     Raises:
-        InputError: a number is out of its range, or not exactly one of `steps` and `epochs` is given.
+        InputError: an option has a wrong value, or two options contradict each other.
     """
 
     name: str
@@ -204,7 +203,7 @@ class Experiment:
         check_values(annotations, values, prefix="--")
         for name in values.keys() - {*COMPONENTS}:
             if not is_plain(values[name]):
-                raise InputError(f"{name} is {values[name]!r}; it must be a number, a text, true, false, or None")
+                raise InputError(f"{name} is {values[name]!r}; it must be a number, a string, a bool or None")
         for name in COMPONENTS:
             if not isinstance(values[name], Use):
                 raise InputError(f"{name} is {values[name]!r}; wanted use(function, option=value, ...)")
@@ -219,8 +218,14 @@ class Experiment:
             raise InputError(
                 "--class-weights auto and --sampling balanced each make all classes count equally; give one"
             )
+        if self.init_from is not None and self.names_pretrained():
+            raise InputError("--init-from and --model.pretrained both name weights to start from; give one of them")
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"steps is {self.steps} and epochs is {self.epochs}; give one of them")
+
+    def names_pretrained(self) -> bool:
+        """Whether the model is one of timm or torchvision that reads a file of weights."""
+        return self.model.function in LIBRARIES.values() and self.model.values["pretrained"] is not None
 
     def num_steps(self, dataset: Dataset) -> int:
         """Steps of the run."""
@@ -330,13 +335,15 @@ class Experiment:
                 f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
             )
         num_steps = self.num_steps(dataset)
+        if self.rewind and self.nonfinite == "skip" and self.spike is None:
+            distributed.warn0_once("--rewind has no effect with --nonfinite skip and --spike None")
+        if self.pass_over and max(self.pass_over) > num_steps:
+            distributed.warn0_once(f"--pass-over {max(self.pass_over)} has no effect: the run has {num_steps} steps")
         optimizer = self.make_optimizer(model.roles, num_steps)
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         state = self._init_state(model, optimizer, dataset, normalize, device)
-        train_batches = partial(
-            make_batches, dataset.train, batch_size=self.batch_size, device=device, sampling=self.sampling
-        )
-        batches = train_batches(seed=self.seed, num_steps=num_steps)
+        train_batches = partial(make_batches, dataset.train, device=device, sampling=self.sampling)
+        batches = train_batches(seed=self.seed, batch_size=self.batch_size, num_steps=num_steps)
         mode = self.mode(device)
         if mode != "eager":
             first = batches(0)
@@ -344,19 +351,18 @@ class Experiment:
             self.augment.make(num_classes=dataset.info.num_classes, device=device)(first.index, first)
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
+        loss_fn = self._make_loss_fn(model, dataset, device)
         # One process compiles one graph of the whole step. In several it breaks where DDP sends gradients: the loss
         # before it is then a graph of its own, and no CUDA graph: its replay would overwrite what the step holds.
         one_process = distributed.world_size() == 1
-
-        def differentiate(loss_fn: LossFn) -> GradAndValue:
-            if mode != "eager" and not one_process:
-                loss_fn = jit(loss_fn, mode="compile")
-            return grad_and_value(loss_fn, state.params, transform="autograd" if mode == "eager" else "func")
-
-        train_step = self._make_train_step(model, optimizer, dataset, device, differentiate)
+        if mode != "eager" and not one_process:
+            loss_fn = jit(loss_fn, mode="compile")
+        grad_fn = grad_and_value(loss_fn, state.params, transform="autograd" if mode == "eager" else "func")
+        train_step = self._make_train_step(grad_fn, optimizer, dataset.info, normalize, device)
         train_step = jit(train_step, mode=mode, donate=True, fullgraph=one_process)
 
-        plain_batches = train_batches(seed=0, num_steps=NUM_BN_BATCHES)
+        micro_batch = self.batch_size // self.accumulate
+        plain_batches = train_batches(seed=0, batch_size=micro_batch, num_steps=NUM_BN_BATCHES)
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize, loss=self.make_loss(), tta=self.tta), mode=mode)
         return Program(
@@ -379,12 +385,14 @@ class Experiment:
         """
         device = self.init_device()
         if distributed.world_size() > 1:
-            raise InputError("a pure train step is that of one process; start it without torchrun")
+            raise InputError("make_pure_step is for one process; start it without torchrun")
         self._check_batch_size()
-        model = self._complete_model(self.make_model(dataset.info), dataset.info, device)
+        info = dataset.info
+        model = self._complete_model(self.make_model(info), info, device)
         optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
-        differentiate = partial(grad_and_value, params={}, transform="func")
-        return self._make_train_step(model, optimizer, dataset, device, differentiate)
+        grad_fn = grad_and_value(self._make_loss_fn(model, dataset, device), {}, transform="func")
+        normalize = make_normalize(info.mean, info.std, device)
+        return self._make_train_step(grad_fn, optimizer, info, normalize, device)
 
     def _complete_model(self, model: Model, info: DataInfo, device: torch.device) -> Model:
         """The model as it is trained: in its precision, with what is frozen, and BatchNorm over the images it is to
@@ -417,15 +425,8 @@ class Experiment:
             )
         return state
 
-    def _make_train_step(
-        self,
-        model: Model,
-        optimizer: GradientTransformation,
-        dataset: Dataset,
-        device: torch.device,
-        differentiate: Callable[[LossFn], GradAndValue],
-    ) -> TrainStep:
-        """The train step as a pure function, neither compiled nor seeded."""
+    def _make_loss_fn(self, model: Model, dataset: Dataset, device: torch.device) -> LossFn:
+        """The loss of a batch, with options that suit the data set."""
         info, class_weights = dataset.info, None
         check_labels(dataset.train.labels, dataset.test.labels, info.class_names)
         check_statistics(dataset.train)
@@ -433,12 +434,22 @@ class Experiment:
             class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)
         loss = self.make_loss()
         check_loss(self.loss.name, loss, info.num_classes, device)
-        loss_fn = make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
+        return make_loss_fn(model, label_smoothing=self.label_smoothing, loss=loss, class_weights=class_weights)
+
+    def _make_train_step(
+        self,
+        grad_fn: GradAndValue,
+        optimizer: GradientTransformation,
+        info: DataInfo,
+        normalize: Normalize,
+        device: torch.device,
+    ) -> TrainStep:
+        """The train step as a pure function, neither compiled nor seeded."""
         return make_train_step(
-            differentiate(loss_fn),
+            grad_fn,
             optimizer,
             augment=self.augment.make(num_classes=info.num_classes, device=device),
-            normalize=make_normalize(info.mean, info.std, device),
+            normalize=normalize,
             accumulate=self.accumulate,
             skip_nonfinite=self.nonfinite == "skip",
         )
@@ -475,7 +486,7 @@ class Experiment:
         version = values.pop("version", "0.1")
         if version != VERSION:
             raise InputError(
-                f"it is of version {version} of this program, and this is {VERSION}; start a new run, or use that"
+                f"it was written by version {version}, and this is {VERSION}; start a new run, or use version {version}"
             )
         if isinstance(values.get("loss"), str):  # as it was before a loss could have options
             values["loss"] = use(LOSSES[values["loss"]]).to_json()

@@ -12,11 +12,11 @@ import backbones.random as random
 from backbones.augment import identity, make_normalize
 from backbones.component import use
 from backbones.data import Dataset, in_memory, make_batches
-from backbones.data.source import CPU
 from backbones.experiment import Experiment, Program
 from backbones.models import MODELS
 from backbones.models.base import with_memory
 from backbones.models.cpu_layers import Conv, Linear
+from backbones.types import CPU
 from benchmarks.optimizers import COUNTERPARTS, FUSED
 from experiments.digits import digits_resnet18, digits_vit_tiny
 

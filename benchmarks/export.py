@@ -18,12 +18,12 @@ from backbones.augment import make_normalize
 from backbones.commands.exit import run_command
 from backbones.component import use
 from backbones.data import DataInfo
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.models import MODELS
 from backbones.run.analysis.trained_model import TrainedModel, read_trained
 from backbones.run.export import FORMATS, export, read_test_images
 from backbones.run.export.formats import Content
+from backbones.types import CPU
 from benchmarks import medians
 
 TABLE = ("resnet18", "mobilenet", "vit-tiny", "convnext-atto")

@@ -28,8 +28,8 @@ import backbones.machine as machine
 from backbones.commands.exit import run_command
 from backbones.data import Dataset, image_folder, image_tar, in_memory, make_batches
 from backbones.data.image_files.workers import Workers
-from backbones.data.source import CPU, Source
-from backbones.types import Batch
+from backbones.data.source import Source
+from backbones.types import CPU, Batch
 from benchmarks import medians, status
 from benchmarks.contenders import Precision, Setting
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS
 from backbones.models.cost import measure_cost
+from backbones.types import CPU
 from benchmarks import medians, run_script, status
 from benchmarks.contenders import CONTENDERS, TIMM, Precision, Setting, make_step
 

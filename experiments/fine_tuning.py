@@ -15,11 +15,11 @@ import torch
 from backbones.augment import crop_flip
 from backbones.compose import on
 from backbones.data import Dataset, digits, fashion_mnist, take_per_class
-from backbones.data.source import CPU
 from backbones.experiment import Experiment, use
 from backbones.optim import adamw
 from backbones.optim.schedule import cosine
 from backbones.ranges import Count
+from backbones.types import CPU
 from experiments.plus import cifar10_vit_tiny_plus
 
 

@@ -35,6 +35,10 @@ def needs_a_value(width: int) -> int:
     return width
 
 
+def with_an_object(kind: type = int) -> None:
+    """Doc."""
+
+
 def test_make_calls_the_function_with_what_is_given_and_the_options() -> None:
     component = use(triple, c="y")
     assert component.make(num_classes=1, image_shape=(3, 2, 2)) == (1, 2, "y")
@@ -54,15 +58,15 @@ def test_mistakes_are_found_at_once() -> None:
         use(adam, lrr=1e-3)
     with pytest.raises(InputError, match=r"adam\.b1 is 1.0; it must be at least 0 and below 1"):
         use(adam, b1=1.0)
-    with pytest.raises(
-        InputError, match="num_classes of triple is given by the experiment; call that parameter otherwise"
-    ):
+    with pytest.raises(InputError, match="num_classes of triple is given by the experiment; rename that parameter"):
         use(triple, num_classes=3)
     with pytest.raises(InputError, match="needs-a-value needs a value for width"):
         use(needs_a_value).make()
     for value in (len, {"a": {1, 2}}, (1, object()), {2: "b"}):
-        with pytest.raises(InputError, match=r"triple\.c is .*; it must be a number, a text, true, false, None, or a"):
+        with pytest.raises(InputError, match=r"triple\.c is .*; it must be a number, a string, a bool, None, or a"):
             use(triple, c=value)
+    with pytest.raises(InputError, match=r"with-an-object\.kind is <class 'int'>; it must be a number, a string"):
+        use(with_an_object)
     for value in ({"a": 1}, EXPERIMENTS["digits-vit-tiny"]):
         with pytest.raises(InputError, match="is not a function; wanted one that makes a part of an experiment"):
             Use(value)

@@ -9,7 +9,6 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.augment import make_normalize
 from backbones.data import in_memory, make_batches
-from backbones.data.source import CPU
 from backbones.evaluation import EvalSums, make_eval_step, make_evaluate, make_predict, make_weights_of
 from backbones.losses import binary_cross_entropy
 from backbones.models import Model, from_module
@@ -19,7 +18,7 @@ from backbones.models.vit import vit
 from backbones.optim.average import EmaParamsState
 from backbones.train_step import TrainState
 from backbones.tta import average_views
-from backbones.types import Batch, Params
+from backbones.types import CPU, Batch, Params
 
 
 def weights_of(state: TrainState):

@@ -13,7 +13,6 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.component import use
 from backbones.data import Dataset, digits, in_memory
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import balanced_class_weights, binary_cross_entropy
@@ -22,6 +21,7 @@ from backbones.models.resnet import resnet18
 from backbones.optim import adam, chain, lars, scale, sgd
 from backbones.optim.schedule import constant, cosine
 from backbones.run.run import run
+from backbones.types import CPU
 from experiments import EXPERIMENTS
 
 
@@ -234,6 +234,31 @@ def test_batches_of_evaluation_have_their_own_size(experiment: Experiment, monke
     assert sizes == [100] * 4  # 364 images
 
 
+class CountsImages(nn.Module):
+    """A linear layer after BatchNorm, which notes how many images of 16x16 it trains on at a time."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3 * 16 * 16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            SIZES.add(len(images))
+        return self.head(self.norm(images).flatten(1))
+
+
+SIZES: set[int] = set()
+
+
+def test_batch_norm_is_estimated_anew_in_the_micro_batches_of_training(experiment: Experiment) -> None:
+    experiment = dataclasses.replace(experiment, model=use(CountsImages), ema=0.9, batch_size=32, accumulate=4)
+    program = experiment.make()
+    state, _ = program.train_step(program.state, program.batches(0))
+    SIZES.clear()
+    program.weights_of(state)
+    assert {8} == SIZES
+
+
 def test_a_model_that_does_not_give_logits_of_the_classes_is_refused(experiment: Experiment) -> None:
     """torchvision's constructors take `num_classes` by `**kwargs`, so that they do not get it."""
     with pytest.raises(InputError, match=r"--model resnet18 gives \(2, 1000\) for 2 images; wanted logits of shape"):
@@ -246,8 +271,8 @@ def test_a_model_that_does_not_give_logits_of_the_classes_is_refused(experiment:
         ({"tta": None}, "--tta is None; it must be one of none, flip, flip"),
         ({"tta": ("flip",)}, r"--tta is \('flip',\); it must be one of none"),
         ({"on_save_error": None}, "--on-save-error is None; it must be one of stop, continue"),
-        ({"init_from": Path("runs/a")}, "init_from is .*Path.*; it must be a number, a text, true, false, or None"),
-        ({"freeze": (torch.tensor(1),)}, "freeze is .*; it must be a number, a text"),
+        ({"init_from": Path("runs/a")}, "init_from is .*Path.*; it must be a number, a string, a bool or None"),
+        ({"freeze": (torch.tensor(1),)}, "freeze is .*; it must be a number, a string"),
     ],
 )
 def test_values_that_act_as_others_or_cannot_be_stored(experiment: Experiment, options: dict, message: str) -> None:
@@ -265,6 +290,10 @@ def test_options_without_an_effect_are_told(experiment: Experiment, capsys: pyte
     assert capsys.readouterr().err == "warning: a batch of 1434 has some of the 1433 training images twice\n"
     dataclasses.replace(experiment, data=use(even_and_odd), best="top5").make()
     assert capsys.readouterr().err == "warning: --best top5: it is always 100 % of 2 classes\n"
+    dataclasses.replace(experiment, rewind=3, nonfinite="skip", spike=None).make()
+    assert capsys.readouterr().err.startswith("warning: --rewind has no effect with --nonfinite skip and --spike None")
+    dataclasses.replace(experiment, pass_over=(2, 99)).make()
+    assert capsys.readouterr().err == f"warning: --pass-over 99 has no effect: the run has {experiment.steps} steps\n"
 
 
 def even_and_odd() -> Dataset:

@@ -15,8 +15,8 @@ import torch
 
 import backbones.tree as tree
 from backbones.commands.train import parse
-from backbones.data.source import CPU
 from backbones.torch_settings import torch_settings_kept
+from backbones.types import CPU
 from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "losses.json"

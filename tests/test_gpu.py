@@ -20,7 +20,6 @@ from backbones import optim
 from backbones.augment import AUGMENTS, crop_flip
 from backbones.component import use
 from backbones.data import digits, image_folder, make_batches
-from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.jit import jit
 from backbones.models import MODELS
@@ -31,6 +30,7 @@ from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.run import run
 from backbones.torch_settings import set_arithmetic, torch_settings_kept
+from backbones.types import CPU
 from backbones.vmapped import make_vmapped_step
 from experiments.digits import digits_resnet18
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from backbones.commands.evaluate import evaluate
 from backbones.component import options_of, use
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import LOSSES, balanced_class_weights, binary_cross_entropy, check_loss, cross_entropy
 from backbones.run.run import run
+from backbones.types import CPU
 
 
 def test_is_minus_log_probability_of_the_smoothed_target() -> None:

@@ -45,11 +45,10 @@ def run(name: str = "--help", *args: str) -> bool | None:
             print(f"  {command:17s}{summary}")
         return None
     check_known("command", name, COMMANDS)
-    if name not in IN_PROCESSES:
-        distributed.join()
-        if distributed.world_size() > 1:
-            raise InputError(f"{name} runs in one process, and torchrun has started several; start it without torchrun")
+    distributed.join()
+    if name not in IN_PROCESSES and distributed.world_size() > 1:
+        raise InputError(f"{name} runs in one process, and torchrun has started several; start it without torchrun")
     module = importlib.import_module(f"backbones.commands.{name.replace('-', '_')}")
     if hasattr(module, "main"):
         return module.main([*args])
-    return tyro.cli(getattr(module, name), args=args, prog=f"backbones {name}")
+    return tyro.cli(getattr(module, name), args=args, prog=f"backbones {name}", console_outputs=distributed.is_main())

@@ -17,29 +17,23 @@ from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, lo
 from backbones.run.checkpoint.find import join_steps
 from backbones.run.config import parse_experiment
 from backbones.run.provenance import (
-    describe_circumstances,
-    list_other_circumstances,
+    describe_environment,
+    list_environment_changes,
     list_resumes,
     list_trained,
     read_starts,
     use_recorded_threads,
 )
-from backbones.run.run import without_pretrained
 from backbones.run.run_dir import CHECKPOINTS
+from backbones.run.start_weights import without_pretrained
 from backbones.torch_settings import torch_settings_kept
-
-
-def main(args: list[str]) -> bool:
-    """Run a command line; False if a leaf differs."""
-    distributed.join()
-    return tyro.cli(audit, args=args, prog="backbones audit", console_outputs=distributed.is_main())
 
 
 def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None, /) -> bool:
     """Repeat the training from one checkpoint of a run to a later one, and compare every leaf with it bit for bit.
 
     The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
-    -m backbones audit RUN. The exit code is 1 if a leaf differs; which and by how much is printed.
+    -m backbones audit RUN. Where a leaf differs, False is returned (the exit code is 1), and by how much is printed.
 
     Args:
         run: a run folder.
@@ -54,7 +48,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     experiment = parse_experiment(after.path, after.manifest.experiment)
     with torch_settings_kept():
         use_recorded_threads(starts)
-        now, circumstances = train_again(experiment, before, after)
+        now, environment = train_again(experiment, before, after)
     if not distributed.is_main():
         return True
     different = [name for name, leaf in after.manifest.leaves.items() if describe_leaf(now[name]) != leaf]
@@ -66,7 +60,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     trained = list_trained(starts, first, last)
     for line in list_resumes("the run", trained, after=first):
         print(line)
-    for line in list_other_circumstances(trained, circumstances):
+    for line in list_environment_changes(trained, environment):
         print(line)
     return not different
 
@@ -95,11 +89,11 @@ def find_pair(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
 
 
 def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -> tuple[Arrays, dict]:
-    """The leaves of the state to which an experiment comes from an earlier checkpoint, and the circumstances."""
+    """The leaves of the state to which an experiment comes from an earlier checkpoint, and the environment."""
     device = experiment.init_device()
     with distributed.long_timeout():
         dataset = experiment.data.make(device=device)
-    circumstances = describe_circumstances(experiment, dataset, device)  # now: what compiles imports more packages
+    environment = describe_environment(experiment, dataset, device)  # now: what compiles imports more packages
     program = experiment.make(dataset, without_pretrained(experiment).make_model(dataset.info))
     state = load_arrays(program.state, before.arrays)
     steps = range(before.manifest.step + 1, after.manifest.step + 1)
@@ -110,4 +104,4 @@ def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -
             state, _ = program.train_step(state, program.batches(step - 1))
     is_averaged = any(name.startswith(f"{EVALUATED}/") for name in after.arrays)
     weights = program.weights_of(state) if is_averaged else None
-    return to_arrays(state, weights), circumstances
+    return to_arrays(state, weights), environment

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, find_experiment, read_options
 from backbones.component import Use
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.ranges import Count, Range
@@ -14,6 +13,7 @@ from backbones.run.analysis.augment_sheet import make_sheet
 from backbones.run.analysis.pictures import save_tiles
 from backbones.run.config import read_experiment
 from backbones.run.run_dir import CONFIG
+from backbones.types import CPU
 
 Step = Annotated[int, Range("[0, inf)")]
 

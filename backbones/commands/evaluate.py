@@ -82,6 +82,8 @@ def evaluate(
         for i in range(0, len(images), batch_size):
             _classify(predict, info, images[i : i + batch_size], resize=resize)
         return
+    if resize:
+        raise InputError("--resize is for image files; those of a data set have the size that the model takes")
     name, dataset = read_dataset(data, experiment.data, torch_device, data_root)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
@@ -96,7 +98,7 @@ def evaluate(
 
 
 def _classify(predict: Predict, info: DataInfo, paths: Sequence[Path], *, resize: bool) -> None:
-    logits = predict(read_images(paths, info, squeeze=resize)).to(torch.float32)
+    logits = predict(read_images(paths, info, may_resize=resize)).to(torch.float32)
     top = logits.softmax(dim=1).topk(min(5, info.num_classes), dim=1)
     names = [printable(str(path)) for path in paths]
     width = max(map(len, names))

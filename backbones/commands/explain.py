@@ -1,4 +1,4 @@
-"""`backbones explain RUN IMAGE ...`: what in image files a class is predicted by, as one picture."""
+"""`backbones explain RUN IMAGE ...`: a picture of the pixels or patches that decide the predicted class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def explain(
     names = trained.info.class_names
     if target is not None:
         check_known("class", target, names)
-    pixels = read_images(images, trained.info, squeeze=resize).to(torch_device)
+    pixels = read_images(images, trained.info, may_resize=resize).to(torch_device)
     with torch.no_grad():
         probabilities = torch.cat([trained.logits(part).softmax(dim=1) for part in pixels.split(AT_ONCE)])
     predicted = probabilities.argmax(dim=1)

@@ -51,11 +51,11 @@ def export(
     print(f"wrote {content.path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
     if done.num_images:
         print(
-            f"read again by a process of its own: logits of {done.num_images} images differ by at most "
+            f"checked in another process: logits of {done.num_images} images differ by at most "
             f"{done.difference:.2g}, and {done.num_equal} have the same class"
         )
     else:
-        print("read again by a process of its own: every tensor is equal")
+        print("checked in another process: every tensor is equal")
     imports, load, result = done.lines
     shown = f"{imports}\n\npath = {str(out)!r}\n{load}" + (f"\nlogits = {result}" if done.num_images else "")
     print("\n" + textwrap.indent(shown, "    "))

@@ -66,7 +66,7 @@ def nearest(
         raise InputError(
             f"{features} was made with other weights than those of {content.path}, or other data than {name}"
         )
-    pixels = read_images(images, trained.info, squeeze=resize)
+    pixels = read_images(images, trained.info, may_resize=resize)
     with torch.no_grad():
         parts = [to_vectors(trained.features(part)[table.about["layer"]]).cpu() for part in pixels.split(AT_ONCE)]
     vectors = torch.cat(parts)

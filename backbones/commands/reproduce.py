@@ -14,7 +14,7 @@ from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
 from backbones.run.metric_lines import TIMES, read_metrics
 from backbones.run.provenance import (
-    list_other_circumstances,
+    list_environment_changes,
     list_resumes,
     list_trained,
     read_starts,
@@ -30,7 +30,6 @@ def main(args: list[str]) -> bool:
     Raises:
         InputError: there is no such run, or it is not finished.
     """
-    distributed.join()
     if not args or args[0] in ("-h", "--help"):
         print("usage: backbones reproduce RUN [--run-dir DIR] [--OPTION VALUE ...]\n\n" + (__doc__ or ""))
         return True
@@ -84,7 +83,7 @@ def compare_runs(before: Path, now: Path) -> bool:
     starts = [starts_of(run_dir) for run_dir in runs]
     for line in list_resumes(str(before), starts[0]):
         print(line)
-    for line in list_other_circumstances(starts[0], starts[1][-1]) if starts[1] else ():
+    for line in list_environment_changes(starts[0], starts[1][-1]) if starts[1] else ():
         print(line)
     return equal
 

@@ -82,6 +82,8 @@ class Command:
             raise InputError("--sweep-seed is for the draws of --random N; the seed of the runs is --seed")
         if self.workers is not None and self.how in ("sequence", "vmap"):
             raise InputError(f"--workers is for --how processes, not {self.how}; leave one of them out")
+        if self.only is not None and (self.how != "auto" or self.workers is not None):
+            raise InputError("--how and --workers are for all members, and --only names one; leave them out")
 
 
 def main(args: list[str]) -> bool:

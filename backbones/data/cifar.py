@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.data.source import CPU, Dataset, in_memory
+from backbones.data.source import Dataset, in_memory
 from backbones.data.torchvision import torchvision_class
 from backbones.errors import InputError
+from backbones.types import CPU
 
 
 def cifar(name: str, device: torch.device = CPU, *, root: str = "data", download: bool = False) -> Dataset:

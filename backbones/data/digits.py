@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from backbones.data.source import CPU, Dataset, in_memory
+from backbones.data.source import Dataset, in_memory
 from backbones.ranges import Count, checked
+from backbones.types import CPU
 
 
 @checked

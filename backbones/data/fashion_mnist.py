@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.data.source import CPU, Dataset, in_memory
+from backbones.data.source import Dataset, in_memory
 from backbones.data.torchvision import torchvision_class
 from backbones.errors import InputError
+from backbones.types import CPU
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
+from backbones.data.image_files.cache import Stamps, stamp
 from backbones.data.image_files.listing import Listing, is_image, list_tree
-from backbones.data.image_files.listing_cache import Stamps, cached_listing, stamp
+from backbones.data.image_files.listing_cache import cached_listing
 from backbones.errors import InputError
 
 COMPRESSED = {

@@ -15,8 +15,9 @@ import numpy as np
 
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
+from backbones.data.image_files.cache import Stamps, cache_path, replacing, stamp, with_filename
 from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, choose_splits
-from backbones.data.image_files.listing_cache import Stamps, cache_path, cached_listing, named_after, replacing, stamp
+from backbones.data.image_files.listing_cache import cached_listing
 from backbones.errors import InputError, shorten
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -41,7 +42,7 @@ def list_parquet(root: Path) -> Listing:
 
     A file belongs to the split that its name begins with, such as `data/train-00000-of-00001.parquet`, or that a folder
     it is in is named after. No image in it can be read alone: all are copied once, encoded as they are, into one file
-    beside the listing (see `listing_cache.py`).
+    beside the listing (see `cache.py`).
 
     Raises:
         InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
@@ -88,7 +89,7 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
             distributed.print0(f"note: {root} has no labels in {', '.join(sorted(unlabelled))}: not used")
         chosen = {**choose_splits(root, labelled), "all": "all"}
         with (
-            named_after(store),
+            with_filename(store),
             replacing(store) as output,
             distributed.progress(desc=f"copying {root}", total=total, unit=" images") as bar,
         ):

@@ -152,8 +152,7 @@ def to_our_names(state_dict: StateDict, ours: StateDict) -> StateDict:
     """A state dict of torchvision or timm under our names; any other one comes back with its own.
 
     Args:
-        state_dict: their name -> tensor. Names that none of our leaves has there stay as they are, but for those of
-            another kind of head, which begin with `head.` too.
+        state_dict: their name -> tensor. Unknown names are kept; leaves of another kind of head become `head.*` too.
         ours: name -> leaf of the model that is to have them; only its shape matters.
     """
     state_dict = _fold_biases(state_dict, kept=ours)

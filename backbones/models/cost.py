@@ -9,7 +9,7 @@ import torch
 import backbones.random as random
 import backbones.tree as tree
 from backbones.models import Model
-from backbones.models.base import with_memory
+from backbones.models.base import ImageShape, with_memory
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated")  # what importing fvcore calls
@@ -24,19 +24,19 @@ class ModelCost(NamedTuple):
     """Multiply-accumulates of one forward pass over one image; elements count two in BatchNorm, five in LayerNorm."""
 
 
-def measure_cost(model: Model, image_shape: tuple[int, int, int]) -> ModelCost:
+def measure_cost(model: Model, image_shape: ImageShape) -> ModelCost:
     """Count parameters, and with fvcore multiply-accumulates, for one image [C, H, W]."""
     macs, _ = _analyze(model, image_shape)
     return ModelCost(sum(leaf.numel() for leaf in model.skeleton.parameters()), int(macs.total()))
 
 
-def count_activations(model: Model, image_shape: tuple[int, int, int]) -> int:
+def count_activations(model: Model, image_shape: ImageShape) -> int:
     """Elements of the outputs of convolutions and matrix products for one image (arXiv 2003.13678, section 2.2)."""
     _, activations = _analyze(model, image_shape)
     return int(activations.total())
 
 
-def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) -> str:
+def layer_table(model: Model, image_shape: ImageShape, *, depth: int) -> str:
     """A table of what each layer costs for one image [C, H, W], down to `depth` levels of submodules."""
     macs, activations = _analyze(model, image_shape)
     return flop_count_table(macs, max_depth=depth, activations=activations, show_param_shapes=False).replace(
@@ -45,7 +45,7 @@ def layer_table(model: Model, image_shape: tuple[int, int, int], *, depth: int) 
 
 
 def measure_latency(
-    model: Model, image_shape: tuple[int, int, int], *, batch_size: int, device: torch.device, seconds: float = 1.0
+    model: Model, image_shape: ImageShape, *, batch_size: int, device: torch.device, seconds: float = 1.0
 ) -> float:
     """Median seconds of an eager float32 forward pass over a batch, in evaluation mode, repeated for `seconds`."""
     from torch.utils.benchmark import Timer  # late: it looks for a C++ toolchain, which training does not need
@@ -61,7 +61,7 @@ def measure_latency(
         return timer.blocked_autorange(min_run_time=seconds).median
 
 
-def _analyze(model: Model, image_shape: tuple[int, int, int]) -> tuple[FlopCountAnalysis, ActivationCountAnalysis]:
+def _analyze(model: Model, image_shape: ImageShape) -> tuple[FlopCountAnalysis, ActivationCountAnalysis]:
     # fvcore traces a module; the counts are the same with any weights.
     module = with_memory(model.skeleton)
     for leaf in (*module.parameters(), *module.buffers()):

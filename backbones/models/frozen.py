@@ -43,8 +43,8 @@ def select(roles: Roles, patterns: Sequence[str], option: str) -> set[str]:
 def freeze(model: Model, names: Collection[str]) -> Model:
     """The model with some of its parameters as leaves of `model_state`: they get no gradient and no update.
 
-    A norm with running statistics, all of whose trainable parameters are frozen, uses these in training too, and leaves
-    them as they are. One that has none goes with the layer before it.
+    A norm whose parameters are all frozen uses its running statistics in training too, and does not update them. A norm
+    without parameters is frozen with the layer before it.
 
     Args:
         model: what to freeze parts of.

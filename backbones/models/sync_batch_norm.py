@@ -1,6 +1,7 @@
 """BatchNorm with the statistics of all processes (Peng et al., "MegDet", arXiv 1711.07240, section 3.2)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def with_sync_batch_norm(model: Model) -> Model:
         return model
 
     def apply(params: Params, model_state: ModelState, images: Tensor, *, train: bool) -> tuple[Tensor, ModelState]:
-        with _SyncBatchNorm():
+        with _SyncBatchNorm() if train else nullcontext():  # ranks may evaluate unequal numbers of batches
             return model.apply(params, model_state, images, train=train)
 
     return model._replace(apply=apply)

@@ -200,7 +200,7 @@ def lamb(
     eps: Eps = 1e-6,
     weight_decay: Annotated[NonNegative, Doc("d of weight decay: d p is added to adam(g)")] = 0.01,
 ) -> GradientTransformation:
-    """AdamW for large batches, as `optax.lamb`: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p, for each leaf."""
+    """LAMB (arXiv 1904.00962), as `optax.lamb`: p <- p - lr s(t) |p| / |u| u with u = adam(g) + d p, for each leaf."""
     return chain(
         scale_by_adam(b1, b2, eps),
         add_decayed_weights(weight_decay, decays),

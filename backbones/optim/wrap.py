@@ -58,7 +58,7 @@ class ApplyIfFiniteState(NamedTuple):
 def apply_if_finite(
     transform: GradientTransformation, max_skipped: Annotated[int, Range("[0, inf)")]
 ) -> GradientTransformation:
-    """Skip a gradient with a NaN or an infinity, and one that `transform` makes such an update of.
+    """Skip a step whose gradient, or whose update by `transform`, has a NaN or an infinity.
 
     The update is then 0, and the state of `transform` stays as it is. After `max_skipped` consecutive ones the next is
     applied, so that the failure shows. In an experiment `--nonfinite` comes first: a step whose gradient is not finite

@@ -7,12 +7,12 @@ steps one by one, and another those of several trainings at once.
 import shlex
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import backbones.distributed as distributed
 from backbones.experiment import Experiment, Program
 from backbones.gradient import with_noise_scale
-from backbones.run.checkpoint import Checkpoints, SaveError
+from backbones.run.checkpoint import SaveError
 from backbones.run.preemption import Preempted
 from backbones.run.run_log import RunLog, Timer
 from backbones.run.spikes import BadStep
@@ -155,21 +155,19 @@ def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log
     skipped = experiment.nonfinite == "skip" and not bad.finite
     log.writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
     if not (bad.finite or skipped or experiment.rewind):
-        hint = "skip such steps with --nonfinite skip, or go back before them with --rewind 10"
-        error = make_diverged(bad, log.checkpoints, hint)  # which waits until the last good checkpoint is saved
-        log.report_bad_step(bad)
-        distributed.barrier()  # when one rank ends, torchrun ends the others, and rank 0 may still be writing
-        raise error
+        give_up(bad, log, "skip such steps with --nonfinite skip, or go back before them with --rewind 10")
     finish_save(experiment, log)
     if experiment.rewind and not skipped:
         raise GoBack(bad, state)
     log.report_bad_step(bad)
 
 
-def make_diverged(bad: BadStep, checkpoints: Checkpoints, hint: str) -> Diverged:
-    """The error of a run that cannot go on after a step."""
+def give_up(bad: BadStep, log: RunLog, hint: str) -> NoReturn:
+    """Report a step after which the run cannot go on, and raise `Diverged` when the last good checkpoint is saved."""
     with suppress(SaveError):  # the divergence is what to report
-        checkpoints.wait()
-    saved = checkpoints.steps()
-    good = f"the last good checkpoint is step {saved[-1]} in {checkpoints.folder}" if saved else "nothing is saved"
-    return Diverged(f"{bad.reason} at step {bad.step}; {good}. Lower --optim.lr, clip with --clip 1, or {hint}")
+        log.checkpoints.wait()
+    saved, folder = log.checkpoints.steps(), log.checkpoints.folder
+    log.report_bad_step(bad)
+    distributed.barrier()  # when one rank ends, torchrun ends the others, and rank 0 may still be writing
+    good = f"the last good checkpoint is step {saved[-1]} in {folder}" if saved else "nothing is saved"
+    raise Diverged(f"{bad.reason} at step {bad.step}; {good}. Lower --optim.lr, clip with --clip 1, or {hint}")

@@ -41,9 +41,9 @@ def record_start(
 
     `step` steps were done before, `changes` are from `check_run_dir`, and `origin` is the run that a new one continues.
     """
-    circumstances = describe_circumstances(experiment, dataset, device)
+    environment = describe_environment(experiment, dataset, device)
     time, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(sys.argv)
-    entry = {"time": time, "command": command, "step": step, "changes": changes, **circumstances}
+    entry = {"time": time, "command": command, "step": step, "changes": changes, **environment}
     starts = read_starts(run_dir)
     before = starts
     if origin and not starts:
@@ -54,7 +54,7 @@ def record_start(
     atomic_write(run_dir / PROVENANCE, json.dumps([*starts, entry], indent=2) + "\n")
 
 
-def describe_circumstances(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def describe_environment(experiment: Experiment, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """What may decide, beside the experiment, how sums are rounded: versions, device, processes, threads, data."""
     commit = _git("rev-parse", "HEAD")
     return {
@@ -75,8 +75,8 @@ def describe_circumstances(experiment: Experiment, dataset: Dataset, device: tor
     }
 
 
-def list_other_circumstances(starts: Sequence[dict[str, Any]], now: dict[str, Any]) -> list[str]:
-    """A line for whatever is otherwise now than at one of the starts of a run, the last one first."""
+def list_environment_changes(starts: Sequence[dict[str, Any]], now: dict[str, Any]) -> list[str]:
+    """A line for each difference between the environment now and at a start of a run, latest start first."""
     found: dict[str, str] = {}
     for start in reversed(starts):
         one, other = ({**each.get("packages", {}), **each} for each in (start, now))
@@ -84,7 +84,7 @@ def list_other_circumstances(starts: Sequence[dict[str, Any]], now: dict[str, An
             if one.get(name) != other.get(name):
                 after = f" after step {start['step']}" if start.get("step") else ""
                 change = f"{name} {one.get(name)} -> {other.get(name)}"
-                found.setdefault(change, f"other circumstances{after}: {change}")
+                found.setdefault(change, f"environment changed{after}: {change}")
     return [*found.values()]
 
 

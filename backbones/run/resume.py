@@ -15,18 +15,20 @@ from backbones.run.run_dir import CHECKPOINTS, CONFIG
 
 IN_THE_STATE = (
     "optim", "clip", "ema", "seed", "init_from", "model.pretrained", "freeze", "train_only", "layer_decay", "trunk_lr",
+    "batch_size",
 )  # fmt: skip
-"""Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run."""
+"""Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run; and the
+batch size, by which the step count says which samples come next."""
 
 IN_THE_STEPS = (
-    "augment", "model", "schedule", "loss", "batch_size", "accumulate", "weight_decay_mask", "class_weights",
+    "augment", "model", "schedule", "loss", "accumulate", "weight_decay_mask", "class_weights",
     "sampling", "label_smoothing", "precision", "nonfinite", "spike", "rewind", "pass_over", "sync_batch_norm",
 )  # fmt: skip
 """Fields that act in the steps of a run, so that a new value would have no effect on one without steps left."""
 
 
 IN_THE_RESULT = (*IN_THE_STEPS, "data", "steps", "epochs", "tta", "eval_batch_size")
-"""Fields that a finished run has to do something about, be it an error."""
+"""Fields of a finished run whose change makes it train on, be evaluated again, or fail."""
 
 
 def config_to_resume(run_dir: Path, resume: Which) -> tuple[Path, dict[str, Any]] | None:

@@ -10,7 +10,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import Manifest, join_steps
 from backbones.run.config import read_experiment, write_config
-from backbones.run.loop import GoBack, Training, make_diverged, train
+from backbones.run.loop import GoBack, Training, give_up, train
 from backbones.run.run_dir import CONFIG
 from backbones.run.run_log import RunLog
 from backbones.train_step import TrainState
@@ -46,11 +46,7 @@ def train_and_rewind(
         except GoBack as error:
             bad, states = error.bad, [error.state]
         if num_rewinds == MOST_REWINDS:
-            hint = f"pass over more steps: the run went back {MOST_REWINDS} times"
-            gave_up = make_diverged(bad, log.checkpoints, hint)
-            log.report_bad_step(bad)
-            distributed.barrier()
-            raise gave_up
+            give_up(bad, log, f"pass over more steps: the run went back {MOST_REWINDS} times")
         num_rewinds += 1
         before = bad.step - (experiment.rewind or 1)
         states[0], saved = log.checkpoints.restore_before(tree.with_own_memory(states[0]), before)

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import backbones.distributed as distributed
 import backbones.machine as machine
@@ -17,18 +15,8 @@ from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.jit import Mode
-from backbones.models import LIBRARIES, with_pretrained
 from backbones.models.cost import ModelCost, measure_cost
-from backbones.models.state_dict import read_state_dict
-from backbones.run.checkpoint import (
-    Checkpoints,
-    Which,
-    find_checkpoint,
-    list_steps,
-    read_checkpoint,
-    run_of,
-    saved_weights,
-)
+from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, run_of
 from backbones.run.config import write_config
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
@@ -42,6 +30,7 @@ from backbones.run.rewind import check_passed_over, train_and_rewind, with_passe
 from backbones.run.run_dir import CHECKPOINTS, RESULT, latest_run_dir, new_run_dir
 from backbones.run.run_log import RunLog
 from backbones.run.spikes import make_bad_step_report, make_spike_detector
+from backbones.run.start_weights import with_start_weights, without_pretrained
 from backbones.run.step_profile import profiled
 from backbones.run.trackers import Trackers
 from backbones.torch_settings import torch_settings_kept
@@ -131,18 +120,10 @@ def train_in(
     last_step = num_steps if until is None else min(until, num_steps)
     is_finished = resume in ("auto", "latest") and steps[-1:] == [num_steps] and not changes_result(changes)
     if is_finished and (old_result := distributed.on_main(lambda: _read_result(folder))) is not None:
-        if profile is not None:
-            raise InputError(f"the run in {folder} is finished: there are no steps to profile; --steps N continues it")
-        distributed.print0(f"the run in {folder} is finished: {num_steps} steps; --steps N continues it")
-        _send_again(folder, experiment, old_result, trackers)
+        _leave_finished(folder, experiment, old_result, trackers, profile)
         return old_result
-    if is_new and experiment.init_from is not None:
-        if without_pretrained(experiment) != experiment:
-            raise InputError("--init-from and --model.pretrained both name weights to start from; give one of them")
-        model, notes = with_pretrained(model, read_weights(experiment.init_from), dataset.info.image_shape)
-        distributed.print0("; ".join([f"starts from the weights of {experiment.init_from}", *notes]))
-    elif is_new:
-        warn_of_weights(experiment)
+    if is_new:
+        model = with_start_weights(model, experiment, dataset.info.image_shape)
     program = experiment.make(dataset, model)
     if experiment.freeze or experiment.train_only:
         distributed.print0(f"trained: {tree.size(program.state.params):,} of {cost.num_params:,} parameters")
@@ -211,23 +192,6 @@ def train_in(
     return result
 
 
-def without_pretrained(experiment: Experiment) -> Experiment:
-    """The experiment with a model that reads no file of weights, for a state that is restored from a checkpoint."""
-    if experiment.model.function not in LIBRARIES.values():
-        return experiment
-    return replace(experiment, model=experiment.model.replace(pretrained=None))
-
-
-def warn_of_weights(experiment: Experiment) -> None:
-    """Print a warning where the name of a model of timm says which weights it has, and these are not read."""
-    if experiment.model.function == LIBRARIES["timm"] and experiment.model.values["pretrained"] is None:
-        name, _, weights = experiment.model.label.partition(".")
-        if weights:
-            distributed.warn0(
-                f"the model is {name} without the weights {weights}; --model.pretrained FILE reads weights"
-            )
-
-
 def _write_start(folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, **start: Any) -> None:
     """Write `provenance.json`, `config.json` and `bad_files.txt`: first of all, so that a full disk changes nothing."""
     record_start(folder, experiment, dataset, device, **start)
@@ -253,8 +217,13 @@ def _send_result(trackers: Trackers, result: dict[str, Any]) -> None:
     trackers.log(result["steps"], numbers)
 
 
-def _send_again(folder: Path, experiment: Experiment, result: dict[str, Any], trackers: Trackers) -> None:
-    """Send a finished run to trackers, which may be other ones than when it was trained."""
+def _leave_finished(
+    folder: Path, experiment: Experiment, result: dict[str, Any], trackers: Trackers, profile: range | None
+) -> None:
+    """Say that a run is finished, and send it to trackers, which may be other ones than when it was trained."""
+    if profile is not None:
+        raise InputError(f"the run in {folder} is finished: there are no steps to profile; --steps N continues it")
+    distributed.print0(f"the run in {folder} is finished: {result['steps']} steps; --steps N continues it")
     trackers.start(folder, experiment)
     if distributed.is_main():
         send_lines(trackers, read_metrics(folder))
@@ -265,27 +234,6 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     with suppress(InputError):  # where it is missing or damaged it is written again
         return read_json(folder / RESULT)
     return None
-
-
-def read_weights(source: str) -> dict[str, Tensor]:
-    """Name -> tensor of `params` and `model_state`, from a run folder (its latest checkpoint), a checkpoint, or a file.
-
-    Raises:
-        InputError: there is no such thing, or it is damaged.
-    """
-    path = Path(source).expanduser()
-
-    def read() -> dict[str, Tensor]:
-        if not path.exists():
-            raise InputError(
-                f"there is no {path} to start from; name a run, one of its checkpoints, or a file of weights"
-            )
-        if path.is_file():
-            return read_state_dict(path)
-        params, model_state = saved_weights(read_checkpoint(find_checkpoint(path)).arrays)
-        return {**params, **model_state}
-
-    return distributed.on_main(read)
 
 
 HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "compiled into a CUDA graph"}

@@ -18,30 +18,32 @@ from backbones.types import Metrics
 class RunningMeans:
     """Means of the training metrics since the last line of the log, summed on the device.
 
+    Of a step that is not finite only `nonfinite` counts: its other metrics would make the line NaN.
+
     `stored` is what `to_json` of the resumed run returned, or nothing.
     """
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
-        stored = stored or {}
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
-        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
+        totals = (stored or {}).get("totals", {})
+        self._totals = {name: torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}  # sum, count
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of one step."""
+        finite = metrics["nonfinite"] == 0
         for name, value in metrics.items():
-            value = value.to(torch.float64)
-            self._sums[name] = value if name not in self._sums else self._sums[name].to(value.device) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            counts = finite | (name == "nonfinite")
+            new = torch.stack([torch.where(counts, value, 0).to(torch.float64), counts.to(torch.float64)])
+            self._totals[name] = self._totals[name].to(new.device) + new if name in self._totals else new
 
     def take(self) -> dict[str, float]:
-        """Return the means, and reset them."""
-        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
-        self._counts, self._sums = {}, {}
+        """Return the means, NaN where no step counts, and reset them."""
+        means = {name: (total[0] / total[1]).item() for name, total in self._totals.items()}
+        self._totals = {}
         return means
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a checkpoint, so that a resumed run writes the same lines."""
-        return {"counts": {**self._counts}, "sums": {name: value.item() for name, value in self._sums.items()}}
+        return {"totals": {name: total.tolist() for name, total in self._totals.items()}}
 
 
 OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")

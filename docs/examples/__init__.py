@@ -12,14 +12,13 @@ from torch import Tensor
 from backbones.augment import identity
 from backbones.component import use
 from backbones.data import Source, eval_batches
-from backbones.data.source import CPU
 from backbones.experiment import Program
 from backbones.losses import cross_entropy
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
 from backbones.train_step import TrainState
-from backbones.types import Batch, Params
+from backbones.types import CPU, Batch, Params
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
 resnet4 = partial(resnet, BasicBlock, (1,))

@@ -13,8 +13,8 @@ import backbones.random as random
 from backbones.augment import AUGMENTS, Augment, chain, mixup, random_erasing, trivial_augment
 from backbones.augment.geometry import crop_flip, random_crop, random_flip, resized_crop
 from backbones.component import use
-from backbones.data.source import CPU
 from backbones.errors import InputError
+from backbones.types import CPU
 
 OF_UINT8 = {"resized-crop", "color-jitter", "random-grey", "rand-augment", "trivial-augment", "auto-augment"}
 BY_KEYS = sorted(set(AUGMENTS) - {"identity", "alternating-flip", "repeated"})

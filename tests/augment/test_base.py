@@ -3,7 +3,7 @@ import torchvision.transforms.v2.functional as oracle
 from helpers.batches import make_batch
 
 from backbones.augment import make_normalize
-from backbones.data.source import CPU
+from backbones.types import CPU
 
 
 def test_normalize_is_torchvisions_in_channels_last_memory() -> None:

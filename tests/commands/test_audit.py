@@ -9,7 +9,7 @@ import pytest
 from helpers.poison import BAD, POISONED
 
 from backbones import commands
-from backbones.commands.audit import main
+from backbones.commands.audit import audit
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.folder import delete_checkpoint, write_checkpoint
@@ -34,7 +34,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 def test_a_good_run(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(audited)
-    assert main([str(audited)]) and main([str(audited), "20:60"])  # with steps that are passed over, and an average
+    assert audit(audited) and audit(audited, "20:60")  # with steps that are passed over, and an average
     assert content(audited) == before
     newest, longer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("OK: all ")]
     assert f"leaves are equal: steps 41 to 60, done again from {audited}/checkpoints/40, compared with" in newest
@@ -43,7 +43,7 @@ def test_a_good_run(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_that_skipped_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(dataclasses.replace(POISONED, nonfinite="skip", augment=NAN), run_dir=tmp_path)
-    assert main([str(tmp_path), "40:60"])
+    assert audit(tmp_path, "40:60")
     assert f"step {BAD}/60  skipped" in capsys.readouterr().out
 
 
@@ -70,8 +70,8 @@ def test_a_leaf_that_was_changed(audited: Path, tmp_path: Path, capsys, monkeypa
     assert leaf.startswith("params/2.bias  10.00% of the elements, by at most 0.25; relative norm ")
     assert others[0] == "the run was resumed from step 50 with other settings: label_smoothing: 0.0 -> 0.1"
     assert [line.partition(" -> ")[0] for line in others[1:]] == [
-        "other circumstances after step 50: device another",
-        "other circumstances after step 50: torch 1.0",
+        "environment changed after step 50: device another",
+        "environment changed after step 50: torch 1.0",
     ]
 
 
@@ -79,8 +79,8 @@ def test_a_run_without_its_history(audited: Path, tmp_path: Path, capsys) -> Non
     path = tmp_path / "run"
     shutil.copytree(audited, path)
     (path / "provenance.json").unlink()
-    assert main([str(path), "40:60"])
-    assert "other circumstances" not in capsys.readouterr().out
+    assert audit(path, "40:60")
+    assert "environment changed" not in capsys.readouterr().out
 
 
 def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
         ("", "got , wanted the steps A:B"),
     ):
         with pytest.raises(InputError, match=message):
-            main([str(audited), steps])
+            audit(audited, steps)
     with pytest.raises(InputError, match=r"wanted two checkpoints; .*nowhere/checkpoints has those of the steps none"):
-        main([str(tmp_path / "nowhere")])
+        audit(tmp_path / "nowhere")
     with pytest.raises(InputError, match="got , wanted the steps A:B"):
-        main([str(tmp_path / "nowhere"), ""])
+        audit(tmp_path / "nowhere", "")

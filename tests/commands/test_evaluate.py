@@ -17,7 +17,6 @@ from backbones.commands.evaluate import evaluate
 from backbones.component import Use, use
 from backbones.data import Dataset, digits, image_folder, in_memory
 from backbones.data.image_files.images import read_images
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy
@@ -26,6 +25,7 @@ from backbones.run.analysis.model_evaluation import evaluate_model, load_predict
 from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.run import run
+from backbones.types import CPU
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
@@ -105,9 +105,9 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    assert torch.equal(read_images(paths, digits().info, squeeze=False), images)
+    assert torch.equal(read_images(paths, digits().info, may_resize=False), images)
     grey = digits().info._replace(image_shape=(1, 16, 16))
-    assert torch.equal(read_images(paths, grey, squeeze=False), images[:, :1])
+    assert torch.equal(read_images(paths, grey, may_resize=False), images[:, :1])
     evaluate(finished, tuple(paths))
     probabilities = predict(images).softmax(dim=1)
     lines = capsys.readouterr().out.splitlines()
@@ -119,7 +119,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
     Image.new("L", (32, 32), 200).save(tmp_path / "large.png")
     with pytest.raises(InputError, match=r"large\.png has 32x32 pixels and the model takes 16x16; scale it with --res"):
         evaluate(finished, (tmp_path / "large.png",))
-    scaled = read_images([tmp_path / "large.png"], digits().info, squeeze=True)
+    scaled = read_images([tmp_path / "large.png"], digits().info, may_resize=True)
     assert scaled.shape == (1, 3, 16, 16) and scaled.unique().tolist() == [200]
 
 
@@ -136,6 +136,7 @@ def test_image_files(finished: Path, tmp_path: Path, capsys) -> None:
         ),
         ({"images": (Path("a.png"),), "split": "train"}, "--split and --out are for a data set; the scores of image"),
         ({"images": (Path("a.png"),), "data_root": "x"}, "--data.root, --split and --out are for a data set"),
+        ({"resize": True}, "--resize is for image files"),
         ({"images": (Path("absent.png"),)}, "absent.png cannot be read: No such file or directory"),
         ({"images": (Path(__file__),)}, "test_evaluate.py cannot be read: it is not an image, or is damaged"),
     ],

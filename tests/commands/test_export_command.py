@@ -18,13 +18,13 @@ import backbones.commands as commands
 import backbones.tree as tree
 from backbones.commands.export import export
 from backbones.data import DataInfo, digits
-from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.models.state_dict import read_state_dict
 from backbones.optim import evaluation_params
 from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import load_arrays, read_checkpoint, saved_weights
 from backbones.run.export import FORMATS
+from backbones.types import CPU
 
 DOCS = (ROOT / "docs" / "export.md").read_text()
 

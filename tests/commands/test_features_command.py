@@ -21,7 +21,6 @@ from backbones.commands.probe import probe
 from backbones.component import use
 from backbones.data import Dataset, cifar10, digits, image_folder, in_memory
 from backbones.data.image_files.images import read_images
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.run.analysis.explain import draw_map, make_maps
 from backbones.run.analysis.feature_table import read_table, write_table
@@ -32,6 +31,7 @@ from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.config import parse_experiment
 from backbones.run.run import run
+from backbones.types import CPU
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_each_file_has_its_own_maps_and_a_class_may_be_named(
     )
     assert (both[0] - first[0]).abs().max() <= 4 and (both[1] - second[0]).abs().max() <= 4
     trained = load_model(*read_trained(finished), CPU)
-    pixels = read_images([digit], trained.info, squeeze=True)
+    pixels = read_images([digit], trained.info, may_resize=True)
     for found, classes in ((first, trained.logits(pixels).argmax(dim=1)), (third, torch.tensor([3]))):
         maps = make_maps(trained, pixels, classes, ("stage1",))
         wanted = torch.stack([draw_map(pixels[0], each[0]) for each in maps.values()])

@@ -25,7 +25,7 @@ def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: p
     assert main([str(path)])
     shown = capsys.readouterr().out
     assert "the parameters are equal to the last bit\n" in shown
-    assert shown.count(f"params_sha256 {result['params_sha256']}\n") == 2 and "other circumstances" not in shown
+    assert shown.count(f"params_sha256 {result['params_sha256']}\n") == 2 and "environment changed" not in shown
 
     starts = read_starts(path)
     starts[-1]["packages"]["torch"] = "1.0"
@@ -33,7 +33,7 @@ def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: p
     assert not main([str(path), "--run-dir", str(tmp_path / "other"), "--optim.lr", "0.002"])
     lines = capsys.readouterr().out.splitlines()
     assert "the parameters are not equal" in lines
-    assert f"other circumstances: torch 1.0 -> {version('torch')}" in lines
+    assert f"environment changed: torch 1.0 -> {version('torch')}" in lines
     assert any(line.startswith("the first metric that differs: step 2, train: ") for line in lines)
     assert "other settings: optim.lr: 0.001 -> 0.002" in lines
 

@@ -123,6 +123,7 @@ def test_mistakes(calls: list[dict], args: str, message: str) -> None:
         ("--over seed 0 1 --until 5", "--until is for one member, named by --only"),
         ("--over seed 0 1 --sweep-seed 5", "--sweep-seed is for the draws of --random N"),
         ("--over seed 0 1 --how vmap --workers 3", "--workers is for --how processes, not vmap"),
+        ("--over seed 0 1 --only 1 --how vmap", "--how and --workers are for all members, and --only names one"),
     ],
 )
 def test_values_are_checked_as_on_the_command_line_of_train(

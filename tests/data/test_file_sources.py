@@ -18,12 +18,12 @@ import backbones.random as random
 from backbones.component import use
 from backbones.data import DATASETS, Dataset, eval_batches, image_folder, make_batches
 from backbones.data.image_files import dataset as files_module, decoded as decoded_module
+from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.images import center_crop, decode, resize
 from backbones.data.image_files.listing import Files
-from backbones.data.image_files.listing_cache import stamp
 from backbones.data.image_files.reader import LARGE
-from backbones.data.source import CPU
 from backbones.errors import InputError
+from backbones.types import CPU
 
 SOURCES = ("image-folder", "image-tar", "image-list", "parquet")
 
@@ -592,6 +592,8 @@ def test_a_crop_needs_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         image_folder(root=str(write_folder(tmp_path / "photos")), crop="random")
     image_folder(root=str(tmp_path / "photos"), center=0.5)
     assert "--data.center 0.5 has no effect without --data.image-size: files keep" in capsys.readouterr().err
+    image_folder(root=str(tmp_path / "photos"), smallest=0.5, image_size=8)
+    assert "--data.smallest 0.5 has no effect without --data.crop random" in capsys.readouterr().err
 
 
 def test_options_are_checked_in_calls_from_python_too(tmp_path: Path) -> None:

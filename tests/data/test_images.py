@@ -203,10 +203,10 @@ def test_image_files_are_read_as_those_of_the_run(tmp_path: Path) -> None:
     path.write_bytes(encoded(random_image(3, 20, 30)))
     info = DataInfo((3, 16, 16), ("a",), (0.0,), (1.0,))
     with pytest.raises(InputError, match=r"x\.png has 30x20 pixels and the model takes 16x16; scale it with --resize"):
-        read_images([path], info, squeeze=False)
+        read_images([path], info, may_resize=False)
     whole = to_tensor(random_image(3, 20, 30))
-    assert torch.equal(read_images([path], info, squeeze=True)[0], resize(whole, 16, 16))
+    assert torch.equal(read_images([path], info, may_resize=True)[0], resize(whole, 16, 16))
     scaled = info._replace(center=0.8)
-    assert torch.equal(read_images([path], scaled, squeeze=False)[0], center_crop(whole, 16, 16, 0.8))
+    assert torch.equal(read_images([path], scaled, may_resize=False)[0], center_crop(whole, 16, 16, 0.8))
     with pytest.raises(InputError, match="absent cannot be read: No such file"):
-        read_images([tmp_path / "absent"], info, squeeze=False)
+        read_images([tmp_path / "absent"], info, may_resize=False)

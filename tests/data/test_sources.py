@@ -13,8 +13,9 @@ import torchvision.datasets
 from sklearn.datasets import load_digits
 
 from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
-from backbones.data.source import CPU, channel_statistics, check_statistics
+from backbones.data.source import channel_statistics, check_statistics
 from backbones.errors import InputError
+from backbones.types import CPU
 from experiments.digits import digits_vit_tiny
 
 fashion_mnist_module = sys.modules[fashion_mnist.__module__]

@@ -14,8 +14,9 @@ from helpers.trees import in_order, write_folder
 from backbones.data import batches as batches_module, image_folder
 from backbones.data.batches import AHEAD, Request
 from backbones.data.image_files.workers import Workers
-from backbones.data.source import CPU, DataInfo, Source
+from backbones.data.source import DataInfo, Source
 from backbones.errors import InputError
+from backbones.types import CPU
 
 
 class Reader:

@@ -15,11 +15,11 @@ import backbones.distributed as distributed
 from backbones.augment import identity
 from backbones.component import use
 from backbones.data import Dataset, digits
-from backbones.data.source import CPU
 from backbones.experiment import Experiment
 from backbones.models.resnet import BasicBlock, resnet
 from backbones.ranges import Count
 from backbones.run.run import run
+from backbones.types import CPU
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
 few_steps_of_bn = mock.patch("backbones.evaluation.NUM_BN_BATCHES", 3)

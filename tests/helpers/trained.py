@@ -5,9 +5,9 @@ import torch
 import backbones.random as random
 from backbones.augment import make_normalize
 from backbones.data import DataInfo
-from backbones.data.source import CPU
 from backbones.models import Model
 from backbones.run.analysis.trained_model import TrainedModel
+from backbones.types import CPU
 
 
 def make_trained(model: Model, info: DataInfo) -> TrainedModel:

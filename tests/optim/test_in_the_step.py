@@ -14,7 +14,6 @@ from backbones import optim
 from backbones.augment import identity
 from backbones.component import use
 from backbones.data import digits, make_batches
-from backbones.data.source import CPU
 from backbones.experiment import Experiment, Program
 from backbones.gradient import grad_and_value
 from backbones.models import from_module
@@ -22,7 +21,7 @@ from backbones.optim import GradientTransformation
 from backbones.optim.schedule import cosine
 from backbones.run.checkpoint import Checkpoints
 from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step
-from backbones.types import Params, Updates
+from backbones.types import CPU, Params, Updates
 
 pytestmark = pytest.mark.slow
 

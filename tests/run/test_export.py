@@ -22,7 +22,6 @@ import backbones.random as random
 from backbones.augment import make_normalize
 from backbones.component import Use, use
 from backbones.data import Dataset, digits
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.models import LIBRARIES, MODELS, convert
@@ -34,6 +33,7 @@ from backbones.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoin
 from backbones.run.export import FORMATS, Exported, _write, export, read_test_images
 from backbones.run.export.formats import Content, Lines
 from backbones.run.run import run
+from backbones.types import CPU
 from experiments.digits import digits_vit_tiny
 
 DOCS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)

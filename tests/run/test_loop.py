@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,7 +218,8 @@ def test_a_state_that_cannot_be_saved_before_a_stop_is_an_error() -> None:
 
 def test_means_continue_after_a_resume() -> None:
     whole, first = RunningMeans({}), RunningMeans({})
-    metrics = [{"loss": torch.tensor(0.1 * i), "n": torch.tensor(i)} for i in range(7)]
+    finite, nan = torch.tensor(0), torch.tensor(math.nan)
+    metrics = [{"loss": torch.tensor(0.1 * i), "n": torch.tensor(i), "nonfinite": finite} for i in range(7)]
     for each in metrics:
         whole.add(each)
     for each in metrics[:3]:
@@ -227,9 +229,12 @@ def test_means_continue_after_a_resume() -> None:
         second.add(each)
     expected = whole.take()
     assert second.take() == expected and expected["n"] == 3.0
-    whole.add({"loss": torch.tensor(5.0)})
-    whole.add({"loss": torch.tensor(7.0), "grad_variance": torch.tensor(3.0)})  # since then with --accumulate
-    assert whole.take() == {"loss": 6.0, "grad_variance": 3.0}
+    whole.add({"loss": torch.tensor(5.0), "nonfinite": finite})
+    whole.add({"loss": torch.tensor(7.0), "nonfinite": finite, "grad_variance": torch.tensor(3.0)})  # --accumulate now
+    whole.add({"loss": torch.tensor(9.0), "nonfinite": torch.tensor(1), "grad_variance": nan})
+    assert whole.take() == {"loss": 6.0, "grad_variance": 3.0, "nonfinite": 1 / 3}
+    whole.add({"loss": torch.tensor(9.0), "nonfinite": torch.tensor(1)})
+    assert math.isnan(whole.take()["loss"])
 
 
 @pytest.mark.parametrize(

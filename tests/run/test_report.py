@@ -28,7 +28,6 @@ from backbones.augment import crop_flip
 from backbones.commands.evaluate import evaluate
 from backbones.component import use
 from backbones.data import Dataset, digits, in_memory
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.models.vit import vit_tiny
@@ -42,6 +41,7 @@ from backbones.run.report.groups import Group, differences, group_runs
 from backbones.run.report.overview import draw_overview
 from backbones.run.report.runs import Run
 from backbones.run.run import run
+from backbones.types import CPU
 
 TINY = Experiment(
     name="tiny",

@@ -23,12 +23,11 @@ import backbones.experiment
 import backbones.machine as machine
 import backbones.tree as tree
 from backbones.augment import identity
-from backbones.commands.audit import main as audit
+from backbones.commands.audit import audit
 from backbones.commands.exit import run_command
 from backbones.commands.train import main
 from backbones.component import use
 from backbones.data import Dataset, digits, fashion_mnist
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.models import LIBRARIES
@@ -40,9 +39,11 @@ from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_lines import read_metrics
-from backbones.run.run import read_weights, run, warn_of_weights
+from backbones.run.run import run
 from backbones.run.run_dir import new_run_dir
+from backbones.run.start_weights import read_weights, warn_of_weights
 from backbones.torch_settings import torch_settings_kept
+from backbones.types import CPU
 from experiments import EXPERIMENTS
 
 
@@ -216,6 +217,7 @@ def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: 
             r"cannot be resumed with other values .*--init-from .*\n  optim\.lr: 0\.001 -> 0\.1",
         ),
         ({"seed": 5}, r"cannot be resumed with other values .*\n  seed: 0 -> 5"),
+        ({"batch_size": 16}, r"cannot be resumed with other values .*\n  batch_size: 32 -> 16"),
     ):
         with pytest.raises(InputError, match=message):
             run(dataclasses.replace(experiment, **other), run_dir=tmp_path, resume="latest")
@@ -521,7 +523,7 @@ def test_a_run_of_version_0_1_gets_one_line(experiment: Experiment, tmp_path: Pa
         run_command(lambda _: main(["--resume", "--run-dir", str(tmp_path)], EXPERIMENTS))
     message = str(exit.value)
     assert message.startswith(
-        f"error: cannot read the experiment of {tmp_path}/config.json: it is of version 0.1 of this program"
+        f"error: cannot read the experiment of {tmp_path}/config.json: it was written by version 0.1, and"
     )
     assert "start a new run" in message and "\n" not in message
 
@@ -582,7 +584,7 @@ def test_a_resumed_run_needs_no_file_of_pretrained_weights(experiment: Experimen
     run(experiment, run_dir=tmp_path / "run")
     (tmp_path / "weights.pth").unlink()
     run(dataclasses.replace(experiment, steps=3), run_dir=tmp_path / "run", resume="latest")
-    assert audit([str(tmp_path / "run"), "2:3"])
+    assert audit(tmp_path / "run", "2:3")
     other = dataclasses.replace(experiment, model=pretrained.replace(pretrained="other.pth"), steps=4)
     with pytest.raises(InputError, match=r"model\.pretrained: .*weights\.pth -> other\.pth"):
         run(other, run_dir=tmp_path / "run", resume="latest")

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers import kill_sweep
 from helpers.runs import ROOT, newest, relative_error, without_times
 from helpers.sweeps import RESNET, VIT, sweep_over
 from PIL import Image
@@ -21,7 +22,7 @@ from backbones.errors import InputError
 from backbones.run import run as run_module
 from backbones.run.checkpoint import list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
-from backbones.run.files import read_json
+from backbones.run.files import read_json, write_json
 from backbones.run.metric_lines import read_metrics
 from backbones.run.preemption import Preempted
 from backbones.run.run import run
@@ -262,6 +263,13 @@ def test_a_sweep_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_sweep(Path("sweeps/digits-vit-tiny-2"), other, Plan())
     assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny")
     assert find_folder(other, None) == Path("sweeps/digits-vit-tiny-2")
+    path = Path("sweeps/digits-vit-tiny/sweep.json")
+    older = read_json(path)  # of before there was an option
+    del older["experiment"]["best"], older["members"][0]["experiment"]["best"]
+    write_json(path, older)
+    assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny")
+    write_json(path, {**older, "members": "?"})
+    assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny-3")
 
 
 def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Path) -> None:
@@ -283,3 +291,10 @@ def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Pat
     with pytest.raises(InputError, match="they differ in label_smoothing, which the state of a training does not hold"):
         run_sweep(smoothing, tmp_path, how="vmap")
     assert read_sweep(tmp_path)[1].how is None  # the next start may choose another
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_moment(capsys: pytest.CaptureFixture[str]) -> None:
+    """Once; `PYTHONPATH=.:tests python tests/helpers/kill_sweep.py` does it five times, in any way."""
+    kill_sweep.main(how="processes", kills=1, rates=2, seeds=2, steps=24)
+    assert "killed 1 times" in capsys.readouterr().out

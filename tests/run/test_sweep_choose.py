@@ -12,9 +12,9 @@ import backbones.machine as machine
 import backbones.run.sweep.choose as choose
 from backbones.component import use
 from backbones.data import Dataset
-from backbones.data.source import CPU
 from backbones.run.sweep.members import Plan, write_sweep
 from backbones.torch_settings import torch_settings_kept
+from backbones.types import CPU
 
 CASES = {
     # steps, seconds of a step: alone, alone in one thread, vmapped, beside others; seconds to start; the fastest

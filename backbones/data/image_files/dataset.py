@@ -13,14 +13,13 @@ import torch
 
 import backbones.distributed as distributed
 import backbones.machine as machine
+from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
 from backbones.data.image_files.images import decoder_versions
 from backbones.data.image_files.listing import Files, Listing, train_test
-from backbones.data.image_files.listing_cache import stamp
 from backbones.data.image_files.reader import Fit, Reader, unreadable
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import (
-    CPU,
     Color,
     DataInfo,
     Dataset,
@@ -32,6 +31,7 @@ from backbones.data.source import (
 )
 from backbones.errors import InputError
 from backbones.ranges import Count, Range, checked
+from backbones.types import CPU
 
 PART, MANY = 8, 3200
 """Where all files are gone through: how many are decoded at a time, and how many are worth worker processes."""
@@ -39,8 +39,9 @@ PART, MANY = 8, 3200
 NUM_SAMPLED = 512
 """Training images, at equal distances, from which mean and standard deviation of the channels are estimated."""
 
-CENTER = 0.875
-"""Share of the shorter side of an image that its central crop takes, unless another is given."""
+CENTER, SMALLEST = 0.875, 0.08
+"""Unless other ones are given: share of the shorter side of an image that its central crop takes, and least share of
+its area that a random crop takes."""
 
 
 @checked
@@ -54,7 +55,7 @@ def image_files(
     channels: Literal[1, 3] = 3,
     crop: Literal["center", "random"] = "center",
     center: Annotated[float, Range("(0, 1]")] = CENTER,
-    smallest: Annotated[float, Range("(0, 1]")] = 0.08,
+    smallest: Annotated[float, Range("(0, 1]")] = SMALLEST,
     background: Annotated[Color, Range("[0, 255]")] = (0, 0, 0),
     on_error: Literal["stop", "skip"] = "stop",
     workers: Annotated[int, Range("[0, inf)")] | None = None,
@@ -88,6 +89,8 @@ def image_files(
         raise InputError("--data.crop is random, and --data.image-size is not set; set it to the size of the crops")
     if center != CENTER and image_size is None:
         distributed.warn0_once(f"--data.center {center} has no effect without --data.image-size: files keep their size")
+    if smallest != SMALLEST and crop != "random":
+        distributed.warn0_once(f"--data.smallest {smallest} has no effect without --data.crop random")
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):

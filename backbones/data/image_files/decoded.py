@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.data.image_files.listing_cache import UNREADABLE, delete_leftovers, named_after, stamp
+from backbones.data.image_files.cache import UNREADABLE, delete_leftovers, stamp, with_filename
 from backbones.data.image_files.workers import check_main
 from backbones.errors import InputError
 
@@ -91,7 +91,7 @@ def write_decoded(folder: Path, parts: Iterable[tuple[list[np.ndarray], dict[int
     shapes, checks = [], []
     bad: dict[int, str] = {}
     with (
-        named_after(folder),
+        with_filename(folder),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-", ignore_cleanup_errors=True) as name,
     ):
         unfinished = Path(name) / "unfinished"

@@ -182,13 +182,13 @@ def center_crop(image: Tensor, height: int, width: int, share: float) -> Tensor:
     return resized[:, top : top + height, left : left + width]
 
 
-def read_images(paths: Sequence[Path], info: DataInfo, *, squeeze: bool) -> Tensor:
+def read_images(paths: Sequence[Path], info: DataInfo, *, may_resize: bool) -> Tensor:
     """Image files as the model of a run wants them, [N, C, H, W] uint8: as its own images were read.
 
     Args:
         paths: files of any format that `decode` knows.
         info: of the data set of the run.
-        squeeze: where those of the run were not scaled, scale images of another size to H x W instead of refusing them.
+        may_resize: where those of the run were not scaled, scale images of another size to H x W, not refuse them.
 
     Raises:
         InputError: a file is absent, no image, or of another size.
@@ -204,7 +204,7 @@ def read_images(paths: Sequence[Path], info: DataInfo, *, squeeze: bool) -> Tens
             raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
         if info.center is not None:
             image = center_crop(image, height, width, info.center)
-        elif squeeze:
+        elif may_resize:
             image = resize(image, height, width)
         elif image.shape[1:] != (height, width):
             raise InputError(

@@ -1,40 +1,20 @@
-"""What is kept between runs: listings, since a million files take a while to find, and what they are made from."""
+"""Listings of files are kept between runs, since a million files take a while to find."""
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from backbones.data.image_files.cache import UNREADABLE, Stamps, cache_path, replacing, stamp
 from backbones.data.image_files.listing import Files, Listing, Names
 
 VERSION = 5
 """Of how files are listed: another one lists them anew."""
-
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
-"""What numpy raises for a damaged file of arrays."""
-
-Stamp = tuple[int, int, int]
-"""Modification time in nanoseconds, size in bytes, and mode of a file or folder."""
-Stamps = dict[str, Stamp]
-"""Path -> stamp, before it was read."""
-
-
-def stamp(path: Path | str) -> Stamp:
-    """What changes when a file is written to or becomes readable, or a folder gets or loses an entry."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:  # a link to a disk that is not mounted
-        return 0, 0, 0
-    return status.st_mtime_ns, status.st_size, status.st_mode
 
 
 def cached_listing(
@@ -65,51 +45,6 @@ def cached_listing(
         with suppress(OSError), replacing(file) as temporary:
             np.savez(temporary, allow_pickle=False, stamps=_bytes(stamps), **_to_arrays(listing))
     return listing
-
-
-def cache_path(path: Path, kind: str, suffix: str) -> Path:
-    """Where something about the data set at `path` is kept between runs: a link to it may be set to another."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
-    names = os.fsencode(path.absolute()) + b"\0" + os.fsencode(path.resolve())
-    return home / f"{kind}-{hashlib.sha256(names).hexdigest()[:16]}.{suffix}"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces `path` at the end of the block, unless an error is raised; several processes may do so.
-
-    What a killed process left is deleted a day later.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(path.parent.glob(f"{path.stem}-tmp-*"))
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f"{path.stem}-tmp-", suffix=path.suffix, delete=False
-    ) as temporary:
-        try:
-            yield temporary
-            temporary.flush()
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
-
-
-def delete_leftovers(paths: Iterable[Path]) -> None:
-    """Delete the files and folders in which nothing was written for a day: killed processes have left them."""
-    for path in paths:
-        with suppress(OSError):  # another machine has deleted it
-            if max(each.stat().st_mtime for each in (path, *path.rglob("*"))) < time.time() - 24 * 3600:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def named_after(path: Path) -> Iterator[None]:
-    """Let errors of writing say where: a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _is_complete(listing: Listing) -> bool:

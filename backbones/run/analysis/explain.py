@@ -1,4 +1,4 @@
-"""What in an image a class is predicted by: maps of its pixels or patches.
+"""Saliency maps: which pixels or patches of an image decide the predicted class.
 
 B images, C channels, H and W height and width, h and w those of a map, N tokens, K classes.
 """

@@ -5,6 +5,7 @@ N images, C channels, H and W height and width, K classes.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from backbones.metrics import Calibration, ClassScores, calibration, class_score
 from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
 from backbones.run.files import atomic_write, json_text
-from backbones.tta import average_views
 
 Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W], uint8 or floating in [0, 255] -> logits [N, K]."""
@@ -113,13 +113,7 @@ def class_rows(evaluation: Evaluation, class_names: Sequence[str]) -> list[Class
 
 def load_predictor(checkpoint: Checkpoint, experiment: Experiment, device: torch.device) -> Predict:
     """The model of a checkpoint, with averaged weights if the run keeps them, as one function; no data set is read."""
-    trained = load_model(checkpoint, experiment, device)
-
-    @torch.no_grad()
-    def predict(images: Tensor) -> Tensor:
-        return average_views(trained.apply, trained.normalize(images.to(device)), experiment.tta)
-
-    return predict
+    return torch.no_grad()(partial(load_model(checkpoint, experiment, device).logits, tta=experiment.tta))
 
 
 def check_fits(dataset: Dataset, info: DataInfo, name: str) -> None:

@@ -69,9 +69,9 @@ def draw_tiles(
     figure.savefig(path, dpi=DPI)
 
 
-def in_rows(tiles: Sequence[Tile], columns: int = 8) -> list[Sequence[Tile]]:
-    """Lines of this many tiles, for `draw_tiles`."""
-    return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+def in_rows(tiles: Sequence[Tile]) -> list[Sequence[Tile]]:
+    """Lines of eight tiles, for `draw_tiles`."""
+    return [tiles[i : i + 8] for i in range(0, len(tiles), 8)]
 
 
 def to_rgb(image: Tensor) -> Tensor:

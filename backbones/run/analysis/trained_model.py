@@ -18,6 +18,7 @@ from backbones.experiment import Experiment
 from backbones.models import Model, with_autocast
 from backbones.run.checkpoint import Checkpoint, Which, find_checkpoint, read_checkpoint, saved_weights
 from backbones.run.config import parse_experiment
+from backbones.tta import Tta, average_views
 from backbones.types import ModelState, Params
 
 
@@ -36,9 +37,9 @@ class TrainedModel(NamedTuple):
         """Normalized images [B, C, H, W] on the device -> logits [B, K]."""
         return self.model.apply(self.params, self.model_state, normalized, train=False)[0]
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> logits [B, K], without test-time augmentation."""
-        return self.apply(self.normalize(images.to(self.device)))
+    def logits(self, images: Tensor, tta: Tta = "none") -> Tensor:
+        """Images [B, C, H, W] -> logits [B, K]."""
+        return average_views(self.apply, self.normalize(images.to(self.device)), tta)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] -> its named maps; see `backbones.models.base.Features`."""

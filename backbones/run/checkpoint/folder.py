@@ -130,7 +130,7 @@ def read_manifest(path: Path) -> Manifest:
             return Manifest(**{**content, "info": info, "leaves": leaves})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _corrupt(path, MANIFEST, error) from error
-    raise InputError(f"the checkpoint {path} is of version {version} of this program, and this is {VERSION}")
+    raise InputError(f"the checkpoint {path} was written by version {version}, and this is {VERSION}")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor
 import backbones.random as random
 import backbones.tree as tree
 from backbones.data import DataInfo
-from backbones.data.source import CPU, read_some
+from backbones.data.source import read_some
 from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment
 from backbones.run.analysis.model_evaluation import check_fits
@@ -22,13 +22,14 @@ from backbones.run.checkpoint import Checkpoint
 from backbones.run.export.formats import FORMATS, Content, Format, Lines
 from backbones.run.export.fresh_process import compute_logits, read_tensors
 from backbones.run.files import atomic_path
+from backbones.types import CPU
 
 TOLERANCE = 1e-4
 """Largest difference of a logit; where logits are above 10, that of the largest one over 10."""
 
 
 class Exported(NamedTuple):
-    """A file that was written, and read again in a process of its own."""
+    """A file that was written, and read again in another process."""
 
     lines: Lines
     """How to read it."""

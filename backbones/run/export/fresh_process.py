@@ -1,4 +1,4 @@
-"""Reading an exported file in a process of its own, which imports none of our code."""
+"""Reading an exported file in another process, which imports none of our code."""
 
 import subprocess
 import sys

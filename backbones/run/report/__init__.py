@@ -19,7 +19,6 @@ import torch
 
 from backbones.component import Use
 from backbones.data import Dataset
-from backbones.data.source import CPU
 from backbones.errors import InputError
 from backbones.run.analysis.model_evaluation import plot_calibration, plot_confusion
 from backbones.run.analysis.pictures import draw_tiles, in_rows
@@ -29,6 +28,7 @@ from backbones.run.report.groups import Group, group_runs
 from backbones.run.report.overview import draw_overview
 from backbones.run.report.page import GENERATOR, write_page
 from backbones.run.report.runs import read_runs
+from backbones.types import CPU
 
 
 class Report(NamedTuple):

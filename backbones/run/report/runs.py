@@ -55,7 +55,7 @@ class Run:
         return list_resumes(str(self.folder), self.starts)
 
     @property
-    def circumstances(self) -> list[str]:
+    def environment(self) -> list[str]:
         """What it was last started with."""
         start = self.starts[-1] if self.starts else {}
         commit, packages, processes = start.get("git_commit"), start.get("packages", {}), start.get("num_processes")

@@ -8,6 +8,7 @@ table.md table.csv   their results; sweep.png shows them
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +20,8 @@ from backbones.models import with_pretrained
 from backbones.models.state_dict import StateDict
 from backbones.run.config import flatten, parse_experiment
 from backbones.run.files import read_json, write_json
-from backbones.run.run import read_weights
 from backbones.run.run_dir import CONFIG, new_run_dir
+from backbones.run.start_weights import read_weights
 from backbones.run.sweep.axes import Axis, Combination
 from backbones.torch_settings import torch_settings_kept
 
@@ -182,4 +183,6 @@ def find_folder(sweep: Sweep, folder: Path | None) -> Path:
 
 
 def _holds(path: Path, sweep: Sweep) -> bool:
-    return {name: value for name, value in read_json(path).items() if name != "plan"} == sweep.to_json()
+    with suppress(InputError):  # it is of another version, or damaged
+        return read_sweep(path.parent)[0].to_json() == sweep.to_json()
+    return False

@@ -12,12 +12,12 @@ from helpers.trees import write_folder
 from torch import nn
 
 from backbones.data import Dataset, digits, image_folder, in_memory
-from backbones.data.source import CPU
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS, Model, from_module
 from backbones.models.base import apply_head
 from backbones.run.analysis.feature_table import FeatureTable, check_new, read_table, write_table
 from backbones.run.analysis.features import check_image_shape, extract, layer_shapes, to_vectors
+from backbones.types import CPU
 
 SHAPE = (3, 16, 16)
 

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_version_0_1_gets_one_line(tmp_path: Path) -> None:
     del document["manifest"]["version"], document["manifest"]["info"]
     document["sha256"] = hashlib.sha256(json.dumps(document["manifest"], sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"the checkpoint .*/7 is of version 0\.1 of this program, and this is 0\.2"):
+    with pytest.raises(InputError, match=r"the checkpoint .*/7 was written by version 0\.1, and this is 0\.2"):
         read_checkpoint(tmp_path / "7")
 
 

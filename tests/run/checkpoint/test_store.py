@@ -26,7 +26,7 @@ from backbones.run.checkpoint import (
     parse_which,
     run_of,
 )
-from backbones.run.run import read_weights
+from backbones.run.start_weights import read_weights
 from backbones.train_step import TrainState
 from experiments.digits import digits_vit_tiny
 
