@@ -467,7 +467,7 @@ class Experiment:
             nearest = max(round(self.batch_size / parts), 1) * parts
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
-                f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}"
+                f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}, or change one of these"
             )
 
     def to_json(self) -> dict[str, Any]:

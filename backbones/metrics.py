@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def in_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether each label is among the k largest logits, [B] bool; not in a row labelled -1, or with a NaN.
+    """Whether each label is among the k largest logits, [B] bool; False for a row labelled -1 or with a NaN.
 
     Of equal logits the lower class comes first, so that each row has one order even where bfloat16 makes logits equal.
 

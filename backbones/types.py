@@ -38,9 +38,9 @@ class Batch(NamedTuple):
     weight: Tensor
     """[B] float32, of each sample in the loss and in metrics; 0 for a row that only pads the batch."""
     index: Tensor  # type: ignore[assignment]  # tuple.index is not needed
-    """[B] int64, of the sample in its split: its random numbers are keyed by it."""
+    """[B] int64, of the sample in its split: its random numbers are keyed by it and `epoch`."""
     epoch: Tensor
-    """[B] int64, complete epochs of the run before this sample; 0 in evaluation."""
+    """[B] int64, how often the run has drawn the sample before; 0 in evaluation."""
 
 
 Part = Literal["stem", "trunk", "head"]

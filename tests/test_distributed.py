@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers import kill_agents
@@ -121,7 +123,8 @@ def test_torchruns_on_several_machines_go_on_after_one_of_their_processes_is_kil
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """tests/helpers/kill_agents.py does it 20 times."""
-    kill_agents.main(kills=1, steps=20)
+    with mock.patch.dict(os.environ):
+        kill_agents.main(kills=1, steps=20)
     assert "killed 1 processes (worker at " in capsys.readouterr().out
 
 

@@ -33,7 +33,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     """Repeat the training from one checkpoint of a run to a later one, and compare every leaf with it bit for bit.
 
     The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
-    -m backbones audit RUN. Where a leaf differs, False is returned (the exit code is 1), and by how much is printed.
+    -m backbones audit RUN. If a leaf differs, it prints which and by how much, and the exit code is 1.
 
     Args:
         run: a run folder.

@@ -80,7 +80,7 @@ def check_run_dir(run_dir: Path, experiment: Experiment, *, resume: Which | None
         if stored is not None:
             changes = list_changes(parse_experiment(*stored), experiment)
             if refused := _lines_of(changes, IN_THE_STATE):
-                message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint holds"
+                message = f"the run in {run_dir} cannot be resumed with other values of what its checkpoint depends on"
                 raise InputError("\n  ".join([f"{message}; --init-from starts a new run from its weights:", *refused]))
         elif resume != "auto":
             raise InputError(f"no run to resume in {run_dir}; start it without --resume, or name its --run-dir")

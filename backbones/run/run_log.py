@@ -14,6 +14,8 @@ from backbones.run.metric_writer import MetricWriter
 from backbones.run.spikes import BadStep, SpikeDetector
 from backbones.types import Metrics
 
+ZERO = torch.zeros((), dtype=torch.float64)
+
 
 class RunningMeans:
     """Means of the training metrics since the last line of the log, summed on the device.
@@ -24,26 +26,30 @@ class RunningMeans:
     """
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
-        totals = (stored or {}).get("totals", {})
-        self._totals = {name: torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}  # sum, count
+        stored = stored or {}
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
+        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of one step."""
         finite = metrics["nonfinite"] == 0
         for name, value in metrics.items():
-            counts = finite | (name == "nonfinite")
-            new = torch.stack([torch.where(counts, value, 0).to(torch.float64), counts.to(torch.float64)])
-            self._totals[name] = self._totals[name].to(new.device) + new if name in self._totals else new
+            count, value = (1, value) if name == "nonfinite" else (finite, torch.where(finite, value, 0))
+            self._sums[name] = self._sums.get(name, ZERO) + value  # in float64, where `value` is
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def take(self) -> dict[str, float]:
         """Return the means, NaN where no step counts, and reset them."""
-        means = {name: (total[0] / total[1]).item() for name, total in self._totals.items()}
-        self._totals = {}
+        means = {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
+        self._counts, self._sums = {}, {}
         return means
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a checkpoint, so that a resumed run writes the same lines."""
-        return {"totals": {name: total.tolist() for name, total in self._totals.items()}}
+        return {
+            "counts": {name: int(count) for name, count in self._counts.items()},
+            "sums": {name: value.item() for name, value in self._sums.items()},
+        }
 
 
 OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")

@@ -94,6 +94,8 @@ def test_epoch_order_is_pinned() -> None:
     """A changed order would silently change every published run."""
     index, epoch = uniform_sequence(torch.zeros(10), 0)(0, 10)
     assert epoch.tolist() == [0] * 10 and index.tolist() == [0, 8, 3, 7, 2, 5, 9, 6, 4, 1]
+    keys = random.sample_keys(random.key(0), 5, torch.tensor([7, 7]), torch.tensor([0, 1]))
+    assert keys.tolist() == [-217734071595851988, -219491766359874872]
 
 
 @both

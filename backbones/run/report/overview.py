@@ -12,12 +12,12 @@ CURVES, LINE, MARGIN = 3.4, 0.28, 0.5
 """Inches: height of the curves, of a line of the table, and of the space around them."""
 
 COLUMNS = (
-    ("parameters", 0.51),
-    ("MACs", 0.595),
-    ("top-1, %", 0.695),
-    ("seeds", 0.745),
-    ("images/s", 0.815),
-    ("time", 0.91),
+    ("parameters", 0.505),
+    ("MACs", 0.585),
+    ("top-1, %", 0.68),
+    ("seeds", 0.73),
+    ("images/s", 0.8),
+    ("time", 0.89),
     ("peak memory", 0.99),
 )
 """Heading and right end of the columns of the table, in shares of the width."""

@@ -183,6 +183,8 @@ def find_folder(sweep: Sweep, folder: Path | None) -> Path:
 
 
 def _holds(path: Path, sweep: Sweep) -> bool:
-    with suppress(InputError):  # it is of another version, or damaged
+    if read_json(path).get("axes") != sweep.to_json()["axes"]:
+        return False  # before what may be broken by now is imported
+    with suppress(InputError):  # it is of another version
         return read_sweep(path.parent)[0].to_json() == sweep.to_json()
     return False
