@@ -34,7 +34,7 @@ WARM_UP, TIMED, SECONDS = 1, 3, 0.5
 RUN_OVERHEAD, IMPORT_TIME = 1.0, 1.5
 """Seconds that a run takes beside its steps, for its files and pictures, and that a new process takes for imports."""
 
-MOST_TO_MEASURE = 0.04
+MOST_TO_MEASURE = 0.025
 """Share of the time of the sweep that it may take to start processes and measure their steps, and a vmapped step."""
 
 CONTENTION = 1.1
