@@ -328,17 +328,8 @@ class Experiment:
         self._check_batch_size()
         dataset = dataset or self.data.make(device=device)
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
-        if self.best == "top5" and dataset.info.num_classes <= 5:
-            distributed.warn0_once(f"--best top5: it is always 100 % of {dataset.info.num_classes} classes")
-        if self.batch_size > dataset.train.size:
-            distributed.warn0_once(
-                f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
-            )
         num_steps = self.num_steps(dataset)
-        if self.rewind and self.nonfinite == "skip" and self.spike is None:
-            distributed.warn0_once("--rewind has no effect with --nonfinite skip and --spike None")
-        if self.pass_over and max(self.pass_over) > num_steps:
-            distributed.warn0_once(f"--pass-over {max(self.pass_over)} has no effect: the run has {num_steps} steps")
+        self._warn_of_options(dataset, num_steps)
         optimizer = self.make_optimizer(model.roles, num_steps)
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         state = self._init_state(model, optimizer, dataset, normalize, device)
@@ -469,6 +460,19 @@ class Experiment:
                 f"a batch of {self.batch_size} cannot be cut into {parts} equal parts (processes times --accumulate: "
                 f"{distributed.world_size()} x {self.accumulate}); set --batch-size {nearest}, or change one of these"
             )
+
+    def _warn_of_options(self, dataset: Dataset, num_steps: int) -> None:
+        """Print a warning for each option that has no effect here, or another one than it may seem."""
+        if self.best == "top5" and dataset.info.num_classes <= 5:
+            distributed.warn0_once(f"--best top5: it is always 100 % of {dataset.info.num_classes} classes")
+        if self.batch_size > dataset.train.size:
+            distributed.warn0_once(
+                f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
+            )
+        if self.rewind and self.nonfinite == "skip" and self.spike is None:
+            distributed.warn0_once("--rewind has no effect with --nonfinite skip and --spike None")
+        if self.pass_over and max(self.pass_over) > num_steps:
+            distributed.warn0_once(f"--pass-over {max(self.pass_over)} has no effect: the run has {num_steps} steps")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`; tuples are lists, as when it is read again."""

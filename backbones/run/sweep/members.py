@@ -183,8 +183,9 @@ def find_folder(sweep: Sweep, folder: Path | None) -> Path:
 
 
 def _holds(path: Path, sweep: Sweep) -> bool:
-    if read_json(path).get("axes") != sweep.to_json()["axes"]:
+    wanted = sweep.to_json()
+    if read_json(path).get("axes") != wanted["axes"]:
         return False  # before what may be broken by now is imported
     with suppress(InputError):  # it is of another version
-        return read_sweep(path.parent)[0].to_json() == sweep.to_json()
+        return read_sweep(path.parent)[0].to_json() == wanted
     return False
