@@ -50,7 +50,8 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
             except RuntimeError as error:
                 if not re.search("vmap|Batching rule|data pointer", str(error)):
                     raise
-                raise InputError(f"this step does not vmap: {str(error).partition('. ')[0]}") from error
+                reason = str(error).partition(". ")[0]
+                raise InputError(f"--how vmap: this step does not vmap, use another way: {reason}") from error
 
     return seeded(vmapped, experiments[0].seed)
 

@@ -28,7 +28,7 @@ from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes, parse_axis
 from backbones.run.sweep.jobs import Job, end_with_parent, run_job
 from backbones.run.sweep.members import SWEEP, How, Plan, Sweep, find_folder, make_sweep, read_sweep, write_sweep
-from backbones.run.sweep.run_sweep import run_sweep
+from backbones.run.sweep.run_sweep import VMAPPED_HALVING, run_sweep
 
 PROG = "backbones sweep"
 
@@ -54,13 +54,13 @@ class Command:
     ] = ()
     random: Count | None = None
     """How many combinations to draw, instead of all."""
-    sweep_seed: int = 0
+    sweep_seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
     """Seed of these draws."""
     halving: Annotated[int, Range("[2, inf)")] | None = None
     """Successive halving: all members train for a part of their steps, the best one in this many goes on, and so on."""
     how: Literal["auto"] | How = "auto"
     """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
-    seed and in numbers of the optimizer only. Auto measures, and takes the fastest."""
+    seed and in numbers of the optimizer only. Auto measures and takes the fastest, or that in which it was begun."""
     workers: Count | None = None
     """Processes at a time, each with its share of the cores; None for one per core, up to 8, or one per GPU."""
     sweep_dir: Path | None = None
@@ -82,6 +82,8 @@ class Command:
             raise InputError("--sweep-seed is for the draws of --random N; the seed of the runs is --seed")
         if self.workers is not None and self.how in ("sequence", "vmap"):
             raise InputError(f"--workers is for --how processes, not {self.how}; leave one of them out")
+        if self.how == "vmap" and self.halving is not None:
+            raise InputError(VMAPPED_HALVING)
         if self.only is not None and (self.how != "auto" or self.workers is not None):
             raise InputError("--how and --workers are for all members, and --only names one; leave them out")
 
@@ -151,6 +153,11 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
         return sweep, command.resume
     axes = parse_axes(command.over)
     _check_fields(axes, command.experiment)
+    given = [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
+    for axis in axes:
+        kind, dot, name = axis.field.rpartition(".")
+        if {axis.field, f"{kind}{dot}no_{name}"} & {*given}:
+            raise InputError(f"--{axis.field.replace('_', '-')} is varied by --over, so its other value has no effect")
 
     def member(values: Combination) -> Experiment:
         return parse_train([*_without_own(args), *_options(values)], {}, prog=PROG).experiment

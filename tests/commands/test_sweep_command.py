@@ -103,6 +103,9 @@ def test_a_range_of_an_option_that_the_first_component_has_not(calls: list[dict]
         ("--over model vit-tiny vit-tinny", "unknown model 'vit-tinny'; did you mean vit-tiny"),
         ("--over batch_size 64 63 --accumulate 2", "1-batch_size-63 cannot be run: a batch of 63 cannot be cut"),
         ("--over optim.lr 1e-3..1e-2", "is a range, from which --random N draws"),
+        ("--over optim.lr 1e-3..inf --random 3", "the low end must be below the high end, and both be finite"),
+        ("--seed 5 --over seed 0 1", "--seed is varied by --over, so its other value has no effect"),
+        ("--over augment.flip true false --augment.no-flip", "--augment.flip is varied by --over"),
     ],
 )
 def test_mistakes(calls: list[dict], args: str, message: str) -> None:
@@ -123,6 +126,8 @@ def test_mistakes(calls: list[dict], args: str, message: str) -> None:
         ("--over seed 0 1 --until 5", "--until is for one member, named by --only"),
         ("--over seed 0 1 --sweep-seed 5", "--sweep-seed is for the draws of --random N"),
         ("--over seed 0 1 --how vmap --workers 3", "--workers is for --how processes, not vmap"),
+        ("--over seed 0 1 --halving 2 --how vmap", "--how vmap with --halving: fewer members"),
+        ("--over optim.lr 0..1 --random 2 --sweep-seed 9223372036854775808", "--sweep-seed is 9223372036854775808"),
         ("--over seed 0 1 --only 1 --how vmap", "--how and --workers are for all members, and --only names one"),
     ],
 )

@@ -242,6 +242,46 @@ def test_processes_are_stopped_and_go_on_and_one_that_fails_does_not_stop_the_ot
     assert "| 1 of 2: 1 failed |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_member_that_fails_in_sequence_does_not_stop_the_others(
+    in_sequence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_over(RESNET, [0.03], [2, 1])
+    first, second = (tmp_path / member.name for member in sweep.members)
+    (first / "config.json").mkdir(parents=True)  # it cannot be written
+    assert run_sweep(sweep, tmp_path, how="sequence").keys() == {first.name}
+    assert f"{first.name} failed: " in capsys.readouterr().out
+    assert hashes(tmp_path)[second.name] == hashes(in_sequence)["0-lr-0.03-seed-1"]
+
+
+@pytest.mark.slow
+def test_members_that_were_begun_as_separate_runs_are_not_vmapped(
+    in_sequence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one job of a cluster has run, and others have not."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(in_sequence, folder)
+    sweep = read_sweep(folder)[0]
+    for plan in (Plan(), Plan("sequence")):
+        write_sweep(folder, sweep, plan)
+        with pytest.raises(InputError, match="begun as separate runs; continue by sequence or processes"):
+            run_sweep(sweep, folder, how="vmap")
+        assert read_sweep(folder)[1] == plan
+    with pytest.raises(InputError, match="--workers is for processes, and the way of this sweep is sequence"):
+        run_sweep(sweep, folder, workers=2)
+    write_sweep(folder, sweep, Plan())
+    asked: list[bool] = []
+
+    def choose_how(*args: object, may_vmap: bool) -> str:
+        asked.append(may_vmap)
+        return "sequence"
+
+    monkeypatch.setattr("backbones.run.sweep.run_sweep.choose_how", choose_how)
+    shutil.rmtree(folder / sweep.members[0].name)
+    run_sweep(sweep, folder)
+    assert asked == [False] and hashes(folder) == hashes(in_sequence)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     sweep, other = sweep_over(VIT, [0.1], [0]), sweep_over(VIT, [0.2], [0])
     write_sweep(tmp_path, other, Plan("vmap", 3))
@@ -270,6 +310,8 @@ def test_a_sweep_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny")
     write_json(path, {**older, "members": "?"})
     assert find_folder(sweep, None) == Path("sweeps/digits-vit-tiny-3")
+    path.write_text("{")
+    assert find_folder(other, None) == Path("sweeps/digits-vit-tiny-2")
 
 
 def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Path) -> None:

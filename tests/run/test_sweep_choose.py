@@ -54,6 +54,17 @@ def test_the_fastest_is_chosen(case: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert choose.choose_how(sweep, Path("nowhere"), workers=2) == fastest
     assert f"auto: {fastest}; " in capsys.readouterr().out and torch.get_num_threads() == threads
     assert bool(together) == (beside is not None)
+    if fastest == "vmap":
+        assert choose.choose_how(sweep, Path("nowhere"), workers=2, may_vmap=False) != "vmap"
+
+
+def test_what_is_not_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(choose, "make_step", lambda *args: None)
+    monkeypatch.setattr(choose, "seconds_of", lambda step: 10.0)
+    for steps, rates, what in ((99, [0.1, 0.2], "runs of 99 steps"), (100, [0.1], "one member")):
+        sweep = sweep_over(dataclasses.replace(VIT, steps=steps), rates, [0])
+        assert choose.choose_how(sweep, Path("nowhere"), workers=1) == "sequence"
+        assert capsys.readouterr().out == f"auto: sequence; other ways are not measured for {what}\n"
 
 
 def test_halving_is_counted_and_not_vmapped(

@@ -28,15 +28,15 @@ class Axis(NamedTuple):
     scale: Literal["linear", "log"] | None = None
     """Of a range, `LOW..HIGH` or `LOW..HIGH:log`: in what draws are uniform. None for a list of values."""
 
-    def at(self, share: float, *, integer: bool) -> str:
-        """The value at a share in [0, 1) of the range, in as few digits as keep it in the range and near its place."""
+    def at(self, fraction: float, *, integer: bool) -> str:
+        """The value at a fraction in [0, 1) of the range, in as few digits as keep it in the range and near there."""
         low, high = map(float, self.values)
         if integer:
             low, high = low - 0.5, high + 0.5
         if self.scale == "log":
-            value = math.exp(math.log(low) + share * math.log(high / low))
+            value = math.exp(math.log(low) + fraction * math.log(high / low))
         else:
-            value = low + share * (high - low)
+            value = low + fraction * (high - low)
         if integer:
             return str(min(max(round(value), int(self.values[0])), int(self.values[1])))
         texts = (f"{value:.{digits}g}" for digits in range(4, 18))
@@ -65,12 +65,12 @@ def parse_axis(words: Sequence[str]) -> Axis:
         raise InputError(f"--over {field} has other values beside the range {matches[0][0]}; give one of both")
     low, high, log = matches[0].groups()
     try:
-        is_range = float(low) < float(high) and not (log and float(low) <= 0)
+        is_range = -math.inf < float(low) < float(high) < math.inf and not (log and float(low) <= 0)
     except ValueError as error:
         raise InputError(f"--over {field} {values[0]}: a range is LOW..HIGH or LOW..HIGH:log, of numbers") from error
     if not is_range:
-        above = " and both be above 0" if log else ""
-        raise InputError(f"--over {field} {values[0]}: the low end of a range must be below its high end{above}")
+        above = "be above 0" if log else "be finite"
+        raise InputError(f"--over {field} {values[0]}: the low end must be below the high end, and both {above}")
     return Axis(field, (low, high), "log" if log else "linear")
 
 

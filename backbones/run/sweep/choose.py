@@ -47,7 +47,7 @@ Step = Callable[[], object]
 """Computes one more step of a training, and waits for it."""
 
 
-def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
+def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = True) -> How:
     """Measure the ways that are possible, print what they would take, and return the fastest.
 
     What is measured is the step of the first member, as if all took as long.
@@ -59,6 +59,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         sweep: what is to be run.
         folder: where its `sweep.json` is.
         workers: processes at a time.
+        may_vmap: whether a vmapped step is one of the ways.
     """
     ends = sweep.rung_ends(sweep.members[0])
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
@@ -71,12 +72,18 @@ def choose_how(sweep: Sweep, folder: Path, workers: int) -> How:
         step = make_step(experiment, dataset)
         of_step = seconds_of(step)
         seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
-        if ends[-1] < FEWEST_STEPS or seconds["sequence"] < FEWEST_SECONDS or len(sweep.members) == 1:
-            print(f"auto: sequence; {seconds['sequence']:.0f} s are too short to measure other ways", flush=True)
+        small = {
+            "one member": len(sweep.members) == 1,
+            f"runs of {ends[-1]} steps": ends[-1] < FEWEST_STEPS,
+            f"{seconds['sequence']:.0f} s": seconds["sequence"] < FEWEST_SECONDS,
+        }
+        if any(small.values()):
+            what = next(what for what, is_so in small.items() if is_so)
+            print(f"auto: sequence; other ways are not measured for {what}", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
         to_start = startup if workers > 1 and startup < most else 0.0
-        if to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
+        if may_vmap and to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
             of_vmapped = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
             if of_vmapped is not None:
@@ -180,9 +187,12 @@ def seconds_together(sweep: Sweep, folder: Path, workers: int) -> float | None:
         ready = [process.stdout.readline() for process in processes]
         if not all(ready):
             return None
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
+        try:
+            for process in processes:
+                process.stdin.write("\n")
+                process.stdin.flush()
+        except BrokenPipeError:
+            return None
         seconds = [process.stdout.readline() for process in processes]
         return fmean(map(float, seconds)) if all(seconds) else None
 

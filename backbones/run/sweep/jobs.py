@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 import backbones.machine as machine
+from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
@@ -80,20 +82,30 @@ def record_divergence(job: Job, error: Diverged) -> None:
     atomic_write(job.folder / DIVERGED, f"{error}\n")
 
 
-def run_in_sequence(jobs: Sequence[Job]) -> None:
+def run_in_sequence(jobs: Sequence[Job]) -> dict[str, str]:
     """Run members one after the other, each with all threads.
 
+    Returns:
+        Name -> reason, of each member that failed; the others go on.
+
     Raises:
-        InputError: as `run`.
         Preempted: a signal asked to stop, and the member is saved.
     """
+    failures: dict[str, str] = {}
     with handle_signals() as preempted:
         for i, job in enumerate(jobs, start=1):
             print(f"\n{job.name} ({i} of {len(jobs)})", flush=True)
-            with suppress(Preempted):
-                run_job(job, preempted)
+            try:
+                with suppress(Preempted):
+                    run_job(job, preempted)
+            except InputError as error:
+                failures[job.name] = str(error)
+            except Exception as error:  # such as a batch that is too large for the memory
+                traceback.print_exc()
+                failures[job.name] = str(error).partition("\n")[0] or type(error).__name__
             if preempted():
                 raise Preempted(STOPPED)
+    return failures
 
 
 def default_workers(num_members: int, experiment: Experiment) -> int:

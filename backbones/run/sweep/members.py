@@ -184,8 +184,7 @@ def find_folder(sweep: Sweep, folder: Path | None) -> Path:
 
 def _holds(path: Path, sweep: Sweep) -> bool:
     wanted = sweep.to_json()
-    if read_json(path).get("axes") != wanted["axes"]:
-        return False  # before what may be broken by now is imported
-    with suppress(InputError):  # it is of another version
-        return read_sweep(path.parent)[0].to_json() == wanted
+    with suppress(InputError):  # it is damaged, or of another version
+        if read_json(path).get("axes") == wanted["axes"]:  # else what may be broken by now is not imported
+            return read_sweep(path.parent)[0].to_json() == wanted
     return False
