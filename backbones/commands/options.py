@@ -109,7 +109,8 @@ def read_dataset(name: str | None, own: Use, device: torch.device, root: str | N
     if root is not None:
         own = own.replace(root=root)
     if own.values.get("crop") == "random":
-        own = own.replace(crop="center")
+        of_random = {name: option.default for name, option in options_of(own.function).items() if name == "smallest"}
+        own = own.replace(crop="center", **of_random)
     dataset = own.make(device=device)
     check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)
     return own.name, dataset

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from backbones.data.image_files import image_files
-from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
+from backbones.data.image_files.listing import (
+    TEST_NAMES,
+    Files,
+    Listing,
+    Names,
+    check_test_classes,
+    choose_splits,
+    class_name,
+)
 from backbones.errors import InputError
 
 COLUMNS = "path, label and, if it holds both splits, split (train or test)"
@@ -66,7 +74,7 @@ def _read_table(table: Path) -> list[tuple[str, str, str]]:
                 )
             found, splits = [], ("train", *TEST_NAMES) if "split" in (lines.fieldnames or ()) else ("all",)
             for line in lines:
-                split, path, label = line.get("split", "all"), line["path"], line["label"]
+                split, path, label = line.get("split", "all"), line["path"], class_name((line["label"] or "").strip())
                 if not path or not label or split not in splits or None in line:
                     raise InputError(f"{table}, line {lines.line_num}: wanted {COLUMNS}, got {line}")
                 found.append((split, path, label))

@@ -16,7 +16,7 @@ import numpy as np
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
 from backbones.data.image_files.cache import Stamps, cache_path, replacing, stamp, with_filename
-from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, choose_splits
+from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
 from backbones.data.image_files.listing_cache import cached_listing
 from backbones.errors import InputError, shorten
 
@@ -103,6 +103,11 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
                         named[path] = names
                     for row, (image, label) in enumerate(_rows(file, image_column, label_column)):
                         content, file_name = image if isinstance(image, tuple) else (image, None)
+                        if content is None and file_name is not None:
+                            raise InputError(
+                                f"{path}, row {row}: there is the path of an image, {file_name}, and not its bytes; "
+                                "write the files anew with embedded images, or use --data image-list"
+                            )
                         start, length = output.tell(), output.write(content or b"")
                         called = file_name or f"{os.path.relpath(path, root)}, row {row}"
                         split_rows.append((called, label, start, length))
@@ -200,7 +205,9 @@ def _number(
             raise InputError(f"{root} has labels up to {max(found)}, which are not class numbers; make them strings")
         class_names = tuple(known or map(str, range(max(found) + 1)))
         return class_names, {split: np.array(each, dtype=np.int64) for split, each in labels.items()}
-    class_names = tuple(sorted(found))
+    trained = {*labels.get("train", labels.get("all", ()))}
+    check_test_classes(root, trained, {*labels.get("test", ())})
+    class_names = tuple(sorted(trained))
     number = {name: k for k, name in enumerate(class_names)}
     return class_names, {split: np.array([number[x] for x in each], dtype=np.int64) for split, each in labels.items()}
 

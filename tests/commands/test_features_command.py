@@ -171,12 +171,15 @@ def test_a_vit_shows_its_attention(experiment, tmp_path: Path, digit: Path, monk
     ]  # fmt: skip
 
 
-def test_training_images_are_not_cropped_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_images_are_not_cropped_at_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = str(write_folder(tmp_path / "photos", num_train=2, num_test=1, size=(20, 30)))
-    cropped = use(image_folder, root=folder, image_size=8, crop="random")
+    cropped = use(image_folder, root=folder, image_size=8, crop="random", smallest=0.35)
     index = torch.arange(6)
     read = [read_dataset(name, cropped, CPU)[1] for name in (None, "image-folder")]
+    assert capsys.readouterr().err == ""  # not that `smallest` has no effect
     datasets = [*read, cropped.replace(crop="center").make(device=CPU), cropped.make(device=CPU)]
     images = [dataset.train.read(index, index) for dataset in datasets]
     assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[2])

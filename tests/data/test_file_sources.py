@@ -3,6 +3,7 @@ import os
 import shutil
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import torch
 from helpers.trees import CLASSES, encoded, in_order, random_image, write_folder, write_parquet, write_table, write_tar
 from PIL import Image
 
+import backbones.distributed as distributed
 import backbones.random as random
 from backbones.component import use
 from backbones.data import DATASETS, Dataset, eval_batches, image_folder, make_batches
 from backbones.data.image_files import dataset as files_module, decoded as decoded_module
 from backbones.data.image_files.cache import stamp
+from backbones.data.image_files.decoded import Decoded
 from backbones.data.image_files.images import center_crop, decode, resize
-from backbones.data.image_files.listing import Files
+from backbones.data.image_files.listing import Files, Names, version_of
 from backbones.data.image_files.reader import LARGE
+from backbones.data.parquet import list_parquet
 from backbones.errors import InputError
 from backbones.types import CPU
 
@@ -339,6 +343,17 @@ def two_tables(folder: Path, label: str) -> Path:
     return folder
 
 
+def with_columns(path: Path, **columns: list) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def two_splits(folder: Path, trained: str, tested: str) -> Path:
+    for split, label in (("train", trained), ("test", tested)):
+        with_columns(folder / f"{split}.parquet", image=[encoded(random_image(0))], label=[label])
+    return folder
+
+
 def rowless(root: Path) -> Path:
     for path in root.rglob("*.parquet"):
         schema = pyarrow.schema([("img", pyarrow.binary()), ("label", pyarrow.int64())])
@@ -362,6 +377,9 @@ def rowless(root: Path) -> Path:
         ("image-list", lambda p, t: two_tables(t, "cat"), r"train.csv has a line of the split val, x.png; leave that"),
         ("parquet", lambda p, t: write_parquet(p, t / "hub", test_classes=["a", "b", "c"]),
          "the classes are a, b, c in .*test-00000.*, and cat, dog.b, Éclair 2.0 in .*train-00000"),
+        ("parquet", lambda p, t: with_columns(t / "a.parquet", image=[{"bytes": None, "path": "1.png"}], label=[0]),
+         "a.parquet, row 0: there is the path of an image, 1.png, and not its bytes; write the files anew"),
+        ("parquet", lambda p, t: two_splits(t, "cat", "cow"), "there are test images of cow, and no training images"),
         ("parquet", lambda p, t: rowless(write_parquet(p, t / "hub")), "the parquet files in .*hub have no rows"),
         ("parquet", lambda p, t: t / "absent", "there are no parquet files in .*absent"),
         ("parquet", lambda p, t: write(t / "a.parquet", b"hello"), "a.parquet cannot be read as parquet"),
@@ -373,6 +391,15 @@ def test_other_sources_say_what_is_wrong(
     root = make(write_folder(tmp_path / "photos"), tmp_path)
     with pytest.raises(InputError, match=message):
         DATASETS[name](root=str(root), holdout=0.5)
+
+
+def test_labels_of_a_table_that_look_alike_are_one_class(tmp_path: Path) -> None:
+    """Whatever spaces are around them, and however an accent is encoded."""
+    paths = in_order(write_folder(tmp_path / "photos"))
+    labels = [" \u00c9clair", "E\u0301clair ", "cat", " cat "]
+    rows = [f"{path},{labels[i % 4]}" for i, path in enumerate(paths)]
+    table = write(tmp_path / "a.csv", "\n".join(["path,label", *rows]).encode())
+    assert DATASETS["image-list"](root=str(table), holdout=0.3).info.class_names == ("cat", "\u00c9clair")
 
 
 def test_labels_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
@@ -562,6 +589,65 @@ def test_a_file_may_be_replaced_while_the_process_lives(tmp_path: Path) -> None:
         for options in ({}, {"cache": cache}):
             dataset = DATASETS["image-tar"](root=str(root), **options)
             assert all(torch.equal(a, b) for a, b in zip(everything(dataset), wanted, strict=True))
+
+
+def test_a_file_that_was_replaced_before_it_is_opened_is_not_read(tmp_path: Path) -> None:
+    """As by a worker process, which opens it later than the process that has listed it."""
+    store = write(tmp_path / "store", b"0123456789")
+    files = Files(Names(["a"]), np.zeros(1, np.int64), "", str(store), np.array([[2, 3]]), version_of(str(store)))
+    other = write(tmp_path / "other", b"abcdefghij")
+    os.utime(other, ns=(store.stat().st_mtime_ns,) * 2)
+    other.replace(store)
+    with pytest.raises(InputError, match="store has changed since the run began; start it again with --resume"):
+        files.content(0)
+    assert files._replace(version=version_of(str(store))).content(0) == b"cde"
+
+
+def test_a_cache_may_be_larger_than_the_memory(tmp_path: Path) -> None:
+    with (tmp_path / "pixels.bin").open("wb") as file:
+        file.truncate(2**43)  # takes no space
+    start = np.array([2**42])
+    decoded = Decoded(str(file.name), start, np.array([[1, 1, 2]]), np.array([zlib.adler32(bytes(2))]))
+    assert decoded.image(0).tolist() == [[[0, 0]]]
+
+
+def test_a_full_dev_shm_costs_a_copy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> None:
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    folder = write_folder(tmp_path / "photos", size=(150, 160))
+    reader = image_folder(root=str(folder)).train.read.__self__
+    index = np.arange(24)
+    images = reader.read_elsewhere(index, index)
+    assert images.nbytes > LARGE and np.array_equal(images, reader.read(*map(torch.from_numpy, (index, index))))
+
+
+def test_each_machine_has_its_own_copy_of_what_parquet_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which is rank 1 on another machine than rank 0."""
+    root = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub")
+    wanted = everything(image_folder(root=str(tmp_path / "photos")))
+    of_rank_0 = list_parquet(root)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    received = [of_rank_0]
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "on_main", lambda call: received.pop() if received else call())
+    monkeypatch.setattr(distributed, "once_a_node", lambda call: call())
+    dataset = DATASETS["parquet"](root=str(root))
+    assert all(torch.equal(a, b) for a, b in zip(everything(dataset), wanted, strict=True))
+
+
+def test_where_there_is_no_home_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    folder = write_folder(tmp_path / "photos")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert image_folder(root=str(folder)).train.size == 24
+    with pytest.raises(FileNotFoundError, match="there is no home folder; set XDG_CACHE_HOME"):
+        DATASETS["parquet"](root=str(write_parquet(folder, tmp_path / "hub")))
 
 
 def test_splits_of_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,11 @@ def with_xmp(jpeg: bytes, orientation: int) -> bytes:
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + jpeg[2:]
 
 
+def with_fill_bytes(jpeg: bytes) -> bytes:
+    """With 0xFF before the first marker, of which there may be any number (ITU-T T.81, B.1.1.2)."""
+    return jpeg[:2] + b"\xff\xff" + jpeg[2:]
+
+
 def with_late_exif(png: bytes) -> bytes:
     """With the orientation after the pixels."""
     end = png.index(b"IEND") - 4
@@ -60,6 +65,7 @@ FILES = {
     "turned png": saved(RGB, "PNG", exif=ORIENTATION),
     "jpeg turned by its second APP1": with_xmp(saved(RGB, "JPEG", exif=ORIENTATION), 1),
     "jpeg turned by XMP": with_xmp(saved(RGB, "JPEG"), 8),
+    "jpeg turned by XMP, with fill bytes": with_fill_bytes(with_xmp(saved(RGB, "JPEG"), 8)),
     "png turned at its end": with_late_exif(saved(RGB, "PNG")),
     "png": saved(RGB, "PNG"),
     "grey png": saved(GREY, "PNG"),

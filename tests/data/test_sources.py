@@ -1,7 +1,4 @@
-import gzip
-import hashlib
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.datasets
+from helpers.formats import write_cifar, write_fashion_mnist
 from sklearn.datasets import load_digits
 
 from backbones.data import DATASETS, DataInfo, Source, fashion_mnist, in_memory
@@ -102,21 +100,6 @@ def test_pixels_may_be_small_numbers(largest: int) -> None:
     check_statistics(in_memory((images, labels), (images, labels), tuple("0123456789"), CPU).train)
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
-    content = header + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_fashion_mnist(folder: Path, suffix: str) -> np.ndarray:
-    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28))
-    for prefix, part in (("train", slice(0, 20)), ("t10k", slice(20, 30))):
-        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images[part])
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", np.arange(30)[part] % 10)
-    return images
-
-
 @pytest.mark.parametrize(("layout", "suffix"), [("FashionMNIST/raw", ""), (".", ".gz")])
 def test_fashion_mnist_in_both_layouts(layout: str, suffix: str, tmp_path: Path) -> None:
     images = write_fashion_mnist(tmp_path / layout, suffix)
@@ -165,30 +148,6 @@ def test_truncated_fashion_mnist_names_the_file(suffix: str, tmp_path: Path) -> 
     path.unlink()
     with pytest.raises(InputError, match="no file train-images-idx3-ubyte"):
         DATASETS["fashion-mnist"](root=str(tmp_path))
-
-
-def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Small files in CIFAR's own format, and torchvision's list of checksums made to match them."""
-    dataset_class = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    label_key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
-    folder = root / dataset_class.base_folder
-    folder.mkdir(parents=True)
-    images = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)
-
-    def write(filename: str, content: dict) -> list[str]:
-        (folder / filename).write_bytes(pickle.dumps(content))
-        return [filename, hashlib.md5((folder / filename).read_bytes()).hexdigest()]
-
-    for attribute in ("train_list", "test_list"):
-        files = [
-            write(filename, {"data": images[10 * i : 10 * i + 10], label_key: list(range(10))})
-            for i, (filename, _) in enumerate(getattr(dataset_class, attribute))
-        ]
-        monkeypatch.setattr(dataset_class, attribute, files)
-    meta = dataset_class.meta
-    filename, checksum = write(meta["filename"], {meta["key"]: [f"class {i}" for i in range(10)]})
-    monkeypatch.setattr(dataset_class, "meta", {**meta, "filename": filename, "md5": checksum})
-    return images
 
 
 @pytest.mark.parametrize(("name", "num_train"), [("cifar10", 50), ("cifar100", 10)])

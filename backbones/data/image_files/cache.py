@@ -1,5 +1,6 @@
 """Files that are kept between runs: where they are, how they are replaced, and when they are out of date."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ Stamps = dict[str, Stamp]
 """Path -> stamp, before it was read."""
 
 
-def stamp(path: Path | str) -> Stamp:
+def stamp(path: Path | str | int) -> Stamp:
     """What changes when a file is written to or becomes readable, or a folder gets or loses an entry."""
     try:
         status = os.stat(path)
@@ -31,7 +32,11 @@ def stamp(path: Path | str) -> Stamp:
 
 def cache_path(path: Path, kind: str, suffix: str) -> Path:
     """Where something about the data set at `path` is kept between runs: a link to it may be set to another."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
+    except RuntimeError as error:  # a user without an entry in the table of users
+        reason = "there is no home folder; set XDG_CACHE_HOME to a folder for what is kept between runs"
+        raise FileNotFoundError(errno.ENOENT, reason, "~") from error
     names = os.fsencode(path.absolute()) + b"\0" + os.fsencode(path.resolve())
     return home / f"{kind}-{hashlib.sha256(names).hexdigest()[:16]}.{suffix}"
 

@@ -16,7 +16,7 @@ import backbones.machine as machine
 from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
 from backbones.data.image_files.images import decoder_versions
-from backbones.data.image_files.listing import Files, Listing, train_test
+from backbones.data.image_files.listing import Files, Listing, train_test, version_of
 from backbones.data.image_files.reader import Fit, Reader, unreadable
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import (
@@ -94,10 +94,11 @@ def image_files(
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):
-        distributed.once_a_node(partial(_find_here, listing, list_files, path))
+        distributed.once_a_node(partial(_make_here, list_files, path))
+        listing = listing if distributed.is_main() else _find_here(listing, list_files, path)
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
-        name: Reader(files._replace(version=_version_of(files.store)), channels, background)
+        name: Reader(files._replace(version=version_of(files.store) if files.store else None), channels, background)
         for name, files in splits.items()
     }
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers
@@ -135,19 +136,25 @@ def image_files(
     return Dataset(train, test)
 
 
-def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> None:
-    """Let a machine other than that of rank 0 make its store too, and check that the same images are in it.
+def _make_here(list_files: Callable[[Path], Listing], path: Path) -> None:
+    """Let a machine other than that of rank 0 make its store too."""
+    if not distributed.is_main():
+        list_files(path)
+
+
+def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> Listing:
+    """The files as this process finds them: on another machine than that of rank 0 the store may be elsewhere.
 
     Raises:
         InputError: they are others.
     """
-    if distributed.is_main():
-        return
-    here = list_files(path).splits
+    found = list_files(path)
+    here = found.splits
     if here.keys() != listing.splits.keys() or not all(here[name].equals(listing.splits[name]) for name in here):
         raise InputError(
             f"{distributed.this_process()} finds other images in {path} than rank 0; make it equal on all machines"
         )
+    return found
 
 
 def _without_bad_files(
@@ -203,11 +210,6 @@ def _over_all(reader: Reader, method: str, num_workers: int, what: str) -> Itera
         for part, result in zip(parts, workers.in_order("", method, parts), strict=True):
             yield result
             bar.update(len(part))
-
-
-def _version_of(store: str | None) -> tuple[int, ...] | None:
-    """What differs between two files of one name, also where a link was set to a copy of the same time and size."""
-    return (*stamp(store), os.stat(store).st_ino) if store else None
 
 
 def _digest(listing: Listing, files: Files) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,9 +49,9 @@ class Decoded(NamedTuple):
         """
         start, shape = int(self.starts[i]), self.shapes[i].tolist()
         pixels = _mapped(self.path, self.version)[start : start + math.prod(shape)]
-        if zlib.adler32(pixels.data) != self.checks[i]:
+        if zlib.adler32(pixels.numpy().data) != self.checks[i]:
             raise damaged(Path(self.path).parent)
-        return torch.from_numpy(pixels.reshape(shape))
+        return pixels.view(shape)
 
     def take(self, rows: np.ndarray) -> "Decoded":
         """Some of the images, by number [M] int64."""
@@ -58,9 +59,10 @@ class Decoded(NamedTuple):
 
 
 @cache
-def _mapped(path: str, version: tuple[int, ...] | None) -> np.ndarray:
-    # changes, which nobody makes, would stay in memory; a view, since a slice of a memmap is slow to make
-    return np.memmap(path, dtype=np.uint8, mode="c").view(np.ndarray)
+def _mapped(path: str, version: tuple[int, ...] | None) -> Tensor:
+    with with_filename(Path(path)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor does anybody write to it:
+        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))  # else it may not be larger than the memory
 
 
 def read_decoded(folder: Path) -> tuple[Decoded, dict[int, str]]:

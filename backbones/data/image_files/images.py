@@ -93,6 +93,9 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each segment of a JPEG, up to the scan (ITU-T T.81, B.1.1)."""
     at = 2
     while content[at : at + 1] == b"\xff" and at + 4 <= len(content) and content[at + 1] != 0xDA:
+        if content[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
         length = int.from_bytes(content[at + 2 : at + 4], "big")
         yield content[at + 1], content[at + 4 : at + 2 + length]
         at += 2 + length

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import backbones.distributed as distributed
+from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.images import SUFFIXES
 from backbones.errors import InputError, shorten
 
@@ -109,7 +110,16 @@ class Files(NamedTuple):
 @cache
 def _opened(path: str, version: tuple[int, ...] | None) -> int:
     """A file, which this process opens once."""
-    return os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY)
+    if version is not None and version_of(file) != version:
+        os.close(file)
+        raise InputError(f"{path} has changed since the run began; start it again with --resume")
+    return file
+
+
+def version_of(store: str | int) -> tuple[int, ...]:
+    """What differs between two files of one name, also where a link was set to a copy of the same time and size."""
+    return (*stamp(store), os.stat(store).st_ino)
 
 
 class Listing(NamedTuple):
@@ -153,7 +163,7 @@ def list_tree(
     for folder in sorted(files, key=lambda folder: folder.split("/")):
         top, *rest = folder.split("/") if is_split else ["", *folder.split("/")]
         if rest and rest != [""] and top in splits:
-            split_and_class[folder] = splits[top], _class_name(rest[0])
+            split_and_class[folder] = splits[top], class_name(rest[0])
     trained = {name for split, name in split_and_class.values() if split != "test"}
     tested = {
         name
@@ -208,7 +218,7 @@ def is_image(name: str) -> bool:
 
 
 @cache
-def _class_name(folder: str) -> str:
+def class_name(folder: str) -> str:
     """The name of a class: the same for each way to encode its accents."""
     return unicodedata.normalize("NFC", printable(folder))
 

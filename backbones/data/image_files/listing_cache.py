@@ -30,7 +30,10 @@ def cached_listing(
         make: lists it, and gives the stamps of what was read for that.
         sources: the files that it is made from now, where new ones would change no stamp.
     """
-    file = cache_path(path, f"{kind}-{VERSION}", "npz")
+    try:
+        file = cache_path(path, f"{kind}-{VERSION}", "npz")
+    except FileNotFoundError:  # no home folder
+        return make()[0]
     names = None if sources is None else {str(each.resolve()) for each in sources}
     with suppress(*UNREADABLE), file.open("rb") as opened, np.load(opened) as arrays:
         stored = json.loads(bytes(arrays["stamps"]))

@@ -70,7 +70,11 @@ class Reader(NamedTuple):
         size = len(images) * images[0].numel()
         if size < LARGE:
             return torch.stack(images).numpy()
-        shared = images[0].new_empty(0).set_(torch.UntypedStorage._new_shared(size))  # as torch's default_collate
+        try:
+            storage = torch.UntypedStorage._new_shared(size)  # as torch's default_collate
+        except RuntimeError:  # /dev/shm is full
+            return torch.stack(images).numpy()
+        shared = images[0].new_empty(0).set_(storage)
         return torch.stack(images, out=shared.view(len(images), *images[0].shape))
 
     def load(self, i: int) -> Tensor:
@@ -79,10 +83,12 @@ class Reader(NamedTuple):
         Raises:
             InputError: it cannot be read.
         """
-        try:
-            return self._decode(i) if self.decoded is None else self.decoded.image(i)
-        except (OSError, BadImage) as error:
-            raise InputError(unreadable(f"{self.name(i)}: {reason_of(error)}")) from error
+        if self.decoded is not None:
+            return self.decoded.image(i)
+        found = self._decode_or_reason(i)
+        if isinstance(found, str):
+            raise InputError(unreadable(f"{self.name(i)}: {found}"))
+        return found
 
     def decode_some(self, index: list[int]) -> tuple[list[np.ndarray], dict[int, str]]:
         """Some files, each [C, h, w] uint8 or empty; and number -> reason of those that cannot be read."""
