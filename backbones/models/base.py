@@ -168,7 +168,14 @@ def make_constructor(
 def with_memory(skeleton: nn.Module) -> nn.Module:
     """A copy of a module on the meta device, with leaves on the CPU that are not initialised."""
     # `to_empty` would import sympy, half a second: by `empty_like` of a meta tensor
-    return copy.deepcopy(skeleton)._apply(lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu"))
+    return with_leaves(skeleton, lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu"))
+
+
+def with_leaves(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a module with other leaves. Parameters that are tied stay tied, as they do not in `module.to`."""
+    copies: dict[int, Tensor] = {id(buffer): convert(buffer) for buffer in module.buffers()}
+    copies |= {id(leaf): nn.Parameter(convert(leaf), leaf.requires_grad) for leaf in module.parameters()}
+    return copy.deepcopy(module, copies)
 
 
 def split_leaves(module: nn.Module) -> tuple[Params, ModelState]:
@@ -197,15 +204,16 @@ def make_apply(skeleton: nn.Module, *, in_evaluation: Collection[str] = ()) -> A
     for name in in_evaluation:
         training_skeleton.get_submodule(name).eval()
     owners = {name: training_skeleton.get_submodule(name.rpartition(".")[0]) for name, _ in skeleton.named_buffers()}
-    written = {name for name, owner in owners.items() if owner.training}
+    in_training = {name for name, owner in owners.items() if owner.training}
+    # BatchNorm writes its statistics in training alone; of other layers this is not known
+    in_both = {name for name, owner in owners.items() if not isinstance(owner, nn.modules.batchnorm._NormBase)}
 
     def apply(params: Params, model_state: ModelState, images: Tensor, *, train: bool) -> tuple[Tensor, ModelState]:
-        if not train:
-            return functional_call(skeleton, (params, model_state), (images,)), model_state
-        # Layers write into their buffers, or replace them: let them do so to copies, and return those.
+        # Layers write into their buffers, or replace them: let them do so to copies, and return those of training.
+        network, written = (training_skeleton, in_training) if train else (skeleton, in_both)
         leaves = params | {name: leaf.clone() if name in written else leaf for name, leaf in model_state.items()}
-        logits = functional_call(training_skeleton, leaves, (images,))
-        return logits, {name: leaves[name] for name in model_state}
+        logits = functional_call(network, leaves, (images,))
+        return logits, {name: leaves[name] for name in model_state} if train else model_state
 
     _OF_MODULES.add(apply)
     return apply

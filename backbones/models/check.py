@@ -27,6 +27,8 @@ def check_logits(title: str, model: Model, image_shape: ImageShape, num_classes:
             logits = _train_on_meta(model, images)
         except Exception:  # it computes with numbers while it runs
             logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
+    except InputError as error:
+        raise InputError(f"{title}: {error}") from error
     except MADE_WRONG as error:
         raise does_not_take(title, image_shape, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
@@ -71,5 +73,14 @@ def _train_on_meta(model: Model, images: Tensor) -> object:
 
 
 def _train(model: Model, params: Params, model_state: ModelState, images: Tensor) -> object:
+    leaves = {**params, **model_state}
+    fixed = [name for name, leaf in model.skeleton.named_parameters() if not leaf.requires_grad]
+    versions = {name: leaves[name]._version for name in fixed}
     with torch.no_grad():
-        return model.apply(params, model_state, images, train=True)[0]
+        logits = model.apply(params, model_state, images, train=True)[0]
+    if written := [name for name in fixed if leaves[name]._version != versions[name]]:
+        raise InputError(
+            f"{type(model.skeleton).__name__} writes into its parameter {written[0]} when it is called; make it a "
+            "buffer (`register_buffer`), of which it gets a copy"
+        )
+    return logits

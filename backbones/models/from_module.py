@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
 from backbones.errors import InputError
-from backbones.models.base import Model, make_apply, split_leaves
+from backbones.models.base import Model, make_apply, split_leaves, with_leaves
 from backbones.models.roles import make_roles, owner_of
 from backbones.types import ModelState, Params
 
@@ -90,7 +90,7 @@ def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) 
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without weights. Parameters that are tied stay tied, as they do not in `module.to("meta")`."""
+    """A copy without weights."""
     for name, leaf in module.named_parameters():
         if nn.parameter.is_lazy(leaf):
             raise InputError(f"{name} of {type(module).__name__} has no shape yet; give its layer the number of inputs")
@@ -99,9 +99,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
                 f"{name} of {type(module).__name__} is complex, and optimizers take real numbers: keep it as "
                 "torch.view_as_real, and use torch.view_as_complex in forward"
             )
-    copies: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}
-    copies |= {id(leaf): nn.Parameter(leaf.to("meta"), leaf.requires_grad) for leaf in module.parameters()}
-    return copy.deepcopy(module, copies)
+    return with_leaves(module, lambda leaf: leaf.to("meta"))
 
 
 def find_stem_and_head(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -56,13 +56,15 @@ def freeze(model: Model, names: Collection[str]) -> Model:
     """
     if not names:
         return model
-    unknown = set(names) - dict(model.skeleton.named_parameters(remove_duplicate=False)).keys()
-    if unknown:
+    every = dict(model.skeleton.named_parameters(remove_duplicate=False))
+    if unknown := set(names) - every.keys():
         raise InputError(f"{shorten(sorted(unknown))}: no such parameters; wanted full names, as `select` finds them")
+    first_names = {id(leaf): name for name, leaf in model.skeleton.named_parameters()}
+    names = {first_names[id(every[name])] for name in names}  # a parameter that is tied has several
     trained = model.roles.keys() - set(names)
     if not trained:
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
-    leaves = {id(leaf) for name, leaf in model.skeleton.named_parameters() if name in trained}  # one may have two names
+    leaves = {id(leaf) for name, leaf in model.skeleton.named_parameters() if name in trained}
     norms, latest = [], [0]
     for name, module in model.skeleton.named_modules():
         latest = [id(leaf) for leaf in module.parameters(recurse=False) if leaf.requires_grad] or latest

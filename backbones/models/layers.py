@@ -47,8 +47,11 @@ class Mlp(nn.Module):
 
 
 def drop_paths(last: float, depth: int) -> list[float]:
-    """The probability of `DropPath` in each of `depth` blocks: a line from 0 to `last` (arXiv 1603.09382)."""
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
+    """The probability of `DropPath` in each of `depth` blocks: a line from 0 to `last`.
+
+    As timm's; in the paper (arXiv 1603.09382, equation 4) it is a line from last / depth.
+    """
+    return [last * i / (depth - 1) if depth > 1 else last for i in range(depth)]
 
 
 class ResidualBlock(nn.Module):
@@ -130,7 +133,8 @@ def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
         case nn.Linear():
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
         case nn.BatchNorm2d():
             module.reset_parameters()  # ones and zeros: draws nothing
         case _:

@@ -42,7 +42,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    """ConvNet of inverted residuals in seven stages (arXiv 1801.04381, table 2), for images of any size."""
+    """ConvNet of inverted residuals in seven stages (arXiv 1801.04381, table 2), for images of any size.
+
+    Args:
+        stem: first layers and second stage; cifar keeps the size of the image, imagenet quarters it.
+    """
 
     def __init__(self, image_shape: ImageShape, num_classes: NumClasses, *, stem: Stem = "cifar") -> None:
         super().__init__()

@@ -22,6 +22,14 @@ AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers of torchvision's Inception networks that only their own training needs."""
 
 
+OLDER_NAMES = {
+    r"(denselayer\d+\.(?:norm|conv))\.([12]\.)": r"\1\2",  # of DenseNets
+    r"(encoder_layer_\d+\.mlp)\.linear_1\.": r"\1.0.",  # of ViTs
+    r"(encoder_layer_\d+\.mlp)\.linear_2\.": r"\1.3.",
+}
+"""Names in the files of torchvision -> those in its modules, which rename them when they load."""
+
+
 def with_pretrained(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple[Model, list[str]]:
     """The model with an `init` that gives these weights, for fine-tuning.
 
@@ -71,7 +79,7 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
             fitted[name] = got.detach()
         elif part == "head":
             fresh.append(name)
-        elif got is not None or name not in optional:
+        elif name not in optional:  # else it stays as the constructor makes it for these images
             found = "missing" if got is None else tuple(got.shape)
             problems.append(f"{name} is {found}, expected {tuple(wanted.shape)}")
     left_over = [name for name in weights if name not in tied and not name.endswith("num_batches_tracked")]
@@ -100,8 +108,8 @@ def _renamed(weights: StateDict, leaves: StateDict) -> tuple[StateDict, list[str
             break
         weights = {name.removeprefix(wrapper): leaf for name, leaf in weights.items()}
         notes.append(f"{wrapper} before each name is dropped")
-    dense = r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"  # as in torchvision's files of DenseNets
-    weights = {re.sub(dense, r"\1\2", name): leaf for name, leaf in weights.items()}
+    for old, new in OLDER_NAMES.items():
+        weights = {re.sub(old, new, name): leaf for name, leaf in weights.items()}
     renamed = to_our_names(weights, leaves)
     if renamed.keys() != weights.keys():
         notes.append("the names are those of torchvision or timm")

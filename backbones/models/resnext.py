@@ -5,7 +5,7 @@ ResNet with another block; `32x4d` is 32 groups (the cardinality) of 4 channels 
 networks of 29 layers are those for CIFAR, with three stages (section 5.3).
 
 Differs from the paper: the networks of 29 layers halve the image in the first 1x1 convolution of a stage, which saves
-an eighth of their multiply-accumulates; `downsample="3x3"` gives the paper's.
+an eighth of the multiply-accumulates of 32x4d; `downsample="3x3"` gives the paper's.
 
 Shapes: B images, C channels, H and W height and width.
 """

@@ -54,8 +54,10 @@ def torchvision(
 
 def torchvision_arguments(architecture: str, image_shape: ImageShape, num_classes: int) -> dict[str, Any]:
     """What `torchvision.models.get_model` is given beside the name of the architecture."""
-    _, height, width = image_shape
+    channels, height, width = image_shape
     options: dict[str, Any] = {"num_classes": num_classes, **OPTIONS.get(architecture, {})}
+    if "aux_logits" in options:  # as with its weights, which want images of another mean and standard deviation
+        options["transform_input"] = channels == 3
     if architecture.startswith("vit_"):
         options["image_size"] = height
     if architecture.startswith("maxvit_"):

@@ -6,8 +6,8 @@ has it for fine-tuning; position embeddings and linear layers start from a norma
 0.02, as DeiT's, truncated at two standard deviations. The options `patch_embed`, `pool`, `positions`, `registers` and
 `drop_path` are of later papers.
 
-Shapes: B images, C channels, H and W height and width, N tokens (patches and one class token), D embedding dimension,
-K classes.
+Shapes: B images, C channels, H and W height and width, N tokens (patches, class token, registers), D embedding
+dimension, K classes.
 """
 
 from functools import partial

@@ -15,6 +15,7 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import Model, from_module, with_pretrained
+from backbones.models.check import check_logits
 from backbones.models.from_module import _has_channels_last
 from backbones.types import ModelState, Params, Role
 
@@ -60,6 +61,33 @@ class Unusual(nn.Module):
         if self.training:
             self.calls = self.calls + 1  # replaced, not written into
         return torch.log_softmax(self.head(x.mean((2, 3)) * self.frozen + self.table * self.factor), dim=1)
+
+
+class Counts(nn.Module):
+    """Writes into a buffer in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+        self.register_buffer("calls", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(x.mean((2, 3)))
+
+
+class Averages(nn.Module):
+    """Writes into a parameter that is not trained."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.average = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.average.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+        return self.head(x.mean((2, 3)) - self.average)
 
 
 def timm_model(name: str) -> Callable[[], nn.Module]:
@@ -283,6 +311,32 @@ def test_buffers_that_are_not_persistent_may_be_absent_from_pretrained_weights()
     params, model_state = model.init(random.generator(0))
     assert notes == [] and torch.equal(params["head.weight"], module.head.weight)
     assert model_state["table"].tolist() == [0, 0.5, 1]
+
+
+def test_buffers_that_are_not_persistent_and_of_other_images_are_made_anew() -> None:
+    """As the masks of a Swin transformer."""
+
+    def make(size: int) -> nn.Module:
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3, 10))
+        module.register_buffer("table", torch.arange(size), persistent=False)
+        return module
+
+    params, model_state = from_module(partial(make, 4)).init(random.generator(0))
+    started, notes = with_pretrained(from_module(partial(make, 9)), {**params, **model_state}, (3, 1, 1))
+    assert notes == [] and started.init(random.generator(1))[1]["table"].tolist() == [*range(9)]
+
+
+def test_the_arguments_of_apply_stay_as_they_are() -> None:
+    model = from_module(Counts)
+    params, model_state = model.init(random.generator(0))
+    for train, calls in ((False, 0), (True, 1)):
+        _, new = model.apply(params, model_state, images(8).float(), train=train)
+        assert (model_state["calls"], new["calls"]) == (0, calls)
+
+
+def test_a_module_that_writes_into_its_parameters_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--model x: Averages writes into its parameter average when it is called"):
+        check_logits("--model x", from_module(partial(Averages, 10)), (3, 8, 8), 10)
 
 
 def test_weights_of_a_module_with_tied_parameters() -> None:

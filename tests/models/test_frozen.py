@@ -42,6 +42,21 @@ def trained(experiment: Experiment) -> tuple[dict, dict, dict]:
     return before, {**state.params, **state.model_state}, state.params
 
 
+class Tied(nn.Module):
+    """One matrix under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(3, 4), nn.Linear(3, 4)
+        self.up.weight = self.down.weight
+
+
+def test_a_parameter_is_frozen_by_any_of_its_names() -> None:
+    for name in ("down.weight", "up.weight"):
+        params, model_state = freeze(from_module(Tied), {name}).init(random.generator(0))
+        assert params.keys() == {"down.bias", "up.bias"} and model_state.keys() == {"down.weight"}
+
+
 def test_what_patterns_mean() -> None:
     roles = MODELS["vit-tiny"](SHAPE, 10, **SMALL).roles
     everything = set(roles)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.runs import relative_error
 from helpers.shallow import images, shallow
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,8 +18,8 @@ import backbones.random as random
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.models import FAMILIES, MODELS, Model
-from backbones.models.base import with_memory
-from backbones.models.layers import DropPath
+from backbones.models.base import Backbone, make_constructor, with_memory
+from backbones.models.layers import DropPath, drop_paths, init_conv_net
 from backbones.ranges import range_of
 from backbones.types import ModelState, Params
 
@@ -206,6 +206,27 @@ def test_later_blocks_are_dropped_more_often(name: str) -> None:
     blocks = sorted({*found})
     assert found == sorted(found) and blocks == pytest.approx(torch.linspace(0, 0.3, len(blocks)).tolist())
     assert len(blocks) > 5
+
+
+def test_a_single_block_is_dropped_as_often_as_the_last() -> None:
+    assert drop_paths(0.3, 1) == [0.3] and drop_paths(0.3, 3) == pytest.approx([0.0, 0.15, 0.3])
+
+
+def test_a_network_of_ones_own_may_tie_parameters() -> None:
+    class Tied(Backbone):
+        LAYERS = "blocks"
+
+        def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(image_shape[0], 4, 1)
+            self.blocks = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+            self.blocks[1].weight = self.blocks[0].weight
+            self.head = nn.Linear(4, num_classes, bias=False)
+
+    model = make_constructor(Tied, init_conv_net)((3, 8, 8), 5)
+    params, model_state = model.init(random.generator(0))
+    assert "blocks.0.weight" in params and "blocks.1.weight" not in params
+    assert model.apply(params, model_state, images()[:2, :, :8, :8], train=True)[0].shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", ["se-resnet18", "cbam-resnet18"])

@@ -213,3 +213,28 @@ def test_the_files_of_torchvision(architecture: str) -> None:
     first = next(name for name in params if name in file)
     assert torch.equal(params[first], file[first]) and any("initialised: " in note for note in notes)
     assert any(note.startswith("not used: ") for note in notes) == (architecture != "densenet121")
+
+
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+def test_inception_networks_transform_images_as_those_with_published_weights(architecture: str) -> None:
+    theirs = torchvision.models.get_model(architecture, weights=None, init_weights=False, transform_input=True).eval()
+    shape, photos = (3, 75, 75), torch.randn(2, 3, 75, 75, generator=random.generator(1))
+    ours, _ = with_pretrained(
+        MODELS_OF["torchvision"](shape, 1000, architecture=architecture), theirs.state_dict(), shape
+    )
+    assert relative_error(logits(ours, photos), theirs(photos)) < 1e-5
+    assert MODELS_OF["torchvision"]((1, 75, 75), 10, architecture=architecture).skeleton.transform_input is False
+
+
+def test_older_names_in_torchvisions_files_of_vits(images: Tensor) -> None:
+    name, options, make, arguments = THEIRS[-2]
+    theirs = make(num_classes=10, **arguments).eval()
+    with torch.no_grad():
+        theirs.heads.head.weight.normal_(generator=random.generator(2))
+    older = {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): leaf
+        for key, leaf in theirs.state_dict().items()
+    }
+    assert older.keys() != theirs.state_dict().keys()
+    model, _ = with_pretrained(MODELS[name](SHAPE, 10, **options), older, SHAPE)
+    assert relative_error(logits(model, images), theirs(images)) < 1e-5
