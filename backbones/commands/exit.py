@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import backbones.distributed as distributed
 from backbones.errors import InputError, is_out_of_memory
+from backbones.run.files import discard_stdout
 from backbones.run.loop import Diverged
 from backbones.run.preemption import EXIT_CODE, Preempted
 
@@ -36,7 +37,7 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads stdout, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes again when it exits
+        discard_stdout()  # else Python writes again when it exits
         code = 1
     if isinstance(code, str) and distributed.world_size() > 1:  # now: NCCL may wait for a process that is gone
         print(code, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from backbones.run.files import read_json
 from backbones.run.metric_lines import TIMES, read_metrics
 from backbones.run.provenance import (
     list_environment_changes,
+    list_init_changes,
     list_resumes,
     list_trained,
     read_starts,
@@ -81,7 +82,7 @@ def compare_runs(before: Path, now: Path) -> bool:
     for name, change in settings.items():
         print(f"other settings: {name}: {change}")
     starts = [starts_of(run_dir) for run_dir in runs]
-    for line in list_resumes(str(before), starts[0]):
+    for line in (*list_resumes(str(before), starts[0]), *list_init_changes(*starts)):
         print(line)
     for line in list_environment_changes(starts[0], starts[1][-1]) if starts[1] else ():
         print(line)

@@ -14,7 +14,7 @@ def list_experiments(experiments: Mapping[str, Experiment], claims: Mapping[str,
 
     Args:
         experiments: by name.
-        claims: name -> command, hardware, time and accuracy, for those that were measured.
+        claims: name -> what was measured.
     """
     width = max(map(len, experiments), default=0)
     return "\n".join(f"{name:{width}}  {claims.get(name, 'not measured yet')}" for name in experiments)

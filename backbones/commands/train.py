@@ -125,7 +125,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
         if stored is not None:
             command = read(choose_components(parse_experiment(*stored), args)[0])
             with suppress(SystemExit, InputError), redirect_stderr(StringIO()):
-                if is_named:
+                if is_named or known.config is not None:
                     _print_kept(command.experiment, read(named).experiment)
             return command
     return read(named)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ def atomic_path(path: Path, *, new: bool = False) -> Iterator[Path]:
         if new and path.exists():
             raise InputError(f"{path} was written by another process in the meantime; choose another --out")
         temporary.replace(path)
+        sync(path.parent)  # else its new name may be lost in a power cut
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,6 +76,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard_stdout() -> None:
+    """Let go of stdout, whose reader has closed the pipe: what is printed from now on is lost, and no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Appender:

@@ -14,7 +14,7 @@ from backbones.experiment import Experiment, Program
 from backbones.gradient import with_noise_scale
 from backbones.run.checkpoint import SaveError
 from backbones.run.preemption import Preempted
-from backbones.run.run_log import RunLog, Timer
+from backbones.run.run_log import RunLog
 from backbones.run.spikes import BadStep
 from backbones.train_step import TrainState, TrainStep
 from backbones.types import Batch, Metrics, Weights
@@ -92,7 +92,7 @@ def train(
 
     if not checkpoints.steps():  # a run that was started can be resumed, however early it dies
         save({}, program.weights_of(state) if int(state.step) else None)
-    timer = Timer()
+    log.timer.start()
     images = 0  # since the device was last waited for
     test_metrics: dict[str, float] = {}
     for step in range(int(state.step) + 1, num_steps + 1):
@@ -117,12 +117,12 @@ def train(
             continue
 
         bad_steps = log.spikes.bad_steps()
-        timer.stop(images)
+        log.timer.stop(images)
         images = 0
         for bad in bad_steps:
             handle_bad_step(bad, state, experiment, log, num_steps=num_steps)
         if log_due:
-            writer.write("train", step, {**with_noise_scale(log.means.take()), "images_per_second": timer.rate()})
+            writer.write("train", step, {**with_noise_scale(log.means.take()), "images_per_second": log.timer.rate()})
         weights = program.weights_of(state) if eval_due or save_due else None
         if eval_due:
             test_metrics = program.evaluate(state, weights)
@@ -135,9 +135,9 @@ def train(
                 f"stopped after step {step} of {num_steps}, saved in {checkpoints.folder}; resume with "
                 f"--run-dir {shlex.quote(str(checkpoints.folder.parent))} --resume"
             )
-        timer.start()
+        log.timer.start()
     finish_save(experiment, log)
-    return state, {**(test_metrics or program.evaluate(state)), "images_per_second": timer.mean_rate()}
+    return state, {**(test_metrics or program.evaluate(state)), "images_per_second": log.timer.mean_rate()}
 
 
 def finish_save(experiment: Experiment, log: RunLog) -> None:
@@ -170,4 +170,7 @@ def give_up(bad: BadStep, log: RunLog, hint: str) -> NoReturn:
     log.report_bad_step(bad)
     distributed.barrier()  # when one rank ends, torchrun ends the others, and rank 0 may still be writing
     good = f"the last good checkpoint is step {saved[-1]} in {folder}" if saved else "nothing is saved"
-    raise Diverged(f"{bad.reason} at step {bad.step}; {good}. Lower --optim.lr, clip with --clip 1, or {hint}")
+    raise Diverged(
+        f"{bad.reason} at step {bad.step}; {good}. {hint[0].upper()}{hint[1:]}; or start a new run, or one with "
+        "--init-from, with a lower --optim.lr or --clip 1"
+    )

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.run.files import Appender, atomic_write, json_text
+from backbones.run.files import Appender, atomic_write, discard_stdout, json_text
 from backbones.run.metric_lines import METRICS, read_metrics, tagged
 from backbones.run.trackers import Trackers
 
@@ -22,7 +22,8 @@ SECONDS_BETWEEN_LINES = 10.0
 """Seconds between lines on training where there is no progress bar, as in output that is piped to a file."""
 
 LINES_FOR_SPEED = 10
-"""The time left is estimated from the steps since so many lines before: not from compiling, which the first one has."""
+"""The time left is estimated from the steps since so many lines before, so that the first one, which compiles, does not
+count for long."""
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -138,10 +139,13 @@ class MetricWriter:
             self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one."""
+        """Print a line, above the progress bar if there is one. A closed pipe does not end the run."""
         if self._is_main:
-            tqdm.write(line)
-            sys.stdout.flush()
+            try:
+                tqdm.write(line)
+                sys.stdout.flush()
+            except BrokenPipeError:  # Ctrl-C has ended `tee` too, say, and the state must still be saved
+                discard_stdout()
 
     def close(self) -> None:
         """Finish all files."""

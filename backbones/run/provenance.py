@@ -24,7 +24,7 @@ from backbones.run.files import atomic_write
 
 ROOT = Path(__file__).parent.parent.parent
 
-PROVENANCE = "provenance.json"
+PROVENANCE, INIT = "provenance.json", "init_sha256"
 
 
 def record_start(
@@ -36,14 +36,18 @@ def record_start(
     step: int,
     changes: dict[str, str],
     origin: Path | None = None,
+    init_sha256: str | None = None,
 ) -> None:
     """Add an entry to `provenance.json`, and say if the images are not those of the last start.
 
-    `step` steps were done before, `changes` are from `check_run_dir`, and `origin` is the run that a new one continues.
+    `step` steps were done before, `changes` are from `check_run_dir`, `origin` is the run that a new one continues, and
+    `init_sha256` is the hash of the parameters before the first step.
     """
     environment = describe_environment(experiment, dataset, device)
     time, command = datetime.now(UTC).isoformat(timespec="seconds"), shlex.join(sys.argv)
     entry = {"time": time, "command": command, "step": step, "changes": changes, **environment}
+    if init_sha256 is not None:
+        entry[INIT] = init_sha256
     starts = read_starts(run_dir)
     before = starts
     if origin and not starts:
@@ -80,12 +84,20 @@ def list_environment_changes(starts: Sequence[dict[str, Any]], now: dict[str, An
     found: dict[str, str] = {}
     for start in reversed(starts):
         one, other = ({**each.get("packages", {}), **each} for each in (start, now))
-        for name in sorted({*one, *other} - {"time", "command", "step", "changes", "packages"}):
+        for name in sorted({*one, *other} - {"time", "command", "step", "changes", "packages", INIT}):
             if one.get(name) != other.get(name):
                 after = f" after step {start['step']}" if start.get("step") else ""
                 change = f"{name} {one.get(name)} -> {other.get(name)}"
                 found.setdefault(change, f"environment changed{after}: {change}")
     return [*found.values()]
+
+
+def list_init_changes(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[str]:
+    """A line if two runs, of which these are the starts, began from other parameters, as where a file was replaced."""
+    one, other = (starts[0].get(INIT) if starts else None for starts in (before, now))
+    if one is None or other in (None, one):
+        return []
+    return [f"the parameters before the first step are others: {INIT} {one} -> {other}"]
 
 
 def list_trained(starts: Sequence[dict[str, Any]], first: int, last: int) -> list[dict[str, Any]]:

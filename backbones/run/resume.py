@@ -1,7 +1,6 @@
 """What a run may be resumed with: its configuration, and which changes of it are possible."""
 
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ IN_THE_STATE = (
     "batch_size",
 )  # fmt: skip
 """Fields of an experiment that a checkpoint holds, so that a new value would have no effect on a resumed run; and the
-batch size, by which the step count says which samples come next."""
+seed and the batch size, which with the step count say which samples come next."""
 
 IN_THE_STEPS = (
     "augment", "model", "schedule", "loss", "accumulate", "weight_decay_mask", "class_weights",
@@ -53,8 +52,11 @@ def _checkpoint_config(run_dir: Path, resume: Which) -> tuple[Path, dict[str, An
     else:
         paths = [run_dir / CHECKPOINTS / str(step) for step in reversed(steps)]
     for path in paths:
-        with suppress(CorruptCheckpoint):  # reported when it is restored
+        try:
             return path, read_manifest(path).experiment
+        except CorruptCheckpoint:  # reported when it is restored
+            if isinstance(resume, Path):
+                raise
     return None
 
 
@@ -97,11 +99,9 @@ def changes_result(changes: dict[str, str]) -> bool:
 
 def check_steps_left(changes: dict[str, str], run_dir: Path) -> None:
     """Raise InputError if changes of a run that has no steps left would have no effect."""
-    if vain := _lines_of(changes, IN_THE_STEPS):
-        raise InputError(
-            "\n  ".join([f"the run in {run_dir} has no steps left, so these changes would have no effect:", *vain])
-            + "\ngive it more --steps, or leave them out"
-        )
+    if ineffective := _lines_of(changes, IN_THE_STEPS):
+        message = f"the run in {run_dir} has no steps left, so these changes would have no effect:"
+        raise InputError("\n  ".join([message, *ineffective]) + "\ngive it more --steps, or leave them out")
 
 
 def _lines_of(changes: dict[str, str], fields: Collection[str]) -> list[str]:

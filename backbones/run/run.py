@@ -150,10 +150,12 @@ def train_in(
         if distributed.is_main():
             (folder / CHECKPOINTS).mkdir(exist_ok=True)
             origin = run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None
-            _write_start(folder, experiment, dataset, device, step=start_step, changes=changes, origin=origin)
-        checkpoints.supersede_after(start_step)
+            init_sha256 = tree.sha256(states[0].params) if is_new else None
+            start = {"step": start_step, "changes": changes, "origin": origin, "init_sha256": init_sha256}
+            _write_start(folder, experiment, dataset, device, **start)
         if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
+        checkpoints.supersede_after(start_step)
         trackers.start(folder, experiment)
         writer = MetricWriter(
             folder, start_step=start_step, num_steps=last_step, log_every=log_every, trackers=trackers

@@ -52,28 +52,6 @@ class RunningMeans:
         }
 
 
-OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")
-"""Fields of an experiment that decide how large a loss is."""
-
-
-@dataclass
-class RunLog:
-    """What a run records while it trains: metrics, checkpoints, and steps that went wrong."""
-
-    writer: MetricWriter
-    checkpoints: Checkpoints
-    spikes: SpikeDetector
-    report_bad_step: Callable[[BadStep], None]
-    means: RunningMeans = field(default_factory=RunningMeans)
-
-    def restart(self, saved: Manifest, experiment: Experiment) -> None:
-        """Continue as it was when a checkpoint was saved; its losses count for spikes if the objective is the same."""
-        self.means = RunningMeans(saved.since_log)
-        now = experiment.to_json()
-        is_same = all(saved.experiment.get(name) == now[name] for name in OBJECTIVE)
-        self.spikes.restart(saved.recent_losses if is_same else ())
-
-
 class Timer:
     """Images per second of training alone, without evaluation and saving."""
 
@@ -87,11 +65,12 @@ class Timer:
 
     def stop(self, images: int) -> None:
         """End a stretch, in which `images` were trained on; call it when the device has finished."""
-        self._stretches.append((images, time.perf_counter() - self._since))
+        if images:  # else all its steps were passed over
+            self._stretches.append((images, time.perf_counter() - self._since))
 
     def rate(self) -> float:
-        """Of the latest stretch."""
-        images, seconds = self._stretches[-1]
+        """Of the latest stretch; NaN if there is none."""
+        images, seconds = self._stretches[-1] if self._stretches else (math.nan, 1.0)
         return images / seconds
 
     def mean_rate(self) -> float:
@@ -99,3 +78,36 @@ class Timer:
         stretches = self._stretches[1:] or self._stretches
         seconds = sum(seconds for _, seconds in stretches)
         return sum(images for images, _ in stretches) / seconds if stretches else math.nan
+
+
+OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")
+"""Fields of an experiment that decide how large a loss is."""
+
+
+NOT_THE_IMAGES = ("root", "workers", "cache", "download")
+"""Options of data sets that say where the images are and how they are read, not which ones."""
+
+
+def objective(values: dict[str, Any]) -> dict[str, Any]:
+    """What decides how large a loss is, of the configuration in a checkpoint."""
+    fields = {name: values.get(name) for name in OBJECTIVE}
+    options = {name: value for name, value in values["data"]["options"].items() if name not in NOT_THE_IMAGES}
+    return {**fields, "data": {**values["data"], "options": options}}
+
+
+@dataclass
+class RunLog:
+    """What a run records while it trains: metrics, checkpoints, and steps that went wrong."""
+
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    spikes: SpikeDetector
+    report_bad_step: Callable[[BadStep], None]
+    means: RunningMeans = field(default_factory=RunningMeans)
+    timer: Timer = field(default_factory=Timer)
+
+    def restart(self, saved: Manifest, experiment: Experiment) -> None:
+        """Continue as it was when a checkpoint was saved; its losses count for spikes if the objective is the same."""
+        self.means = RunningMeans(saved.since_log)
+        is_same = objective(saved.experiment) == objective(experiment.to_json())
+        self.spikes.restart(saved.recent_losses if is_same else ())

@@ -103,7 +103,7 @@ class SpikeDetector:
 def make_spike_detector(experiment: Experiment, num_classes: int) -> SpikeDetector:
     """What finds the bad steps of an experiment."""
     logits, labels = torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)
-    of_a_guess = experiment.make_loss()(logits, labels, None, label_smoothing=0.0).item()
+    of_a_guess = experiment.make_loss()(logits, labels, targets=None, label_smoothing=0.0).item()
     return SpikeDetector(experiment.spike, margin=MARGIN * of_a_guess)
 
 
@@ -172,7 +172,7 @@ def recompute_batch(
         batch = tree.unflatten(whole, parts)  # what one rank has augmented
         batch = augment(random.sample_keys(key, step - 1, batch.index, batch.epoch), batch)
         logits = torch.cat([predict(images) for images in batch.images.chunk(experiment.accumulate)])
-        each = loss(logits, batch.labels, batch.targets, label_smoothing=experiment.label_smoothing)
+        each = loss(logits, batch.labels, targets=batch.targets, label_smoothing=experiment.label_smoothing)
         losses.append((each * batch.weight).cpu())
         batches.append(tree.map(Tensor.cpu, batch))
     return tree.map(lambda *leaves: torch.cat(leaves), *batches), torch.cat(losses)

@@ -242,7 +242,10 @@ class _Sender:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _open(self) -> Tracker:
-        return self._start(self._run_dir.absolute().name, self._config, _read_ids(self._run_dir).get(self._name))
+        tracker = self._start(self._run_dir.absolute().name, self._config, _read_ids(self._run_dir).get(self._name))
+        if not isinstance(tracker, Tracker):
+            raise TypeError(f"it gives a {type(tracker).__name__}; wanted a Tracker")
+        return tracker
 
     def _keep_id(self, run_id: str) -> None:
         with _ids_lock:

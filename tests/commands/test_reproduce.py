@@ -29,6 +29,7 @@ def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: p
 
     starts = read_starts(path)
     starts[-1]["packages"]["torch"] = "1.0"
+    first, starts[0]["init_sha256"] = starts[0]["init_sha256"], "of other weights"
     (path / "provenance.json").write_text(json.dumps(starts))
     assert not main([str(path), "--run-dir", str(tmp_path / "other"), "--optim.lr", "0.002"])
     lines = capsys.readouterr().out.splitlines()
@@ -36,6 +37,7 @@ def test_a_run_is_reproduced_or_not(short: Experiment, tmp_path: Path, capsys: p
     assert f"environment changed: torch 1.0 -> {version('torch')}" in lines
     assert any(line.startswith("the first metric that differs: step 2, train: ") for line in lines)
     assert "other settings: optim.lr: 0.001 -> 0.002" in lines
+    assert f"the parameters before the first step are others: init_sha256 of other weights -> {first}" in lines
 
 
 def test_only_a_finished_run_is_reproduced(short: Experiment, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import torch
 
 from backbones.augment import identity
 from backbones.component import use
+from backbones.data import fashion_mnist, image_folder
 from backbones.experiment import Experiment, Program
 from backbones.run.checkpoint import Manifest, SaveError
 from backbones.run.loop import Diverged, GoBack, complete, train
 from backbones.run.preemption import Preempted
-from backbones.run.run_log import RunLog, RunningMeans
+from backbones.run.run_log import RunLog, RunningMeans, Timer
 from backbones.run.spikes import SpikeDetector
 from backbones.train_step import TrainState
 from experiments.digits import digits_resnet18
@@ -156,7 +157,9 @@ def test_steps_that_are_passed_over_are_not_done() -> None:
     recorder, done = Recorder(), []
     state, _ = run(recorder, experiment=dataclasses.replace(EXPERIMENT, pass_over=(1, 4, 7, 8)), done=done)
     assert state.step == 10 and done == [2, 3, 5, 6, 9, 10]
-    assert [values.get("loss") for values in recorder.values if "top1" not in values] == [2, 3, 5.5, None, 9.5]
+    trained = [values for values in recorder.values if "top1" not in values]
+    assert [values.get("loss") for values in trained] == [2, 3, 5.5, None, 9.5]
+    assert all(values["images_per_second"] > 0 for values in trained)
     assert [step for step, _ in recorder.saved] == [0, 3, 6, 9, 10]
 
 
@@ -246,6 +249,7 @@ def test_means_continue_after_a_resume() -> None:
         ({"sampling": "balanced"}, 0),
         ({"class_weights": "auto"}, 0),
         ({"augment": use(identity)}, 0),
+        ({"data": use(fashion_mnist)}, 0),
     ],
     ids=str,
 )
@@ -254,3 +258,27 @@ def test_losses_of_another_objective_are_forgotten(change: dict, kept: int) -> N
     log = RunLog(None, None, SpikeDetector(10.0, margin=0.5), None)
     log.restart(saved, dataclasses.replace(EXPERIMENT, **change))
     assert len(log.spikes.recent) == kept
+
+
+def test_where_images_are_and_how_they_are_read_is_no_other_objective() -> None:
+    def of_folder(**options: object) -> Experiment:
+        return dataclasses.replace(EXPERIMENT, data=use(image_folder, **options))
+
+    saved = Manifest(5, {}, json.loads(json.dumps(of_folder(root="a").to_json())), None, {}, [1.0] * 20)
+    for experiment, kept in ((of_folder(root="b", workers=2, cache="c"), 20), (of_folder(root="a", center=0.5), 0)):
+        log = RunLog(None, None, SpikeDetector(10.0, margin=0.5), None)
+        log.restart(saved, experiment)
+        assert len(log.spikes.recent) == kept
+
+
+def test_the_rate_of_a_run_that_goes_back_counts_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if no step is left but those to pass over."""
+    clock = iter([0.0, 10.0, 20.0, 22.0, 30.0])  # of a start, a stop, ..., and a start
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    timer = Timer()
+    assert math.isnan(timer.rate()) and math.isnan(timer.mean_rate())
+    for images in (5, 4, 0):
+        timer.stop(images)
+        if images:
+            timer.start()
+    assert timer.mean_rate() == timer.rate() == 2

@@ -502,12 +502,39 @@ def test_as_a_command(folder: Path, tmp_path: Path) -> None:
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+def browse(page: Path, *options: str) -> str:
+    """What headless Chromium prints about a file that it opens without a network."""
+    home = [f"--user-data-dir={page.parent / 'profile'}", "--proxy-server=127.0.0.1:9"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        *home,
+        *options,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_opens_it_from_a_file(out: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "page.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,1600", f"--screenshot={picture}"]
-    home = [f"--user-data-dir={tmp_path / 'profile'}", "--proxy-server=127.0.0.1:9"]  # no network
-    subprocess.run([CHROMIUM, *options, *home, out.as_uri()], capture_output=True, timeout=120, check=True)
-    with Image.open(picture) as shown:
-        assert shown.size == (800, 1600) and len(shown.convert("RGB").getcolors(2**20)) > 50
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_opens_it_from_a_file(width: int, out: Path, tmp_path: Path) -> None:
+    """On a phone too, where nothing is wider than the screen; light and dark."""
+    page = Path(shutil.copy(out, tmp_path / "report.html"))
+    lightness = {}
+    for scheme, number in (("dark", 0), ("light", 1)):
+        scheme_option = f"--blink-settings=preferredColorScheme={number}"
+        browse(page, scheme_option, f"--window-size={width},1600", f"--screenshot={tmp_path / scheme}.png")
+        with Image.open(tmp_path / f"{scheme}.png") as shown:
+            assert shown.size == (width, 1600) and len(shown.convert("RGB").getcolors(2**20)) > 50
+            lightness[scheme] = shown.convert("L").getpixel((2, 2))
+    assert lightness["dark"] < 50 and lightness["light"] > 200
+    frame = tmp_path / "frame.html"
+    write_width = "document.body.innerText = frame.contentDocument.documentElement.scrollWidth"
+    frame.write_text(
+        f"<iframe id=frame width={width} style='border:0' src={page.name} onload='{write_width}'></iframe>"
+    )
+    assert f"<body>{width}</body>" in browse(frame, "--allow-file-access-from-files", "--dump-dom")

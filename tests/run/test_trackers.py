@@ -107,6 +107,10 @@ def test_a_tracker_that_fails_or_hangs_costs_the_run_nothing(
     lost = "warning: --log-to trackio: some metrics were not sent before the end of the run\n"
     assert recorder.calls == [] and capsys.readouterr().err.endswith(lost)
 
+    monkeypatch.setitem(trackers.TRACKERS, "trackio", lambda *args: None)  # it lacks a `return`
+    write_some(tmp_path, experiment)
+    assert "--log-to trackio: it gives a NoneType; wanted a Tracker; the run goes on" in capsys.readouterr().err
+
     hang = threading.Event()
     monkeypatch.setattr(trackers, "WAIT_AT_THE_END", 0.1)
     monkeypatch.setitem(trackers.TRACKERS, "trackio", lambda *args: hang.wait())

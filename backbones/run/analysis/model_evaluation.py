@@ -159,7 +159,7 @@ def evaluate_model(
     predicted = torch.where(is_lucky, (labels + 1) % num_classes, predicted)
     confusion = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return Evaluation(
-        loss=loss(logits, labels, None, label_smoothing=0.0).to(torch.float64).mean().item(),
+        loss=loss(logits, labels, targets=None, label_smoothing=0.0).to(torch.float64).mean().item(),
         top1=in_top_k(logits, labels, 1).to(torch.float64).mean().item(),
         top5=in_top_k(logits, labels, 5).to(torch.float64).mean().item(),
         confusion=confusion.reshape(num_classes, num_classes),

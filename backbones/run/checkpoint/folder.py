@@ -82,6 +82,7 @@ def write_checkpoint(path: Path, arrays: Arrays, manifest: Manifest) -> None:
         with ThreadPoolExecutor(8) as pool:  # one after the other takes a disk five to ten times as long
             list(pool.map(sync, (*temporary.rglob("*"), temporary)))
         temporary.rename(path)
+        sync(path.parent)  # else its new name may be lost in a power cut
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -25,7 +25,7 @@ COLORS = (
     ("#5a6675", "#aebaca"),
     ("#5c8011", "#b3da5e"),
 )
-"""Of groups, one after another: on a light ground, and on a dark one."""
+"""Of groups, one after another: on a light background, and on a dark one."""
 
 
 class Tick(NamedTuple):

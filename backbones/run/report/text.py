@@ -17,14 +17,14 @@ def loss(value: float) -> str:
 def count(number: float) -> str:
     """`11173962` -> `11.17 M`: four digits, where it is not below 1000."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+        if float(f"{number / size:.4g}") >= 1:
             return f"{number / size:#.4g} {unit}"
     return f"{number:,.0f}"
 
 
 def rate(number: float) -> str:
     """`1234.5` -> `1,234`, or three digits."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"
 
 
 def memory(num_bytes: float) -> str:

@@ -141,6 +141,16 @@ def test_later_checkpoints_are_superseded_not_lost(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "superseded").iterdir()) == ["2", "2-2", "3"]
 
 
+def test_later_checkpoints_are_superseded_from_the_last_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a process that is killed in between has not moved an earlier one, but left a later one."""
+    save_all(folder, [1, 2, 3])
+    moved: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, other: moved.append(path.name) or rename(path, other))
+    go_on_from(folder, 1)
+    assert moved == ["3", "2"]
+
+
 def test_corruption_is_reported_and_auto_takes_the_newest_intact_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
