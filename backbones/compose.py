@@ -42,7 +42,9 @@ def shorter(experiment: Experiment, factor: Positive) -> Experiment:
     def scaled(steps: int) -> int:
         return max(1, round(factor * steps))
 
-    schedule, save_every = experiment.schedule, scaled(experiment.save_every)
+    schedule, eval_every = experiment.schedule, scaled(experiment.eval_every)
+    ratio, rest = divmod(experiment.save_every, experiment.eval_every)
+    save_every = scaled(experiment.save_every) if rest else ratio * eval_every  # so that what is saved is evaluated
     if schedule.values.get("warmup_steps"):
         schedule = schedule.replace(warmup_steps=scaled(schedule.values["warmup_steps"]))
     return dataclasses.replace(
@@ -50,7 +52,7 @@ def shorter(experiment: Experiment, factor: Positive) -> Experiment:
         schedule=schedule,
         steps=experiment.steps and scaled(experiment.steps),
         epochs=experiment.epochs and factor * experiment.epochs,
-        eval_every=scaled(experiment.eval_every),
+        eval_every=eval_every,
         save_every=save_every,
         keep_every=experiment.keep_every and experiment.keep_every // experiment.save_every * save_every,
     )

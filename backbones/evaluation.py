@@ -65,7 +65,7 @@ def make_eval_step(model: Model, normalize: Normalize, *, loss: Loss = cross_ent
 
         logits = average_views(apply, normalize(batch.images), tta)
         rows = EvalSums(
-            loss=loss(logits, batch.labels, None, label_smoothing=0.0),
+            loss=loss(logits, batch.labels, targets=None, label_smoothing=0.0),
             top1=in_top_k(logits, batch.labels, 1),
             top5=in_top_k(logits, batch.labels, 5),
             weight=torch.ones_like(batch.weight),
@@ -102,7 +102,7 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
     # Leaf -> momentum, of the running statistics; those of a norm without a momentum are means over all that it counts.
     leaves = ("running_mean", "running_var")
     momenta = {f"{name}.{leaf}": norm.momentum for name, norm in norms.items() if norm.momentum for leaf in leaves}
-    of_all_steps = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
+    counts_of_means = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
@@ -126,7 +126,8 @@ def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: C
         counted = sorted({count for name in zeros if (count := _count_of(name)) in model_state})
         num_applied: dict[str, list[Tensor]] = {count: [] for count in counted}
         totals = zeros
-        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in of_all_steps}}
+        counts = changed & {*counts_of_means}  # not those of norms that are frozen
+        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
         for step in range(NUM_BN_BATCHES):
             before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
             totals = {name: total + model_state[name] for name, total in totals.items()}

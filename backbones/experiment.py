@@ -19,7 +19,7 @@ from torch import nn
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-from backbones.augment import Normalize, identity, make_normalize
+from backbones.augment import Augment, Normalize, identity, make_normalize
 from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_labels, check_statistics, read_some
@@ -54,11 +54,19 @@ from backbones.optim.base import GradientTransformation
 from backbones.optim.clip import clip_by_global_norm
 from backbones.optim.combine import chain, with_rates
 from backbones.optim.label import everything, hidden_matrices, is_hidden, matrices
-from backbones.optim.schedule import constant
+from backbones.optim.schedule import Schedule, constant
 from backbones.optim.wrap import keep_old_values
 from backbones.ranges import Count, Positive, Probability, Range, check_values
 from backbones.torch_settings import set_arithmetic
-from backbones.train_step import TrainState, TrainStep, init_train_state, make_loss_fn, make_train_step, seeded
+from backbones.train_step import (
+    TrainState,
+    TrainStep,
+    check_augmented,
+    init_train_state,
+    make_loss_fn,
+    make_train_step,
+    seeded,
+)
 from backbones.tta import Tta
 from backbones.types import Roles
 
@@ -128,7 +136,7 @@ class Experiment:
     """What weight decay applies to: all, or weights of linear layers and convolutions; None for the optimizer's own."""
     class_weights: Literal["auto"] | None = None
     """Weights of the classes in the loss: auto is N / (K n) for a class with n of the N training images, so that all K
-    classes count equally. Where augmentation mixes images, their weights are mixed too."""
+    classes that have some count equally. Where augmentation mixes images, their weights are mixed too."""
     sampling: Sampling = "uniform"
     """Uniform draws every image equally often; balanced draws every class equally often, and its images in turn."""
     label_smoothing: Probability = 0.0
@@ -162,7 +170,7 @@ class Experiment:
     """Where to compute; auto is the GPU where there is one."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the model: float32; tf32, in which a GPU rounds what it multiplies to 10 bits; or bfloat16 by
-    autocast. auto is bfloat16 on devices that are faster in it. Parameters are float32 in each case."""
+    autocast. auto is bfloat16 on devices that are faster in it. Parameters are float32 as a rule."""
     compile: Literal["auto", "on", "off", "cudagraph"] = "auto"
     """Whether torch.compile turns the step into one graph; off runs it eagerly, cudagraph replays the graph without
     Python. auto compiles on CUDA only: on CPUs, compiling takes one to three minutes and saves up to 20 % of a step."""
@@ -238,6 +246,10 @@ class Experiment:
         is_gpu = device.type == "cuda"
         if self.precision == "tf32" and not is_gpu:
             raise InputError("--precision tf32 is for GPUs, and this is a CPU; use float32 or bfloat16")
+        if self.compile == "cudagraph" and not is_gpu:
+            raise InputError("--compile cudagraph is for GPUs, and this is a CPU; use on or off")
+        if self.threads is not None and is_gpu:
+            distributed.warn0_once(f"--threads {self.threads} has no effect: a GPU computes")
         distributed.set_timeout(self.timeout)
         if not is_gpu:
             machine.set_num_threads(self.threads)
@@ -288,7 +300,7 @@ class Experiment:
             given["decays"] = everything if self.weight_decay_mask == "all" else matrices(roles)
         if self.schedule != use(constant):
             self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
-        schedule = self.schedule.make(num_steps=num_steps)
+        schedule = _make_function("schedule", self.schedule, num_steps=num_steps)
         rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
         if {self.layer_decay, self.trunk_lr} - {None, 1.0}:
             self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
@@ -296,7 +308,16 @@ class Experiment:
                 distributed.warn0_once(
                     "--layer-decay and --trunk-lr give all parameters that are trained the same rate"
                 )
-        optimizer = with_rates(lambda scaled: self.optim.make(schedule=scaled, **given), schedule, rates)
+
+        def make(scaled: Schedule) -> GradientTransformation:
+            made = self.optim.make(schedule=scaled, **given)
+            if not isinstance(made, GradientTransformation):
+                raise InputError(
+                    f"--optim {self.optim.name} gives a {type(made).__name__}; wanted an optim.GradientTransformation"
+                )
+            return made
+
+        optimizer = with_rates(make, schedule, rates)
         if self.clip is not None:
             optimizer = chain(clip_by_global_norm(self.clip), optimizer)
         return optimizer if self.ema is None else chain(optimizer, ema_params(self.ema))
@@ -337,9 +358,9 @@ class Experiment:
         batches = train_batches(seed=self.seed, batch_size=self.batch_size, num_steps=num_steps)
         mode = self.mode(device)
         if mode != "eager":
-            first = batches(0)
             # it raises its own error if the batch does not suit it, not Dynamo's
-            self.augment.make(num_classes=dataset.info.num_classes, device=device)(first.index, first)
+            first = batches(0)
+            check_augmented(self._make_augment(dataset.info, device)(first.index, first), self.accumulate)
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
             optimizer = keep_old_values(optimizer, state.params)
         loss_fn = self._make_loss_fn(model, dataset, device)
@@ -439,11 +460,14 @@ class Experiment:
         return make_train_step(
             grad_fn,
             optimizer,
-            augment=self.augment.make(num_classes=info.num_classes, device=device),
+            augment=self._make_augment(info, device),
             normalize=normalize,
             accumulate=self.accumulate,
             skip_nonfinite=self.nonfinite == "skip",
         )
+
+    def _make_augment(self, info: DataInfo, device: torch.device) -> Augment:
+        return _make_function("augment", self.augment, num_classes=info.num_classes, device=device)
 
     def mode(self, device: torch.device) -> Mode:
         """How the step runs on a device; not chosen by timing, which would give other bits each time."""
@@ -495,3 +519,11 @@ class Experiment:
         if isinstance(values.get("loss"), str):  # as it was before a loss could have options
             values["loss"] = use(LOSSES[values["loss"]]).to_json()
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})
+
+
+def _make_function(kind: str, component: Use, **given: Any) -> Any:
+    """The function that a component makes, such as a schedule."""
+    made = component.make(**given)
+    if not callable(made):
+        raise InputError(f"--{kind} {component.name} gives a {type(made).__name__}; wanted a function")
+    return made

@@ -59,7 +59,7 @@ LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "binary-cross-entropy
 def check_loss(name: str, loss: Loss, num_classes: int, device: torch.device) -> None:
     """Raise InputError unless a loss gives that of each sample."""
     labels = torch.zeros(2, dtype=torch.int64, device=device)
-    losses = loss(torch.zeros(2, num_classes, device=device), labels, None, label_smoothing=0.0)
+    losses = loss(torch.zeros(2, num_classes, device=device), labels, targets=None, label_smoothing=0.0)
     if not isinstance(losses, Tensor) or losses.shape != labels.shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise InputError(f"--loss {name} gives {got} for 2 samples; wanted the loss of each, [2] (reduction='none')")

@@ -96,9 +96,11 @@ def resident_memory() -> int:
 def free_memory() -> float:
     """The memory that this process may still take, bytes: of the machine, and of its container; inf if unknown."""
     free = math.inf
-    with suppress(OSError, ValueError):  # no limit, which reads "max", or no cgroups
-        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["anon"]
-        free = float(int((CGROUP / "memory.max").read_text()) - int(used))
+    of_version_1 = "memory/memory.limit_in_bytes", "memory/memory.stat", "total_rss"
+    for limit, statistics, of_processes in (("memory.max", "memory.stat", "anon"), of_version_1):
+        with suppress(OSError, ValueError):  # no limit, which reads "max", or other cgroups
+            used = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())[of_processes]
+            free = float(int((CGROUP / limit).read_text()) - int(used))
     with suppress(OSError):  # no /proc
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = min(free, 1024.0 * int(fields["MemAvailable"].split()[0]))

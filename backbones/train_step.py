@@ -62,8 +62,8 @@ def init_train_state(
     for path, leaf in tree.named_leaves(opt_state).items():
         if not isinstance(leaf, Tensor):
             raise InputError(
-                f"opt_state/{path} of the optimizer is a {type(leaf).__name__} ({leaf!r}); the state of a transform "
-                "may hold tensors only, such as torch.zeros((), dtype=torch.int64)"
+                f"opt_state/{path} of the optimizer is {leaf!r}, of type {type(leaf).__name__}; the state of a "
+                "transform may hold tensors only, such as torch.zeros((), dtype=torch.int64)"
             )
     step = torch.zeros((), dtype=torch.int64, device=device)
     return tree.with_own_memory(TrainState(step, random.key(seed, device=device), params, model_state, opt_state))
@@ -86,7 +86,7 @@ def make_loss_fn(
 
     def loss_fn(params: Params, model_state: ModelState, batch: Batch) -> tuple[Tensor, tuple[ModelState, Metrics]]:
         logits, model_state = model.apply(params, model_state, batch.images, train=True)
-        losses = loss(logits, batch.labels, batch.targets, label_smoothing=label_smoothing)
+        losses = loss(logits, batch.labels, targets=batch.targets, label_smoothing=label_smoothing)
         accuracy = in_top_k(logits, batch.labels, 1).to(torch.float32).mean()
         return (losses * weight_of(batch)).mean(), (model_state, {"accuracy": accuracy})
 
@@ -117,10 +117,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with phase("augment"):
             batch = augment(random.sample_keys(state.key, state.step, batch.index, batch.epoch), batch)
+            check_augmented(batch, accumulate)
             batch = batch._replace(images=normalize(batch.images))
-        size, rest = divmod(len(batch.images), accumulate)
-        if rest:
-            raise InputError(f"a batch of {len(batch.images)} images is not {accumulate} equal micro-batches")
+        size = len(batch.images) // accumulate
         micro_batches = [tree.map(lambda leaf, i=i: leaf[i * size : (i + 1) * size], batch) for i in range(accumulate)]
 
         def grad_fn(params: Params) -> Updates:
@@ -147,6 +146,14 @@ def make_train_step(
         return new_state, metrics if learning_rate is None else {**metrics, "learning_rate": learning_rate}
 
     return train_step
+
+
+def check_augmented(batch: object, accumulate: int) -> None:
+    """Raise InputError unless an augmentation gave a batch that can be cut into equal micro-batches."""
+    if not isinstance(batch, Batch):
+        raise InputError(f"the augmentation gives a {type(batch).__name__}; wanted a Batch")
+    if len(batch.images) % accumulate:
+        raise InputError(f"a batch of {len(batch.images)} images is not {accumulate} equal micro-batches")
 
 
 def seeded(train_step: TrainStep, seed: int) -> TrainStep:

@@ -70,7 +70,7 @@ def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
 
     Other dicts have the names of parameters as keys, and a parameter may be called like a field.
     """
-    if isinstance(tree, Tensor):
+    if tree is None or isinstance(tree, Tensor):
         return tree
     if isinstance(tree, dict):
         own = fields if all(isinstance(child, Tensor) and child.ndim == 0 for child in tree.values()) else {}

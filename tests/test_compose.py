@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from backbones.component import use
@@ -41,6 +43,8 @@ def test_shorter_in_epochs_and_with_checkpoints_that_are_kept() -> None:
     changed = shorter(mine, 0.05)
     assert (changed.epochs, changed.steps) == (0.5, None) and changed.schedule == mine.schedule
     assert (changed.save_every, changed.keep_every) == (2, 6)
+    saved = shorter(dataclasses.replace(mine, eval_every=250, save_every=500, keep_every=1000), 0.01)
+    assert (saved.eval_every, saved.save_every, saved.keep_every) == (2, 4, 8)  # what is saved is evaluated
     assert shorter(mine, 1e-6).save_every == 1
     with pytest.raises(InputError, match="factor is 0; it must be"):
         shorter(mine, 0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -19,7 +20,7 @@ from backbones.losses import balanced_class_weights, binary_cross_entropy
 from backbones.models import Model, with_pretrained
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, chain, lars, scale, sgd
-from backbones.optim.schedule import constant, cosine
+from backbones.optim.schedule import Schedule, constant, cosine
 from backbones.run.run import run
 from backbones.types import CPU
 from experiments import EXPERIMENTS
@@ -208,6 +209,8 @@ def test_what_a_device_and_its_arithmetic_are_set_to(experiment: Experiment, mon
     assert calls == [3, "memory", (False, False), None, (False, False)]
     with pytest.raises(InputError, match="--precision tf32 is for GPUs, and this is a CPU; use float32 or bfloat16"):
         dataclasses.replace(experiment, precision="tf32").init_device()
+    with pytest.raises(InputError, match="--compile cudagraph is for GPUs, and this is a CPU; use on or off"):
+        dataclasses.replace(experiment, compile="cudagraph").init_device()
     calls.clear()
     monkeypatch.setattr("backbones.distributed.init", lambda device: torch.device("cuda"))
     for deterministic in (True, False):
@@ -357,3 +360,35 @@ class Misspelt(nn.Module):
 def test_what_is_no_model_says_why(model, message: str, experiment: Experiment) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(experiment, model=use(model)).make()
+
+
+def without_return(*, num_steps: int = 0) -> None:
+    del num_steps
+
+
+def bare_pair(schedule: Schedule) -> tuple:
+    transform = sgd(schedule, lr=0.1)
+    return transform.init, transform.update
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim": use(bare_pair)}, r"--optim bare-pair gives a tuple; wanted an optim\.GradientTransformation"),
+        ({"schedule": use(without_return)}, "--schedule without-return gives a NoneType; wanted a function"),
+        ({"augment": use(without_return)}, "--augment without-return gives a NoneType; wanted a function"),
+    ],
+)
+def test_what_is_no_component_says_why(options: dict, message: str, experiment: Experiment) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(experiment, **options).make()
+
+
+def loss_by_names(logits, labels, *, targets, label_smoothing):
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def test_parameters_of_a_loss_may_be_keyword_only(experiment: Experiment) -> None:
+    program = dataclasses.replace(experiment, loss=use(loss_by_names)).make()
+    _, metrics = program.train_step(program.state, program.batches(0))
+    assert metrics["loss"] > 0 and program.evaluate(program.state)["loss"] > 0

@@ -1,4 +1,5 @@
-"""Every named experiment: frozen as JSON in golden/experiments.json, and run for two steps on images of its kind.
+"""Every named experiment: frozen as JSON in golden/experiments.json, and run for two steps, on digits or on few images
+in the format of its data set.
 
 `python tests/test_experiments.py` freezes them anew, which is right only where a setting is meant to change.
 """
@@ -9,27 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.formats import write_cifar, write_fashion_mnist
+from helpers.trees import write_folder
 
 import backbones.random as random
 import backbones.tree as tree
-from backbones.data import Dataset
-from backbones.data.source import in_memory
 from backbones.experiment import Experiment
 from backbones.models import with_pretrained
+from backbones.types import CPU
 from experiments import EXPERIMENTS
 
 FILE = Path(__file__).parent / "golden" / "experiments.json"
-
-IMAGES = {
-    "digits": (1, 16, 10),
-    "fashion-mnist": (1, 32, 10),
-    "cifar10": (3, 32, 10),
-    "cifar100": (3, 32, 100),
-    "image-folder": (3, 64, 20),
-    "few-digits": (3, 32, 10),
-    "few-fashion-mnist": (1, 32, 10),
-}
-"""Data set -> channels, height and classes."""
 
 
 def to_lines() -> str:
@@ -44,31 +35,28 @@ def test_every_experiment_is_as_it_was() -> None:
     assert to_lines() == FILE.read_text()
 
 
-def images_of(experiment: Experiment) -> Dataset:
-    channels, size, num_classes = IMAGES[experiment.data.name]
-    generator = random.generator(0)
-    images = torch.randint(0, 256, (24, channels, size, size), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, num_classes, (24,), generator=generator)
-    split = images, labels
-    return in_memory(split, split, tuple(f"class {i}" for i in range(num_classes)), torch.device("cpu"))
-
-
-def in_two_steps(name: str) -> Experiment:
-    return dataclasses.replace(EXPERIMENTS[name], steps=2, epochs=None, batch_size=2, device="cpu")
-
-
-def all_but_the_images(name: str) -> str:
-    values = in_two_steps(name).to_json()
-    for field in ("name", "data", "eval_every", "save_every", "keep_every"):
-        del values[field]
-    return json.dumps(values)
+def with_small_data(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The experiment with digits as they are, or with few images in the format of its data set."""
+    experiment = EXPERIMENTS[name]
+    data = experiment.data
+    if data.name.startswith("cifar"):
+        write_cifar(root, data.name, monkeypatch)
+    elif data.name.endswith("fashion-mnist"):
+        write_fashion_mnist(root, "")
+    elif data.name == "image-folder":
+        data = data.replace(image_size=64)
+        write_folder(root, size=(80, 90))
+    options = {"root": str(root)} if "root" in data.values else {}
+    return dataclasses.replace(experiment, data=data.replace(**options), device="cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", {all_but_the_images(name): name for name in EXPERIMENTS}.values())
-def test_two_steps(name: str) -> None:
-    experiment = in_two_steps(name)
-    dataset = images_of(experiment)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    experiment = with_small_data(name, tmp_path / "data", monkeypatch)
+    experiment = dataclasses.replace(experiment, steps=2, epochs=None, batch_size=2)
+    dataset = experiment.data.make(device=CPU)
     program = experiment.make(dataset, experiment.make_model(dataset.info))
     state = program.state
     for step in range(2):
@@ -79,11 +67,13 @@ def test_two_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, experiment in EXPERIMENTS.items() if experiment.init_from])
-def test_a_tuned_one_starts_from_weights_of_the_experiment_that_it_names(name: str) -> None:
-    tuned = EXPERIMENTS[name]
-    source = EXPERIMENTS[tuned.init_from.removeprefix("runs/")]
-    params, model_state = source.make_model(images_of(source).info).init(random.generator(7))
-    info = images_of(tuned).info
+def test_a_tuned_one_starts_from_weights_of_the_experiment_that_it_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_name = EXPERIMENTS[name].init_from.removeprefix("runs/")
+    source, tuned = (with_small_data(each, tmp_path / each, monkeypatch) for each in (source_name, name))
+    params, model_state = source.make_model(source.data.make().info).init(random.generator(7))
+    info = tuned.data.make().info
     model, _ = with_pretrained(tuned.make_model(info), {**params, **model_state}, info.image_shape)
     fitted = model.init(random.generator(8))[0]
     same = {name for name, leaf in fitted.items() if leaf.shape == params[name].shape}

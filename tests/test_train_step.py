@@ -164,9 +164,18 @@ def one_less() -> Augment:
     return lambda keys, batch: tree.map(lambda leaf: leaf[1:], batch)
 
 
+def nothing() -> Augment:
+    """Lacks a `return`."""
+    return lambda keys, batch: None
+
+
 def test_a_batch_that_is_not_equal_micro_batches_is_refused() -> None:
     with pytest.raises(InputError, match=r"a batch of [0-9]+ images is not 2 equal micro-batches"):
         train(dataclasses.replace(VIT, accumulate=2, augment=use(one_less)), num_steps=1)
+    with pytest.raises(InputError, match=r"a batch of [0-9]+ images is not 2 equal micro-batches"):
+        dataclasses.replace(VIT, accumulate=2, augment=use(one_less), compile="on").make()
+    with pytest.raises(InputError, match="the augmentation gives a NoneType; wanted a Batch"):
+        train(dataclasses.replace(VIT, augment=use(nothing)), num_steps=1)
 
 
 @pytest.mark.parametrize("skip", [False, True])

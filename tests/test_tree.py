@@ -60,7 +60,7 @@ def test_where_takes_one_tree_or_the_other() -> None:
 
 
 def test_replace_fields_of_every_named_tuple() -> None:
-    nested = ({"x": make_pair()}, [make_pair(), torch.tensor(1)])
+    nested = ({"x": make_pair()}, [make_pair(), torch.tensor(1)], None)
     replaced = tree.replace_fields(nested, {"left": torch.tensor(5)})
     assert replaced[0]["x"].left == 5 and replaced[1][0].left == 5 and replaced[1][1] == 1
     assert list(replaced[0]["x"].right) == ["b.weight", "a"] and nested[0]["x"].left == 3

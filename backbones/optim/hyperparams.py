@@ -21,8 +21,10 @@ def hyperparams(opt_state: OptState) -> dict[str, Tensor]:
 def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:
     """The state with every hyperparameter of those names set, in float64: `set_hyperparams(opt_state, b2=tensor)`.
 
+    One that `inject_hyperparams` schedules is overwritten by the next update.
+
     Raises:
-        InputError: there is no hyperparameter of that name, or it is one that each update overwrites.
+        InputError: there is no hyperparameter of that name, or it is the `learning_rate` that each update computes.
     """
     names = {_name(path) for path in hyperparams(opt_state)}
     for name in values:

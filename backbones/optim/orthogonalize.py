@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 import backbones.tree as tree
+from backbones.errors import InputError
 from backbones.optim.base import GradientTransformation, as_matrix, from_matrix, stateless
 from backbones.types import Params, Updates
 
@@ -15,10 +16,18 @@ def orthogonalize(dtype: torch.dtype | None = torch.bfloat16) -> GradientTransfo
     """g <- sqrt(max(1, R / C)) U V^T approximately, where g = U S V^T is the singular value decomposition of [R, C].
 
     Five Newton-Schulz iterations, in `dtype` or that of the leaves, bring the singular values into [0.7, 1.2], which
-    works as well in practice. Matrices of one shape are one batch. For leaves of two or more dimensions.
+    works as well in practice. Matrices of one shape are one batch.
+
+    Raises:
+        InputError: (`update`) a leaf has fewer than two dimensions.
     """
 
     def update(updates: Updates, params: Params) -> Updates:
+        if vectors := [name for name, leaf in updates.items() if leaf.ndim < 2]:
+            raise InputError(
+                f"orthogonalize got {', '.join(vectors[:3])} of fewer than two dimensions; give it matrices alone, by "
+                "`partition` or `masked`"
+            )
         matrices = tree.map(as_matrix, updates)
         names_by_shape: dict[torch.Size, list[str]] = {}
         for name, matrix in matrices.items():

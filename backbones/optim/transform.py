@@ -197,12 +197,15 @@ def centralize() -> GradientTransformation:
 
 def keep_norm() -> GradientTransformation:
     """g <- sqrt(R) (p + g) / |p + g| - p for each matrix [R, ...]: it gets the norm of one with orthonormal rows.
+    Leaves of fewer dimensions stay as they are.
 
     The last of a chain, for layers whose output does not depend on the norm of their weights, as before a BatchNorm:
     the norm, which sets the size of a step relative to the weights, then stays the same.
     """
 
     def leaf(g: Tensor, p: Tensor) -> Tensor:
+        if p.ndim < 2:
+            return g
         moved = p + g
         return moved * (len(p) ** 0.5 / torch.linalg.vector_norm(moved)) - p
 

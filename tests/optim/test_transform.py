@@ -214,6 +214,17 @@ def test_keep_norm(descent: Descent) -> None:
     moved, new = params["weight"] + grads["weight"], params["weight"] + updates["weight"]
     torch.testing.assert_close(new / new.norm(), moved / moved.norm())
     assert new.norm().item() == pytest.approx(torch.eye(*moved.flatten(1).shape).norm().item())
+    vectors = {"bias": torch.ones(3), "scale": torch.tensor(2.0)}
+    updates, _ = transform.update(vectors, transform.init(vectors), tree.zeros_like(vectors))
+    assert tree.sha256(updates) == tree.sha256(vectors)
+
+
+def test_vectors_are_not_orthogonalized(descent: Descent) -> None:
+    transform = optim.orthogonalize()
+    with pytest.raises(
+        InputError, match=r"orthogonalize got .*blocks\.0\.bias.* of fewer than two dimensions; give it matrices"
+    ):
+        transform.update(descent.grads[0], transform.init(descent.params), descent.params)
 
 
 def test_partition_gives_each_transform_only_its_own_leaves(descent: Descent) -> None:
