@@ -110,7 +110,7 @@ def evaluate(module: nn.Module, test_set: torchvision.datasets.ImageFolder, devi
 
 
 def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...], path: Path) -> None:
-    """Draw the training losses of both, and print their accuracies."""
+    """Draw the training losses of both, and print their accuracies, for the seeds that both have finished."""
     from matplotlib.figure import Figure
 
     from backbones.run.metric_lines import read_metrics
@@ -120,16 +120,18 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         top1: dict[str, list[float]] = {"ours": [], "plain loop": []}
         for seed in seeds:
-            folder = ours / f"{name}-{seed}"
+            folder, other_folder = (each / f"{name}-{seed}" for each in (ours, runs))
+            if not all((each / "result.json").exists() for each in (folder, other_folder)):
+                continue
             top1["ours"].append(read_json(folder / "result.json")["top1"])
             lines = [line for line in read_metrics(folder) if line["split"] == "train"]
-            label = "ours" if seed == seeds[0] else None
+            label = "ours" if len(top1["ours"]) == 1 else None
             axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="tab:blue", label=label)
-            other = read_json(runs / f"{name}-{seed}" / "result.json")
+            other = read_json(other_folder / "result.json")
             top1["plain loop"].append(other["top1"])
             means = torch.tensor(other["losses"]).split(10)
-            label = "plain loop" if seed == seeds[0] else None
-            steps = [10 * (i + 1) for i in range(len(means))]
+            label = label and "plain loop"
+            steps = [min(10 * (i + 1), len(other["losses"])) for i in range(len(means))]
             axes.plot(steps, [each.mean() for each in means], color="tab:orange", ls="--", label=label)
         axes.set(title=name, xlabel="step", ylabel="training loss (nats)")
         axes.grid(alpha=0.3)

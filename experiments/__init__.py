@@ -23,4 +23,4 @@ def read_claims(docstring: str | None, experiments: Iterable[str]) -> dict[str, 
 CLAIMS: dict[str, str] = {
     name: claim for module in _MODULES for name, claim in read_claims(module.__doc__, EXPERIMENTS).items()
 }
-"""Name -> accuracy, and after how many steps or epochs, of those that were measured."""
+"""Name -> accuracy, after how many steps or epochs, and mostly the time, of those that were measured."""

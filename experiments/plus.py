@@ -2,19 +2,19 @@
 the learning rate, each image flipped in every second epoch. The ViT has RandAugment, and embeds patches by
 convolutions, with registers and no class token.
 
-Top-1 of the last step with --epochs 3, on CIFAR-10 in JPEG files, with seed 0, in bfloat16, on an NVIDIA H200
-(docs/experiments.md has the command, and what a CPU gave):
+Top-1 of the last step with --epochs 3, on CIFAR-10 (JPEG), with seed 0, in bfloat16, on an NVIDIA H200 that seven runs
+shared (docs/experiments.md has the command, and what a CPU gave):
 
-cifar10-vgg11-plus            76.47 % in 3 epochs
-cifar10-vgg19-bn-plus         83.06 % in 3 epochs
-cifar10-resnet18-plus         85.03 % in 3 epochs; 91.31 % in 30, on two CPU cores in 3 hours
-cifar10-preactresnet18-plus   85.16 % in 3 epochs
-cifar10-resnext29-32x4d-plus  84.42 % in 3 epochs
-cifar10-se-resnet18-plus      83.56 % in 3 epochs
-cifar10-cbam-resnet18-plus    83.52 % in 3 epochs
-cifar10-mobilenet-plus        62.69 % in 3 epochs
-cifar10-shufflenet-g8-plus    75.08 % in 3 epochs
-cifar10-vit-tiny-plus         65.78 % in 3 epochs
+cifar10-vgg11-plus            76.47 % in 3 epochs, 32 s
+cifar10-vgg19-bn-plus         83.06 % in 3 epochs, 44 s
+cifar10-resnet18-plus         85.03 % in 3 epochs, 52 s; 91.31 % in 30, on two CPU cores in 3 hours
+cifar10-preactresnet18-plus   85.16 % in 3 epochs, 50 s
+cifar10-resnext29-32x4d-plus  84.42 % in 3 epochs, 83 s
+cifar10-se-resnet18-plus      83.56 % in 3 epochs, 73 s
+cifar10-cbam-resnet18-plus    83.52 % in 3 epochs, 93 s
+cifar10-mobilenet-plus        62.69 % in 3 epochs, 72 s
+cifar10-shufflenet-g8-plus    75.08 % in 3 epochs, 125 s
+cifar10-vit-tiny-plus         65.78 % in 3 epochs, 87 s
 
 On two cores of an Intel Xeon (AMX), with seed 0, in bfloat16, with --epochs 6:
 

@@ -1,8 +1,8 @@
 """The reference implementation's ten runs on CIFAR-10, setting by setting, and the same on CIFAR-100 and Fashion-MNIST:
 64,000 steps, random crop and flip; ConvNets by SGD in batches of 256, the ViT by Adam in batches of 512.
 
-None was run to its end here. Top-1 of the last step with --epochs 3, on CIFAR-10 in JPEG files, with seed 0, in
-bfloat16, on an NVIDIA H200 (docs/experiments.md has the command, and what a CPU gave):
+None was run to its end here. Top-1 of the last step with --epochs 3, on CIFAR-10 (JPEG), with seed 0, in bfloat16,
+on an NVIDIA H200 (docs/experiments.md has the command, and what a CPU gave):
 
 cifar10-vgg11                 40.42 % in 3 epochs
 cifar10-vgg19-bn              24.35 % in 3 epochs

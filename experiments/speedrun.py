@@ -1,9 +1,10 @@
 """CIFAR-10 in minutes on two CPU cores: the network and the tricks of airbench, composed of the library's parts.
 (Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.)
 
-speedrun-sgd is airbench94 with two differences: 475 steps instead of 476, and lookahead averages the parameters only,
-not BatchNorm's running statistics. speedrun is its variant with Muon, which needs fewer epochs. On CIFAR-10 in JPEG
-files, in bfloat16 on two cores of an Intel Xeon (AMX), torch 2.14 (docs/experiments.md has a table and commands):
+speedrun-sgd is airbench94 with three differences: 475 steps instead of 476; lookahead averages the parameters only, not
+BatchNorm's running statistics; and its decay is that of the step before. speedrun is its variant with Muon, which needs
+fewer epochs. On CIFAR-10 (JPEG), in bfloat16 on two cores of an Intel Xeon (AMX), torch 2.14 (docs/experiments.md has a
+table and commands):
 
 speedrun  90.73 +- 0.20 % in 7.5 minutes, seeds 0 to 4; airbench94 in turn with it 90.68 +- 0.18 % in 9.8 minutes
 """
