@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -300,7 +301,7 @@ class Experiment:
             given["decays"] = everything if self.weight_decay_mask == "all" else matrices(roles)
         if self.schedule != use(constant):
             self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
-        schedule = _make_function("schedule", self.schedule, num_steps=num_steps)
+        schedule = _made("schedule", self.schedule, Callable, num_steps=num_steps)
         rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
         if {self.layer_decay, self.trunk_lr} - {None, 1.0}:
             self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
@@ -310,12 +311,7 @@ class Experiment:
                 )
 
         def make(scaled: Schedule) -> GradientTransformation:
-            made = self.optim.make(schedule=scaled, **given)
-            if not isinstance(made, GradientTransformation):
-                raise InputError(
-                    f"--optim {self.optim.name} gives a {type(made).__name__}; wanted an optim.GradientTransformation"
-                )
-            return made
+            return _made("optim", self.optim, GradientTransformation, schedule=scaled, **given)
 
         optimizer = with_rates(make, schedule, rates)
         if self.clip is not None:
@@ -467,7 +463,7 @@ class Experiment:
         )
 
     def _make_augment(self, info: DataInfo, device: torch.device) -> Augment:
-        return _make_function("augment", self.augment, num_classes=info.num_classes, device=device)
+        return _made("augment", self.augment, Callable, num_classes=info.num_classes, device=device)
 
     def mode(self, device: torch.device) -> Mode:
         """How the step runs on a device; not chosen by timing, which would give other bits each time."""
@@ -521,9 +517,9 @@ class Experiment:
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})
 
 
-def _make_function(kind: str, component: Use, **given: Any) -> Any:
-    """The function that a component makes, such as a schedule."""
+def _made(kind: str, component: Use, wanted: Any, **given: Any) -> Any:
+    """What a component makes, if it is of the type that is wanted."""
     made = component.make(**given)
-    if not callable(made):
-        raise InputError(f"--{kind} {component.name} gives a {type(made).__name__}; wanted a function")
+    if not isinstance(made, wanted):
+        raise InputError(f"--{kind} {component.name} gives a {type(made).__name__}; wanted a {wanted.__name__}")
     return made

@@ -374,9 +374,9 @@ def bare_pair(schedule: Schedule) -> tuple:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optim": use(bare_pair)}, r"--optim bare-pair gives a tuple; wanted an optim\.GradientTransformation"),
-        ({"schedule": use(without_return)}, "--schedule without-return gives a NoneType; wanted a function"),
-        ({"augment": use(without_return)}, "--augment without-return gives a NoneType; wanted a function"),
+        ({"optim": use(bare_pair)}, r"--optim bare-pair gives a tuple; wanted a GradientTransformation"),
+        ({"schedule": use(without_return)}, "--schedule without-return gives a NoneType; wanted a Callable"),
+        ({"augment": use(without_return)}, "--augment without-return gives a NoneType; wanted a Callable"),
     ],
 )
 def test_what_is_no_component_says_why(options: dict, message: str, experiment: Experiment) -> None:

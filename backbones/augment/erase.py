@@ -18,7 +18,7 @@ Level = Annotated[int, Range("[0, 255]")]
 def cutout(
     *,
     size: Annotated[Count, Doc("side of the square, pixels")] = 16,
-    fill: Annotated[Level, Doc("level of its pixels")] = 127,
+    fill: Annotated[Level, Doc("value of its pixels")] = 127,
     padding: Padding = 0,
     flip: Flip = False,
 ) -> Augment:
@@ -43,7 +43,7 @@ def random_erasing(
     probability: Annotated[float, Range("[0, 1]"), Doc("that a part of an image is erased")] = 0.5,
     scale: Scale = (0.02, 0.33),
     ratio: Ratio = (0.3, 3.3),
-    fill: Annotated[Level | None, Doc("level of its pixels; None for a random one of each pixel and channel")] = None,
+    fill: Annotated[Level | None, Doc("value of its pixels; None for a random one of each pixel and channel")] = None,
     padding: Padding = 0,
     flip: Flip = False,
 ) -> Augment:

@@ -31,7 +31,7 @@ class Op:
 class Strength(NamedTuple):
     """What the operations do at the highest level; between it and level 0 it is linear.
 
-    At level 0 they do nothing, but that solarize makes white black.
+    At level 0 they do nothing, but that solarize makes white black. Auto-contrast, equalize and invert have no level.
     """
 
     levels: int

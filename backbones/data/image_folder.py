@@ -16,7 +16,7 @@ def list_folder(root: Path) -> Listing:
     """All image files below `root`.
 
     Raises:
-        InputError: it is not a folder, cannot be read, or holds no images.
+        InputError: it is not a folder, or a class of the test split is none of the training split.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; set --data.root to one that holds train/CLASS/* and test/CLASS/*")

@@ -28,7 +28,7 @@ def list_tar(root: Path) -> Listing:
     """All image files in the tar `root`, which is gone through once; then each is read from where it is.
 
     Raises:
-        InputError: it is not an uncompressed tar, is cut short, or holds no images.
+        InputError: it is not an uncompressed tar, or is cut short, or as `list_tree`.
     """
     if not root.is_file():
         raise InputError(f"{root} is not a file; set --data.root to a tar that holds train/CLASS/* and test/CLASS/*")

@@ -10,7 +10,7 @@ from backbones.errors import InputError, is_out_of_memory
 from backbones.models.base import ImageShape, Model
 from backbones.types import ModelState, Params
 
-MADE_WRONG = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
+FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
 """What modules raise for images that they are not made for."""
 
 
@@ -29,7 +29,7 @@ def check_logits(title: str, model: Model, image_shape: ImageShape, num_classes:
             logits = _train(model, *model.init(torch.Generator()), torch.zeros_like(images, device="cpu"))
     except InputError as error:
         raise InputError(f"{title}: {error}") from error
-    except MADE_WRONG as error:
+    except FORWARD_ERRORS as error:
         raise does_not_take(title, image_shape, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -97,5 +97,5 @@ def _attention_sizes(inputs: list) -> tuple[list[int], int, int]:
 
 
 def _conv_macs(inputs: list, outputs: list) -> int:
-    """Of a convolution whose padding is given in words: each output sees a whole filter."""
+    """Of a convolution whose padding is a string, such as "same": each output sees a whole filter."""
     return math.prod(outputs[0].type().sizes()) * math.prod(inputs[1].type().sizes()[1:])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from backbones.models.base import ImageShape, Model, NumClasses
-from backbones.models.check import MADE_WRONG, check_logits, does_not_take
+from backbones.models.check import FORWARD_ERRORS, check_logits, does_not_take
 from backbones.models.from_module import from_module
 from backbones.models.pretrained import with_pretrained
 from backbones.models.state_dict import read_state_dict
@@ -38,7 +38,7 @@ def from_library(
     """
     try:
         model = from_module(make, classifiers)
-    except MADE_WRONG as error:
+    except FORWARD_ERRORS as error:
         raise does_not_take(title, image_shape, error) from error
     check_logits(title, model, image_shape, num_classes)
     if pretrained is None:

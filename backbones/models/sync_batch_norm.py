@@ -15,7 +15,7 @@ from backbones.types import ModelState, Params
 
 
 def with_sync_batch_norm(model: Model) -> Model:
-    """The model, whose BatchNorms take mean and variance over the images of all ranks, of which each has equally many.
+    """The model, whose BatchNorms take mean and variance over the images of all ranks, each with equally many.
 
     `torch.nn.SyncBatchNorm` is for GPUs alone.
     """

@@ -66,8 +66,8 @@ def make_panel(title: str, groups: Sequence[Group], split: str, name: str, *, sc
         return None
     is_log = is_logarithmic(name, values)
     last = max(step for _, _, points in lines for step, _ in points)
-    x = Axis(0, last, LEFT, WIDTH - RIGHT, is_tight=True)
-    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, is_log=is_log)
+    x = PixelAxis(0, last, LEFT, WIDTH - RIGHT, is_tight=True)
+    y = PixelAxis(min(values), max(values), HEIGHT - BOTTOM, TOP, is_log=is_log)
     curves = [Curve(i, is_mean, [(x(step), y(value)) for step, value in points]) for i, is_mean, points in lines]
     return Panel(title, x.ticks, y.ticks, curves)
 
@@ -97,7 +97,7 @@ def thin(points: Mapping[int, float]) -> list[tuple[float, float]]:
     ]
 
 
-class Axis:
+class PixelAxis:
     """value -> position on a line from `start` to `end`, with ticks at round values.
 
     Args:
