@@ -2,26 +2,41 @@
 
 The loop shares no code with the library: an `nn.Module` of torchvision or timm, `torch.optim`, an `ImageFolder` behind
 a `DataLoader`, torchvision's transforms. Its settings are those of `experiments/reference.py`, written down once more.
+With `--by-ours` only the step is that of the library, so that what remains of a difference is that between the steps.
 """
 
+import dataclasses
 import json
 import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
+import backbones.tree as tree
+from backbones.augment import identity
+from backbones.component import use
+from backbones.data import image_folder
+from backbones.models import with_pretrained
 from backbones.run.files import read_json
+from backbones.run.metric_lines import read_metrics
+from backbones.types import Batch
 from benchmarks import run_script
+from experiments import EXPERIMENTS
 
 Name = Literal["resnet18", "mobilenet", "vit-tiny"]
+
+Device = Literal["cpu", "cuda"]
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
@@ -51,9 +66,13 @@ def make_module(name: Name) -> nn.Module:
 
 
 def train(
-    name: Name, images: Path, seed: int, epochs: float, run_dir: Path, device: str, workers: int
+    name: Name, images: Path, seed: int, epochs: float, run_dir: Path, device: Device, workers: int, *, by_ours: bool
 ) -> dict[str, Any]:
-    """Train by the plain loop, and return what is written into `run_dir/result.json`."""
+    """Train by the plain loop, or by the step of ours from the same weights on the same batches.
+
+    Returns:
+        What is written into `run_dir/result.json`.
+    """
     torch.manual_seed(seed)
     normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
@@ -64,7 +83,30 @@ def train(
         train_set, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
     )
     num_steps = math.ceil(epochs * len(train_set) / batch_size)
-    module = make_module(name).to(device).to(memory_format=torch.channels_last)
+    module = make_module(name)
+    bar = tqdm(batches_of(loader, num_steps), total=num_steps, desc=f"{name}, seed {seed}", disable=None)
+    if by_ours:
+        losses, top1 = train_ours(name, module, bar, num_steps, images, device)
+    else:
+        losses = train_module(name, module.to(device), bar, num_steps, device)
+        top1 = evaluate(module, test_set, device)
+    result = {"model": name, "seed": seed, "steps": num_steps, "top1": top1, "losses": losses}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "result.json").write_text(json.dumps(result))
+    return result
+
+
+def batches_of(loader: DataLoader, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many batches, over as many epochs as these take; those of the first are drawn now, by torch's generator."""
+    epochs: Iterable[Iterable[tuple[Tensor, Tensor]]] = chain([iter(loader)], repeat(loader))
+    return islice(chain.from_iterable(epochs), num_steps)
+
+
+def train_module(
+    name: Name, module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_steps: int, device: str
+) -> list[float]:
+    """Train by the plain loop, and return the loss of each step."""
+    module = module.to(memory_format=torch.channels_last)
     if name == "vit-tiny":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, weight_decay=5e-5)
     else:
@@ -72,30 +114,42 @@ def train(
     lr = optimizer.param_groups[0]["lr"]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps, eta_min=0.01 * lr)
     losses: list[float] = []
-    with tqdm(total=num_steps, desc=f"{name}, seed {seed}", disable=None) as bar:
-        while len(losses) < num_steps:
-            for batch, labels in loader:
-                with torch.autocast(device, torch.bfloat16):
-                    logits = module(batch.to(device).contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), labels.to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                bar.update()
-                if len(losses) == num_steps:
-                    break
-    result = {
-        "model": name,
-        "seed": seed,
-        "steps": num_steps,
-        "top1": evaluate(module, test_set, device),
-        "losses": losses,
-    }
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "result.json").write_text(json.dumps(result))
-    return result
+    for batch, labels in batches:
+        with torch.autocast(device, torch.bfloat16):
+            logits = module(batch.to(device).contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def train_ours(
+    name: Name,
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_steps: int,
+    images: Path,
+    device: Device,
+) -> tuple[list[float], float]:
+    """Train by the step of the library from the weights of `module`; the loss of each step, and top-1 in [0, 1]."""
+    data = use(image_folder, root=str(images))
+    experiment = dataclasses.replace(EXPERIMENTS[f"cifar10-{name}"], data=data, augment=use(identity), steps=num_steps)
+    experiment = dataclasses.replace(experiment, device=device, precision="bfloat16", compile="off")
+    dataset = data.make()
+    model, _ = with_pretrained(experiment.make_model(dataset.info), module.state_dict(), dataset.info.image_shape)
+    program = experiment.make(dataset, model)
+    state, losses = program.state, []
+    mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
+    for normalized, labels in batches:
+        pixels = (255 * (normalized * std + mean)).round().to(torch.uint8)
+        index = torch.zeros_like(labels)  # of no use without augmentation
+        batch = Batch(pixels, labels, None, torch.ones(len(labels)), index, index)
+        state, metrics = program.train_step(state, tree.map(lambda leaf: leaf.to(device), batch))
+        losses.append(metrics["loss"].item())
+    return losses, program.evaluate(state)["top1"]
 
 
 @torch.no_grad()
@@ -113,33 +167,34 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
     """Draw the training losses of both, and print their accuracies, for the seeds that both have finished."""
     from matplotlib.figure import Figure
 
-    from backbones.run.metric_lines import read_metrics
-
     figure = Figure(figsize=(4 * len(names), 3.5), layout="constrained")
     print("| model | ours, top-1 | plain loop, top-1 | difference of the means |\n|---|---|---|---|")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        top1: dict[str, list[float]] = {"ours": [], "plain loop": []}
-        for seed in seeds:
-            folder, other_folder = (each / f"{name}-{seed}" for each in (ours, runs))
-            if not all((each / "result.json").exists() for each in (folder, other_folder)):
-                continue
-            top1["ours"].append(read_json(folder / "result.json")["top1"])
-            lines = [line for line in read_metrics(folder) if line["split"] == "train"]
-            label = "ours" if len(top1["ours"]) == 1 else None
-            axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="tab:blue", label=label)
-            other = read_json(other_folder / "result.json")
-            top1["plain loop"].append(other["top1"])
-            means = torch.tensor(other["losses"]).split(10)
-            label = label and "plain loop"
-            steps = [min(10 * (i + 1), len(other["losses"])) for i in range(len(means))]
-            axes.plot(steps, [each.mean() for each in means], color="tab:orange", ls="--", label=label)
+        pairs = [(ours / f"{name}-{seed}", runs / f"{name}-{seed}") for seed in seeds]
+        pairs = [pair for pair in pairs if all((folder / "result.json").exists() for folder in pair)]
+        means, shown = [], []
+        for k, (label, style) in enumerate((("ours", "C0-"), ("plain loop", "C1--"))):
+            folders = [pair[k] for pair in pairs]
+            for i, folder in enumerate(folders):
+                axes.plot(*losses_of(folder), style, label=None if i else label)
+            top1 = [read_json(folder / "result.json")["top1"] for folder in folders]
+            means.append(fmean(top1))
+            shown.append(", ".join(f"{value:.2%}" for value in top1))
         axes.set(title=name, xlabel="step", ylabel="training loss (nats)")
         axes.grid(alpha=0.3)
         axes.legend()
-        one, two = (torch.tensor(values) for values in top1.values())
-        shown = [", ".join(f"{value:.2%}" for value in values.tolist()) for values in (one, two)]
-        print(f"| {name} | {shown[0]} | {shown[1]} | {100 * (one.mean() - two.mean()):+.2f} points |")
+        print(f"| {name} | {shown[0]} | {shown[1]} | {100 * (means[0] - means[1]):+.2f} points |")
     figure.savefig(path, dpi=120)
+
+
+def losses_of(run_dir: Path) -> tuple[list[int], list[float]]:
+    """Steps, and means of the training loss over the ten steps before each; of a run of the library or of this file."""
+    losses = read_json(run_dir / "result.json").get("losses")
+    if losses is None:
+        lines = [line for line in read_metrics(run_dir) if line["split"] == "train"]
+        return [line["step"] for line in lines], [line["loss"] for line in lines]
+    ends = [*range(10, len(losses), 10), len(losses)]
+    return ends, [fmean(losses[end - 10 : end]) for end in ends]
 
 
 def main(
@@ -149,24 +204,26 @@ def main(
     names: tuple[Name, ...] = ("resnet18", "mobilenet", "vit-tiny"),
     seeds: tuple[int, ...] = (0, 1),
     epochs: float = 1.0,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     workers: int = 2,
     runs: Path = Path("runs/plain-loop"),
     ours: Path | None = None,
+    by_ours: bool = False,
     out: Path = Path("plain-loop.png"),
 ) -> None:
     """Train the reference's networks by a plain loop, and compare with runs of the library.
 
     `images` is the extracted CIFAR-10, `train/CLASS/*` and `test/CLASS/*`. Runs that are finished in `--runs` are not
     repeated.
-    With `--ours` both are compared: its folders are NAME-SEED, each made by
+    With `--by-ours` the step of the library takes the place of the loop, from the same weights and on the same batches.
+    With `--ours` both are compared: its folders are NAME-SEED, as `--by-ours` makes them, or by
     `python train.py cifar10-NAME --seed SEED --data image-folder --data.root images --epochs 1 --precision bfloat16`.
     """
     for name in names:
         for seed in seeds:
             run_dir = runs / f"{name}-{seed}"
             if not (run_dir / "result.json").exists():
-                result = train(name, images, seed, epochs, run_dir, device, workers)
+                result = train(name, images, seed, epochs, run_dir, device, workers, by_ours=by_ours)
                 print(f"{name}, seed {seed}: top-1 {result['top1']:.2%}", flush=True)
     if ours is not None:
         plot(runs, ours, names, seeds, out)
