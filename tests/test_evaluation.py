@@ -255,3 +255,31 @@ def test_a_norm_that_is_applied_twice_has_the_statistics_of_both() -> None:
     for name, statistic in (("mean", torch.mean), ("var", torch.var)):
         expected = (0.9 * statistic(first, dim=(0, 2, 3)) + statistic(second, dim=(0, 2, 3))) / 1.9
         torch.testing.assert_close(found[f"norm.running_{name}"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_count_of_a_norm_that_is_frozen_stays_as_it_is() -> None:
+    """Where statistics are means over all batches, it says how much the next one counts."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.first, self.second = (nn.BatchNorm2d(3, momentum=None) for _ in "12")
+            self.head = nn.Linear(3, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(self.conv(x))).mean(dim=(2, 3)))
+
+    images = torch.randint(0, 256, (64, 3, 4, 4), generator=random.generator(0), dtype=torch.uint8)
+    split = images, torch.arange(64) % 10
+    dataset, model = in_memory(split, split, tuple("0123456789"), CPU), from_module(Net)
+    normalize = make_normalize(dataset.info.mean, dataset.info.std, CPU)
+    batches = make_batches(dataset.train, seed=0, batch_size=64, device=CPU)
+    params, model_state = model.init(random.generator(0))
+    model_state = {name: leaf + 7 if name.endswith("tracked") else leaf for name, leaf in model_state.items()}
+    frozen = model._replace(apply=make_apply(model.skeleton, in_evaluation=["first"]))
+    weights_of = make_weights_of(frozen, normalize, batches, jit=lambda function: function)
+    step = torch.tensor(1)
+    opt_state = (EmaParamsState(step, torch.tensor(0.9), params),)
+    _, found = weights_of(TrainState(step, step, tree.zeros_like(params), model_state, opt_state))
+    assert found["first.num_batches_tracked"] == 7

@@ -163,3 +163,9 @@ def test_memory_that_a_container_has_left(eight_cores: Path) -> None:
     assert machine.free_memory() > 1e6
     (eight_cores / "memory.max").write_text("1000\n")
     assert machine.free_memory() == 700
+    for name in ("memory.stat", "memory.max"):  # version 1 has them in a folder, under other names
+        (eight_cores / name).unlink()
+    (eight_cores / "memory").mkdir()
+    (eight_cores / "memory" / "memory.stat").write_text("total_rss 300\ntotal_cache 5000\n")
+    (eight_cores / "memory" / "memory.limit_in_bytes").write_text("900\n")
+    assert machine.free_memory() == 600

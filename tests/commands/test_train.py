@@ -172,7 +172,11 @@ def test_what_a_resumed_run_keeps_is_said(tmp_path: Path, capsys: pytest.Capture
     args = ["digits-resnet18", "--resume", "--run-dir", str(tmp_path)]
     assert parse_with(args, {begun.name: changed}).experiment == begun
     kept = f"optim.lr {begun.optim.values['lr']}, not 0.5; label_smoothing 0.0, not 0.1"
-    assert capsys.readouterr().out == f"the run keeps its own settings where digits-resnet18 has others: {kept}\n"
+    said = f"the run keeps its own settings where digits-resnet18 has others: {kept}\n"
+    assert capsys.readouterr().out == said
+    (tmp_path / "other.json").write_text(json.dumps(changed.to_json()))
+    by_config = ["--config", str(tmp_path / "other.json"), *args[1:]]
+    assert parse(by_config).experiment == begun and capsys.readouterr().out == said
     parse_with([*args, "--optim.lr", "0.5", "--label-smoothing=0.1"], {begun.name: changed})
     parse_with([*args[1:], "--no-deterministic"], {begun.name: changed})
     short = dataclasses.replace(begun, steps=None, epochs=1.0, deterministic=False)

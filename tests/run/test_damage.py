@@ -65,3 +65,12 @@ def test_damage_is_named_or_does_not_matter(
                 printed = capsys.readouterr()
                 change = re.search(r"changed since the checkpoint: (?!steps: 2 -> 4)", printed.out)
                 assert got == wanted or str(file) in printed.err or change, (name, damage)
+
+
+def test_a_damaged_checkpoint_elsewhere_is_named(undamaged: Path, tmp_path: Path) -> None:
+    shutil.copytree(undamaged, tmp_path / "copy")
+    checkpoint = tmp_path / "copy" / "checkpoints" / "2"
+    flip_a_bit(checkpoint / "manifest.json")
+    with pytest.raises(InputError, match=r"checkpoints/2 is corrupt: manifest\.json: "):
+        train.main(["--resume", str(checkpoint), "--run-dir", str(tmp_path / "new")], EXPERIMENTS)
+    assert not (tmp_path / "new" / "config.json").exists()

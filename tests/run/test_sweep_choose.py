@@ -1,6 +1,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -75,6 +76,18 @@ def test_halving_is_counted_and_not_vmapped(
     sweep = sweep_over(dataclasses.replace(VIT, steps=400), [0.1, 0.2], [0, 1], halving=2)
     assert choose.choose_how(sweep, Path("nowhere"), workers=1) == "sequence"
     assert "sequence 87 s\n" in capsys.readouterr().out  # 4 runs, 2 of them, 1 of those
+
+
+def test_a_process_that_ends_before_it_is_asked_for_its_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was killed because memory ran out, while another was still starting."""
+
+    class Ended:
+        def __init__(self, *args: object, **options: object) -> None:
+            self.stdout, self.stdin = io.StringIO("\n"), mock.Mock(flush=mock.Mock(side_effect=BrokenPipeError))
+            self.communicate = self.kill = lambda: None
+
+    monkeypatch.setattr(choose.subprocess, "Popen", Ended)
+    assert choose.seconds_together(sweep_over(VIT, [0.1, 0.2], [0]), Path("nowhere"), 2) is None
 
 
 @pytest.mark.slow
