@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def atomic_path(path: Path, *, new: bool = False) -> Iterator[Path]:
         if new and path.exists():
             raise InputError(f"{path} was written by another process in the meantime; choose another --out")
         temporary.replace(path)
-        sync(path.parent)  # else its new name may be lost in a power cut
+        sync_name(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -81,6 +81,12 @@ def sync(path: Path) -> None:
 def discard_stdout() -> None:
     """Let go of stdout, whose reader has closed the pipe: what is printed from now on is lost, and no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def sync_name(path: Path) -> None:
+    """Flush the new name of a file or folder, which a power cut could undo; one that is not flushed is there too."""
+    with suppress(OSError):
+        sync(path.parent)
 
 
 class Appender:

@@ -18,7 +18,7 @@ from backbones.data import DataInfo
 from backbones.errors import InputError
 from backbones.experiment import VERSION
 from backbones.run.checkpoint.arrays import Arrays, Leaf, describe_leaf
-from backbones.run.files import sync
+from backbones.run.files import sync, sync_name
 
 MANIFEST = "manifest.json"
 
@@ -82,7 +82,7 @@ def write_checkpoint(path: Path, arrays: Arrays, manifest: Manifest) -> None:
         with ThreadPoolExecutor(8) as pool:  # one after the other takes a disk five to ten times as long
             list(pool.map(sync, (*temporary.rglob("*"), temporary)))
         temporary.rename(path)
-        sync(path.parent)  # else its new name may be lost in a power cut
+        sync_name(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
