@@ -161,9 +161,7 @@ def test_the_first_state_has_memory_of_its_own() -> None:
 def test_a_number_in_the_state_is_refused() -> None:
     counting = GradientTransformation(lambda params: {"count": 0}, lambda updates, state, params: (updates, state))
     model = OURS.make_model(digits().info)
-    with pytest.raises(
-        InputError, match=r"opt_state/count of the optimizer is 0, of type int; .* hold tensors only"
-    ):
+    with pytest.raises(InputError, match=r"opt_state/count of the optimizer is 0, of type int; .* hold tensors only"):
         init_train_state(model, counting, seed=0, device=torch.device("cpu"))
 
 
