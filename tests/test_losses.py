@@ -73,9 +73,9 @@ def test_class_weights_are_those_of_scikit_learn() -> None:
 def test_a_loss_gives_that_of_each_sample() -> None:
     check_loss("weighted", partial(weighted, weight=torch.ones(7)), 7, CPU)
     with pytest.raises(InputError, match=r"--loss mean gives \(\) for 2 samples; wanted the loss of each, \[2\]"):
-        check_loss("mean", lambda *given, label_smoothing: cross_entropy(*given).mean(), 3, CPU)
+        check_loss("mean", lambda *given, **options: cross_entropy(*given, **options).mean(), 3, CPU)
     with pytest.raises(InputError, match="--loss number gives float for 2 samples"):
-        check_loss("number", lambda *given, label_smoothing: 1.0, 3, CPU)
+        check_loss("number", lambda *given, **options: 1.0, 3, CPU)
 
 
 def weighted(logits, labels, targets=None, *, label_smoothing=0.0, weight=None):
