@@ -2,7 +2,8 @@
 
 The loop shares no code with the library: an `nn.Module` of torchvision or timm, `torch.optim`, an `ImageFolder` behind
 a `DataLoader`, torchvision's transforms. Its settings are those of `experiments/reference.py`, written down once more.
-With `--by-ours` only the step is that of the library, so that what remains of a difference is that between the steps.
+With `--by-ours` the library's train step takes its place, from the same weights and on the same batches, so that any
+difference is one between the two steps.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ def make_module(name: Name) -> nn.Module:
 def train(
     name: Name, images: Path, seed: int, epochs: float, run_dir: Path, device: Device, workers: int, *, by_ours: bool
 ) -> dict[str, Any]:
-    """Train by the plain loop, or by the step of ours from the same weights on the same batches.
+    """Train by the plain loop, or by the library's train step from the same weights on the same batches.
 
     Returns:
         What is written into `run_dir/result.json`.
@@ -134,10 +135,17 @@ def train_ours(
     images: Path,
     device: Device,
 ) -> tuple[list[float], float]:
-    """Train by the step of the library from the weights of `module`; the loss of each step, and top-1 in [0, 1]."""
+    """Train by the library's train step from the weights of `module`; the loss of each step, and top-1 in [0, 1]."""
     data = use(image_folder, root=str(images))
-    experiment = dataclasses.replace(EXPERIMENTS[f"cifar10-{name}"], data=data, augment=use(identity), steps=num_steps)
-    experiment = dataclasses.replace(experiment, device=device, precision="bfloat16", compile="off")
+    experiment = dataclasses.replace(
+        EXPERIMENTS[f"cifar10-{name}"],
+        data=data,
+        augment=use(identity),
+        steps=num_steps,
+        device=device,
+        precision="bfloat16",
+        compile="off",
+    )
     dataset = data.make()
     model, _ = with_pretrained(experiment.make_model(dataset.info), module.state_dict(), dataset.info.image_shape)
     program = experiment.make(dataset, model)
@@ -215,7 +223,7 @@ def main(
 
     `images` is the extracted CIFAR-10, `train/CLASS/*` and `test/CLASS/*`. Runs that are finished in `--runs` are not
     repeated.
-    With `--by-ours` the step of the library takes the place of the loop, from the same weights and on the same batches.
+    With `--by-ours` the library's train step takes the place of the loop, from the same weights, on the same batches.
     With `--ours` both are compared: its folders are NAME-SEED, as `--by-ours` makes them, or by
     `python train.py cifar10-NAME --seed SEED --data image-folder --data.root images --epochs 1 --precision bfloat16`.
     """

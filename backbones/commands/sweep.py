@@ -60,7 +60,7 @@ class Command:
     """Successive halving: all members train for a part of their steps, the best one in this many goes on, and so on."""
     how: Literal["auto"] | How = "auto"
     """One run after another, several processes at a time, or all in one vmapped step, for members that differ in the
-    seed and in numbers of the optimizer only. Auto measures and takes the fastest, or that in which it was begun."""
+    seed and in numbers of the optimizer only. Auto measures and takes the fastest; a sweep goes on as it began."""
     workers: Count | None = None
     """Processes at a time, each with its share of the cores; None for one per core, up to 8, or one per GPU."""
     sweep_dir: Path | None = None

@@ -78,15 +78,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def discard_stdout() -> None:
-    """Let go of stdout, whose reader has closed the pipe: what is printed from now on is lost, and no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def sync_name(path: Path) -> None:
     """Flush the new name of a file or folder, which a power cut could undo; one that is not flushed is there too."""
     with suppress(OSError):
         sync(path.parent)
+
+
+def discard_stdout() -> None:
+    """Let go of stdout, whose reader has closed the pipe: what is printed from now on is lost, and no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Appender:

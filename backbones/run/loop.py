@@ -155,7 +155,7 @@ def handle_bad_step(bad: BadStep, state: TrainState, experiment: Experiment, log
     skipped = experiment.nonfinite == "skip" and not bad.finite
     log.writer.print(f"step {bad.step}/{num_steps}  {'skipped: ' if skipped else ''}{bad.reason}")
     if not (bad.finite or skipped or experiment.rewind):
-        give_up(bad, log, "skip such steps with --nonfinite skip, or go back before them with --rewind 10")
+        give_up(bad, log, "Skip such steps with --nonfinite skip, or go back before them with --rewind 10")
     finish_save(experiment, log)
     if experiment.rewind and not skipped:
         raise GoBack(bad, state)
@@ -171,6 +171,6 @@ def give_up(bad: BadStep, log: RunLog, hint: str) -> NoReturn:
     distributed.barrier()  # when one rank ends, torchrun ends the others, and rank 0 may still be writing
     good = f"the last good checkpoint is step {saved[-1]} in {folder}" if saved else "nothing is saved"
     raise Diverged(
-        f"{bad.reason} at step {bad.step}; {good}. {hint[0].upper()}{hint[1:]}; or start a new run, or one with "
-        "--init-from, with a lower --optim.lr or --clip 1"
+        f"{bad.reason} at step {bad.step}; {good}. {hint}; or start a new run, or one with --init-from, with a lower "
+        "--optim.lr or --clip 1"
     )

@@ -46,7 +46,7 @@ def train_and_rewind(
         except GoBack as error:
             bad, states = error.bad, [error.state]
         if num_rewinds == MOST_REWINDS:
-            give_up(bad, log, f"pass over more steps: the run went back {MOST_REWINDS} times")
+            give_up(bad, log, f"Pass over more steps: the run went back {MOST_REWINDS} times")
         num_rewinds += 1
         before = bad.step - (experiment.rewind or 1)
         states[0], saved = log.checkpoints.restore_before(tree.with_own_memory(states[0]), before)

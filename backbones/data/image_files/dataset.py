@@ -94,8 +94,9 @@ def image_files(
     path = Path(root).expanduser().absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):
-        distributed.once_a_node(partial(_make_here, list_files, path))
-        listing = listing if distributed.is_main() else _find_here(listing, list_files, path)
+        distributed.once_a_node(partial(_find_here, listing, list_files, path))
+        if not all(os.path.exists(files.store or path) for files in listing.splits.values()):
+            listing = list_files(path)  # on another machine than that of rank 0 the store may be elsewhere
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
         name: Reader(files._replace(version=version_of(files.store) if files.store else None), channels, background)
@@ -136,25 +137,19 @@ def image_files(
     return Dataset(train, test)
 
 
-def _make_here(list_files: Callable[[Path], Listing], path: Path) -> None:
-    """Let a machine other than that of rank 0 make its store too."""
-    if not distributed.is_main():
-        list_files(path)
-
-
-def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> Listing:
-    """The files as this process finds them: on another machine than that of rank 0 the store may be elsewhere.
+def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> None:
+    """Let a machine other than that of rank 0 make its store too, and check that the same images are in it.
 
     Raises:
         InputError: they are others.
     """
-    found = list_files(path)
-    here = found.splits
+    if distributed.is_main():
+        return
+    here = list_files(path).splits
     if here.keys() != listing.splits.keys() or not all(here[name].equals(listing.splits[name]) for name in here):
         raise InputError(
             f"{distributed.this_process()} finds other images in {path} than rank 0; make it equal on all machines"
         )
-    return found
 
 
 def _without_bad_files(

@@ -61,8 +61,8 @@ class Decoded(NamedTuple):
 @cache
 def _mapped(path: str, version: tuple[int, ...] | None) -> Tensor:
     with with_filename(Path(path)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor does anybody write to it:
-        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))  # else it may not be larger than the memory
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))  # writable, it could not exceed the memory
 
 
 def read_decoded(folder: Path) -> tuple[Decoded, dict[int, str]]:

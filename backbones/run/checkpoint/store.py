@@ -186,7 +186,7 @@ class Checkpoints:
         """Move the checkpoints of later steps into the sub-folder `superseded`, as STEP, STEP-2, ..."""
         superseded = self.folder / SUPERSEDED
         steps = list_steps(self.folder) if distributed.is_main() else []
-        for later in reversed(steps):  # a process that is killed in between leaves no later one than those it moved
+        for later in reversed(steps):  # latest first: what is left after a kill has no gap
             if later > step:
                 superseded.mkdir(exist_ok=True)
                 names = (str(later) if number == 1 else f"{later}-{number}" for number in count(1))

@@ -72,14 +72,13 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
         step = make_step(experiment, dataset)
         of_step = seconds_of(step)
         seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
-        small = {
-            "one member": len(sweep.members) == 1,
-            f"runs of {ends[-1]} steps": ends[-1] < FEWEST_STEPS,
-            f"{seconds['sequence']:.0f} s": seconds["sequence"] < FEWEST_SECONDS,
-        }
-        if any(small.values()):
-            what = next(what for what, is_so in small.items() if is_so)
-            print(f"auto: sequence; other ways are not measured for {what}", flush=True)
+        limits = (
+            ("one member", len(sweep.members) == 1),
+            (f"runs of {ends[-1]} steps", ends[-1] < FEWEST_STEPS),
+            (f"{seconds['sequence']:.0f} s", seconds["sequence"] < FEWEST_SECONDS),
+        )
+        if too_small := [what for what, is_too_small in limits if is_too_small]:
+            print(f"auto: sequence; other ways are not measured for {too_small[0]}", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
         to_start = startup if workers > 1 and startup < most else 0.0
