@@ -6,7 +6,7 @@ BatchNorm's running statistics; and its decay is that of the step before. speedr
 fewer epochs. On CIFAR-10 (JPEG), in bfloat16 on two cores of an Intel Xeon (AMX), torch 2.14 (docs/experiments.md has a
 table and commands):
 
-speedrun  90.73 +- 0.20 % in 7.5 minutes, seeds 0 to 4; airbench94 in turn with it 90.68 +- 0.18 % in 9.8 minutes
+speedrun  90.73 +- 0.20 % in 7.5 minutes, seeds 0 to 4; airbench94 in turn with it 90.68 +- 0.18 % in 9.7 minutes
 """
 
 import dataclasses

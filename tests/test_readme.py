@@ -82,7 +82,8 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_folder(tmp_path / "photos", num_train=10, size=(40, 30))
     (tmp_path / "holiday.jpg").write_bytes(encoded(random_image(5, 33, 77), "JPEG"))
-    train, evaluate, classify = code_after("README.md", "A folder of your own photos", "sh")[0].splitlines()
+    commands = code_after("README.md", "A folder of your own photos", "sh")[0].replace("\\\n", "")
+    train, evaluate, classify = commands.splitlines()
     shell(train.replace("--epochs 30", "--epochs 1 --batch-size 10").replace("-size 64", "-size 32"), tmp_path)
     shown = shell(evaluate, tmp_path).stdout
     assert all(f"\n{name}" in shown for name in CLASSES) and "on the 12 images of image-folder test" in shown
