@@ -24,7 +24,7 @@ GIVEN = ("image_shape", "num_classes", "schedule", "num_steps", "decays", "hidde
 """Parameters that the experiment gives, by name, to the functions that have them; all others are options."""
 
 GIVEN_TO_LOSSES = ("logits", "labels", "targets", "label_smoothing")
-"""And those that it gives to a loss, which is a function with all of them."""
+"""Parameters that the experiment gives to a loss; a function that has all of them is a loss."""
 
 
 class Option(NamedTuple):
@@ -80,10 +80,14 @@ class Use:
         return self.values.get("architecture") or self.name
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Option -> default; `inspect.Parameter.empty` if it must be given."""
+        return {name: option.default for name, option in options_of(self.function).items()}
+
+    @property
     def values(self) -> dict[str, Any]:
         """Option -> value, defaults included."""
-        defaults = {name: option.default for name, option in options_of(self.function).items()}
-        return {**defaults, **self.options}
+        return {**self.defaults, **self.options}
 
     def bind(self, **given: Any) -> Callable[[], Any]:
         """The call with these options, and with those parameters of `GIVEN` that the function has.
@@ -172,6 +176,8 @@ def options_of(function: Callable[..., Any], given: tuple[str, ...] = GIVEN) -> 
         parameters = inspect.signature(function, eval_str=True).parameters  # `from __future__ import annotations`
     except NameError:  # a name that only type checkers import
         parameters = inspect.signature(function).parameters
+    except ValueError as error:  # of a builtin
+        raise InputError(f"{function!r} has no signature; call it in a function of your own") from error
     options = {}
     if set(GIVEN_TO_LOSSES) <= parameters.keys():
         given += GIVEN_TO_LOSSES
@@ -195,7 +201,7 @@ def import_path(function: Callable[..., Any]) -> str:
     owner = function.func if isinstance(function, partial) else function
     defined_in = str(getattr(owner, "__module__", ""))
     for module_name in _module_names(defined_in):
-        names = vars(sys.modules[module_name]) if module_name in sys.modules else {}
+        names = getattr(sys.modules.get(module_name), "__dict__", {})
         for name in (getattr(function, "__name__", ""), *names):
             if names.get(name) is function:
                 return f"{_importable(module_name)}:{name}"

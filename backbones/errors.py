@@ -14,6 +14,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|out of memory", str(error)))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, or its type where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def check_known(kind: str, name: str, names: Iterable[str]) -> str:
     """Give `name` back if it is one of `names`, else raise an InputError that offers the nearest of them."""
     names = list(names)

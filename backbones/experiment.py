@@ -212,12 +212,16 @@ class Experiment:
         check_values(annotations, values, prefix="--")
         for name in values.keys() - {*COMPONENTS}:
             if not is_plain(values[name]):
-                raise InputError(f"{name} is {values[name]!r}; it must be a number, a string, a bool or None")
+                raise InputError(
+                    f"{name} is {values[name]!r}; it must be a number, a string, a bool, None, or a tuple of such"
+                )
         for name in COMPONENTS:
             if not isinstance(values[name], Use):
                 raise InputError(f"{name} is {values[name]!r}; wanted use(function, option=value, ...)")
         if not re.fullmatch(r"[\w][\w.+ -]*", self.name):
-            raise InputError(f"--name is {self.name!r}; it must be a name for a folder, of letters, digits and _.+-")
+            raise InputError(
+                f"--name is {self.name!r}; it must be the name of a folder, of letters, digits, spaces and _.+-"
+            )
         if self.keep_every is not None and self.keep_every % self.save_every:
             raise InputError(
                 f"--keep-every is {self.keep_every}; it must be a multiple of --save-every, which is "
@@ -343,7 +347,7 @@ class Experiment:
             raise InputError(f"this experiment starts from {self.init_from}: give `make` a model with these weights")
         device = self.init_device()
         self._check_batch_size()
-        dataset = dataset or self.data.make(device=device)
+        dataset = dataset or make_dataset(self.data, device)
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
         num_steps = self.num_steps(dataset)
         self._warn_of_options(dataset, num_steps)
@@ -354,7 +358,7 @@ class Experiment:
         batches = train_batches(seed=self.seed, batch_size=self.batch_size, num_steps=num_steps)
         mode = self.mode(device)
         if mode != "eager":
-            # it raises its own error if the batch does not suit it, not Dynamo's
+            # an augmentation raises its own error here; within the compiled step it would be Dynamo's
             first = batches(0)
             check_augmented(self._make_augment(dataset.info, device)(first.index, first), self.accumulate)
             torch.compiler.reset()  # else an earlier program of this process counts as the same code with other shapes
@@ -515,6 +519,15 @@ class Experiment:
         if isinstance(values.get("loss"), str):  # as it was before a loss could have options
             values["loss"] = use(LOSSES[values["loss"]]).to_json()
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})
+
+
+def make_dataset(data: Use, device: torch.device) -> Dataset:
+    """The data set of a component.
+
+    Raises:
+        InputError: it cannot be read, or the function gives something else.
+    """
+    return _made("data", data, Dataset, device=device)
 
 
 def _made(kind: str, component: Use, wanted: Any, **given: Any) -> Any:

@@ -143,7 +143,7 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             peaks[each] = end.recv()
     experiment = setting.experiment()
     info = experiment.data.make(device=CPU).info
-    macs = 3 * setting.batch_size * measure_cost(experiment.make_model(info), info.image_shape).macs
+    macs = 3 * setting.batch_size * (measure_cost(experiment.make_model(info), info.image_shape).macs or 0)
     peak_macs = {precision: each().shape[0] ** 3 / seconds[precision] for precision, each in multiply.items()}
 
     def ratio(each: str, other: str) -> float | None:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from backbones.augment import AUGMENTS
 from backbones.commands.train import FUNCTIONS
@@ -79,11 +80,17 @@ def test_functions_are_found_again_by_their_import_path(function) -> None:
     assert Use.from_json(json.loads(json.dumps(use(function).to_json()))) == use(function)
 
 
-def test_what_no_module_holds_cannot_be_stored() -> None:
+def test_what_no_module_holds_cannot_be_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blocked", None)  # as Python lets one block an import
     with pytest.raises(InputError, match="is not at the top level of a module"):
         import_path(lambda: None)
     with pytest.raises(InputError, match="is not at the top level of a module"):
         import_path(partial(triple, b=7))
+
+
+def test_a_builtin_has_no_options() -> None:
+    with pytest.raises(InputError, match="has no signature; call it in a function of your own"):
+        use(torch.relu)
 
 
 def test_a_missing_module_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,8 +160,8 @@ def test_transforms_run_line_by_line_where_the_step_is_eager(experiment: Experim
         ({"keep_every": 7}, "--keep-every is 7; it must be a multiple of --save-every, which is 6"),
         ({"loss": "hinge"}, r"loss is 'hinge'; wanted use\(function, option=value, \.\.\.\)"),
         ({"class_weights": "auto", "sampling": "balanced"}, "each make all classes count equally; give one"),
-        ({"name": "a/b"}, "--name is 'a/b'; it must be a name for a folder"),
-        ({"name": ""}, "--name is ''; it must be a name for a folder"),
+        ({"name": "a/b"}, "--name is 'a/b'; it must be the name of a folder"),
+        ({"name": ""}, "--name is ''; it must be the name of a folder"),
     ],
     ids=str,
 )
@@ -274,7 +274,7 @@ def test_a_model_that_does_not_give_logits_of_the_classes_is_refused(experiment:
         ({"tta": None}, "--tta is None; it must be one of none, flip, flip"),
         ({"tta": ("flip",)}, r"--tta is \('flip',\); it must be one of none"),
         ({"on_save_error": None}, "--on-save-error is None; it must be one of stop, continue"),
-        ({"init_from": Path("runs/a")}, "init_from is .*Path.*; it must be a number, a string, a bool or None"),
+        ({"init_from": Path("runs/a")}, "init_from is .*Path.*; it must be a number, a string, a bool, None, or a"),
         ({"freeze": (torch.tensor(1),)}, "freeze is .*; it must be a number, a string"),
     ],
 )
@@ -377,6 +377,7 @@ def bare_pair(schedule: Schedule) -> tuple:
         ({"optim": use(bare_pair)}, r"--optim bare-pair gives a tuple; wanted a GradientTransformation"),
         ({"schedule": use(without_return)}, "--schedule without-return gives a NoneType; wanted a Callable"),
         ({"augment": use(without_return)}, "--augment without-return gives a NoneType; wanted a Callable"),
+        ({"data": use(without_return)}, "--data without-return gives a NoneType; wanted a Dataset"),
     ],
 )
 def test_what_is_no_component_says_why(options: dict, message: str, experiment: Experiment) -> None:

@@ -21,20 +21,9 @@ from backbones.augment.mix import cutmix, mixup, mixup_cutmix, repeated
 from backbones.augment.policy import rand_augment, trivial_augment
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {
-    "crop-flip": crop_flip,
-    "alternating-flip": alternating_flip,
-    "resized-crop": resized_crop,
-    "random-rotation": random_rotation,
-    "color-jitter": color_jitter,
-    "random-grey": random_grey,
-    "cutout": cutout,
-    "random-erasing": random_erasing,
-    "rand-augment": rand_augment,
-    "trivial-augment": trivial_augment,
-    "auto-augment": auto_augment,
-    "mixup": mixup,
-    "cutmix": cutmix,
-    "mixup-cutmix": mixup_cutmix,
-    "repeated": repeated,
-    "identity": identity,
-}
+    augment.__name__.replace("_", "-"): augment
+    for augment in (
+        crop_flip, alternating_flip, resized_crop, random_rotation, color_jitter, random_grey, cutout, random_erasing,
+        rand_augment, trivial_augment, auto_augment, mixup, cutmix, mixup_cutmix, repeated, identity,
+    )
+}  # fmt: skip

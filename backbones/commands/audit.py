@@ -11,7 +11,7 @@ import backbones.distributed as distributed
 from backbones.commands.checkpoint import describe_difference
 from backbones.commands.options import RunPath
 from backbones.errors import InputError
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, make_dataset
 from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, load_arrays, to_arrays
 from backbones.run.checkpoint.find import join_steps
@@ -92,7 +92,7 @@ def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -
     """The leaves of the state to which an experiment comes from an earlier checkpoint, and the environment."""
     device = experiment.init_device()
     with distributed.long_timeout():
-        dataset = experiment.data.make(device=device)
+        dataset = make_dataset(experiment.data, device)
     environment = describe_environment(experiment, dataset, device)  # now: what compiles imports more packages
     program = experiment.make(dataset, without_pretrained(experiment).make_model(dataset.info))
     state = load_arrays(program.state, before.arrays)

@@ -7,10 +7,10 @@ from typing import Annotated
 from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, find_experiment, read_options
 from backbones.component import Use
 from backbones.errors import InputError
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, make_dataset
 from backbones.ranges import Count, Range
 from backbones.run.analysis.augment_sheet import make_sheet
-from backbones.run.analysis.pictures import save_tiles
+from backbones.run.analysis.pictures import check_picture, save_tiles
 from backbones.run.config import read_experiment
 from backbones.run.run_dir import CONFIG
 from backbones.types import CPU
@@ -53,9 +53,10 @@ def main(args: list[str]) -> None:
     command = read_options(
         Command(augment=chosen["augment"]), options, prog="backbones augment-preview", description=description
     )
+    check_picture(command.out)
     rows = make_sheet(
         experiment,
-        experiment.data.make(device=CPU),
+        make_dataset(experiment.data, CPU),
         command.augment,
         samples=command.samples,
         variants=command.variants,

@@ -26,7 +26,7 @@ from backbones.run.analysis.model_evaluation import (
     write_evaluation,
 )
 from backbones.run.analysis.trained_model import read_trained
-from backbones.run.checkpoint import parse_saved, run_of
+from backbones.run.checkpoint import parse_saved, run_folder
 from backbones.torch_settings import in_full_float32
 from backbones.tta import Tta
 
@@ -84,6 +84,7 @@ def evaluate(
         return
     if resize:
         raise InputError("--resize is for image files; those of a data set have the size that the model takes")
+    folder = out or run_folder(path)
     name, dataset = read_dataset(data, experiment.data, torch_device, data_root)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test
@@ -91,9 +92,8 @@ def evaluate(
         predict, source, batch_size=batch_size, device=torch_device, loss=experiment.make_loss()
     )
     about = {"checkpoint": str(path), "data": data or experiment.data.name, "split": split, "tta": experiment.tta}
-    _print_evaluation(evaluation, info.class_names, about)
-    folder = out or run_of(path)
     write_evaluation(folder, evaluation, info.class_names, about)
+    _print_evaluation(evaluation, info.class_names, about)
     print(f"\nsee {folder}/evaluation.json, confusion.png and calibration.png")
 
 

@@ -23,6 +23,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """A disk that is full, cannot be written, or fails."""
 
 
+SMALLER = "Use a smaller --batch-size; in training also a larger --accumulate, or a smaller --eval-batch-size"
+"""What to do where memory runs out."""
+
+
 def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
     """Call `main` with the arguments of the command line and exit; where it returns False, the exit code is 1."""
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
@@ -95,7 +99,7 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
         if is_out_of_memory(error):
-            return f"error: {distributed.this_process()}: {reason} Lower --batch-size, or raise --accumulate"
+            return f"error: {distributed.this_process()}: {reason} {SMALLER}"
         if "does not have a deterministic implementation" in reason:
             return f"error: {reason.partition(',')[0]}; allow others with --no-deterministic, or use another operation"
         if distributed.is_lost_connection(error):

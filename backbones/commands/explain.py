@@ -13,7 +13,7 @@ from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import printable
 from backbones.errors import InputError, check_known
 from backbones.run.analysis.explain import default_layers, draw_map, make_maps
-from backbones.run.analysis.pictures import Tile, save_tiles
+from backbones.run.analysis.pictures import Tile, check_picture, save_tiles
 from backbones.run.analysis.trained_model import TrainedModel, load_model, read_trained
 from backbones.run.checkpoint import parse_saved
 from backbones.torch_settings import in_full_float32
@@ -58,6 +58,7 @@ def explain(
     """
     if not images:
         raise InputError("no image files are named; give some after the run")
+    check_picture(out, images)
     content, experiment = read_trained(run, parse_saved(checkpoint))
     torch_device = distributed.init(device)
     trained = load_model(content, dataclasses.replace(experiment, precision="float32"), torch_device)

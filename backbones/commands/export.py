@@ -7,7 +7,7 @@ from typing import Literal
 
 from backbones.commands.options import CheckpointName, RunPath
 from backbones.run.analysis.trained_model import read_trained
-from backbones.run.checkpoint import parse_saved, run_of
+from backbones.run.checkpoint import parse_saved, run_folder
 from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
 
 NUM_IMAGES = 100
@@ -46,7 +46,7 @@ def export(
     """
     content, experiment = read_trained(run, parse_saved(checkpoint))
     read_images = partial(read_test_images, experiment, content.manifest.info, NUM_IMAGES)
-    out = out or run_of(content.path) / FORMATS[format].file_name
+    out = out or run_folder(content.path) / FORMATS[format].file_name
     done = export_checkpoint(content, experiment, read_images, out, format=format, fold=fold, license=license)
     print(f"wrote {content.path} to {out} ({out.stat().st_size / 1e6:,.1f} MB)")
     if done.num_images:

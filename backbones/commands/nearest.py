@@ -16,7 +16,7 @@ from backbones.errors import InputError
 from backbones.ranges import Count
 from backbones.run.analysis.feature_table import read_table
 from backbones.run.analysis.features import to_vectors
-from backbones.run.analysis.pictures import Tile, save_tiles
+from backbones.run.analysis.pictures import Tile, check_picture, save_tiles
 from backbones.run.analysis.probe import find_nearest
 from backbones.run.analysis.trained_model import load_model, read_trained
 from backbones.torch_settings import in_full_float32
@@ -55,8 +55,14 @@ def nearest(
     """
     if not images:
         raise InputError("no image files are named; give some after the features")
+    check_picture(out, images)
     table, torch_device = read_table(features), distributed.init(device)
-    content, experiment = read_trained(Path(table.about["checkpoint"]))
+    try:
+        content, experiment = read_trained(Path(table.about["checkpoint"]))
+    except InputError as error:
+        raise InputError(
+            f"{features} was made with a checkpoint that cannot be read: {error}. Make it anew by `backbones features`"
+        ) from error
     trained = load_model(content, experiment, torch_device)
     name, dataset = read_dataset(table.about["data"], experiment.data, torch_device, data_root)
     source, rows = getattr(dataset, split), table.of_split(split)

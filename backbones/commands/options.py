@@ -19,7 +19,7 @@ from backbones.component import Option, Use, import_object, options_of, use
 from backbones.data import DATASETS, Dataset
 from backbones.data.source import check_labels
 from backbones.errors import InputError, check_known
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, make_dataset
 from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
@@ -56,6 +56,11 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "loss": LOSSES,
 }
 """Field of `Experiment` -> short name -> function."""
+
+
+def given_options(args: Sequence[str]) -> list[str]:
+    """The options in a command line, in their order and by name, as `optim.weight_decay`."""
+    return [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
 
 
 def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -100,18 +105,18 @@ def read_dataset(name: str | None, own: Use, device: torch.device, root: str | N
         function = find_object("data", name, DATASETS)
         known = options_of(own.function)
         shared = [
-            name
-            for name, option in options_of(function).items()
-            if name in own.values and option.annotation == known[name].annotation
-            if option.default in (known[name].default, inspect.Parameter.empty)
+            key
+            for key, option in options_of(function).items()
+            if key in own.values and option.annotation == known[key].annotation
+            if option.default in (known[key].default, inspect.Parameter.empty)
         ]
-        own = use(function, **{name: own.values[name] for name in shared})
+        own = use(function, **{key: own.values[key] for key in shared})
     if root is not None:
         own = own.replace(root=root)
     if own.values.get("crop") == "random":
-        of_random = {name: option.default for name, option in options_of(own.function).items() if name == "smallest"}
-        own = own.replace(crop="center", **of_random)
-    dataset = own.make(device=device)
+        others = {key: value for key, value in own.options.items() if key != "smallest"}  # which is for random crops
+        own = use(own.function, **{**others, "crop": "center"})
+    dataset = make_dataset(own, device)
     check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)
     return own.name, dataset
 

@@ -2,7 +2,8 @@
 
 import inspect
 import json as json_format
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -11,7 +12,7 @@ import backbones.distributed as distributed
 from backbones.commands.options import DeviceName, checked_options
 from backbones.component import use
 from backbones.errors import InputError, check_known
-from backbones.models import MODELS
+from backbones.models import MODELS, Model
 from backbones.models.cost import count_activations, layer_table, measure_cost, measure_latency
 from backbones.ranges import Count
 from backbones.torch_settings import in_full_float32
@@ -60,12 +61,12 @@ def profile(
     if depth is not None:
         if len(names) != 1 or json:
             raise InputError("--depth shows the layers of one model, for reading: name one, and leave out --json")
-        print(layer_table(use(MODELS[names[0]]).make(**given), image_shape, depth=depth))
+        print(layer_table(_make(names[0], given), image_shape, depth=depth))
         return
     torch_device = distributed.init(device)
+    made = {name: _make(name, given) for name in names}  # all of them before any is timed
     rows = []
-    for name in tqdm(names, unit="model", disable=None):
-        model = use(MODELS[name]).make(**given)  # ignores what is not a parameter of it
+    for name, model in tqdm(made.items(), unit="model", disable=None):
         row = {"model": name, **measure_cost(model, image_shape)._asdict()}
         row["activations"] = count_activations(model, image_shape)
         row["milliseconds"] = 1e3 * measure_latency(model, image_shape, batch_size=batch_size, device=torch_device)
@@ -78,3 +79,10 @@ def profile(
     for row in rows:
         name, num_params, macs, activations, milliseconds, *_ = row.values()
         print(f"| {name} | {num_params:,} | {macs / 1e6:,.1f} | {activations / 1e6:,.2f} | {milliseconds:,.1f} |")
+
+
+def _make(name: str, given: Mapping[str, Any]) -> Model:
+    try:
+        return use(MODELS[name]).make(**given)  # ignores what is not a parameter of it
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

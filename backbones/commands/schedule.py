@@ -12,7 +12,7 @@ from backbones.errors import InputError
 from backbones.optim import Schedule
 from backbones.optim.schedule import cosine
 from backbones.ranges import Count
-from backbones.run.analysis.pictures import check_suffix
+from backbones.run.analysis.pictures import check_picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def plot(schedule: Schedule, num_steps: int, path: Path, *, title: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    check_suffix(path)
+    check_picture(path)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([schedule(step).item() for step in torch.arange(num_steps + 1)])

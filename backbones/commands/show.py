@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from backbones.component import Use, options_of
+from backbones.component import Use
 from backbones.experiment import Experiment
 from backbones.run.files import json_text
 
@@ -45,7 +45,7 @@ def _import(path: str, name: str) -> str:
 
 
 def _to_python(component: Use, name: str) -> str:
-    defaults = {option: each.default for option, each in options_of(component.function).items()}
+    defaults = component.defaults
     options = [f"{option}={value!r}" for option, value in component.options.items() if value != defaults[option]]
     return f"use({', '.join([name, *options])})"
 

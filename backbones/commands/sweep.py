@@ -1,6 +1,5 @@
 """`backbones sweep NAME --over optim.lr 1e-4 3e-4 --over seed 0 1`: runs that differ in some options, and a table."""
 
-import argparse
 import dataclasses
 import inspect
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from backbones.commands.options import check_options, read_options
+from backbones.commands.options import check_options, given_options, read_options
 from backbones.commands.train import (
+    EARLY,
     check_given_once,
     choose_components,
     describe_choices,
@@ -19,7 +19,6 @@ from backbones.commands.train import (
     parse as parse_train,
     with_duration,
 )
-from backbones.component import options_of
 from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.ranges import Count, Range
@@ -112,9 +111,9 @@ def parse(args: Sequence[str]) -> Command:
         InputError: a name is unknown, or the sweep to resume cannot be read.
         SystemExit: tyro has printed help or what is wrong with the options.
     """
-    known, _ = _EARLY.parse_known_args(args)
+    known, _ = EARLY.parse_known_args(args)
     if known.resume is not None:
-        experiment, options = read_sweep(known.resume)[0].experiment, [*args]
+        experiment, options = read_sweep(Path(known.resume))[0].experiment, [*args]
     else:
         base, options = find_base(args, {}, PROG)
         experiment, options = choose_components(base, options)
@@ -122,10 +121,6 @@ def parse(args: Sequence[str]) -> Command:
         options += _options(_first_values(experiment, args))
     description = f"{DESCRIPTION}\n\n{describe_choices(experiment, {})}"
     return read_options(Command(experiment=experiment), options, prog=PROG, description=description)
-
-
-_EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-_EARLY.add_argument("--resume", nargs="?", type=Path)
 
 
 def _first_values(experiment: Experiment, args: Sequence[str]) -> dict[str, str]:
@@ -153,7 +148,7 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
         return sweep, command.resume
     axes = parse_axes(command.over)
     _check_fields(axes, command.experiment)
-    given = [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
+    given = given_options(args)
     for axis in axes:
         kind, dot, name = axis.field.rpartition(".")
         if {axis.field, f"{kind}{dot}no_{name}"} & {*given}:
@@ -182,7 +177,7 @@ def _check_fields(axes: Sequence[Axis], experiment: Experiment) -> None:
     fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "name"]
     replaced = [axis.field for axis in axes if axis.field in COMPONENTS]
     for kind in COMPONENTS:
-        fields += [f"{kind}.{option}" for option in options_of(getattr(experiment, kind).function)]
+        fields += [f"{kind}.{option}" for option in getattr(experiment, kind).defaults]
     for axis in axes:
         if axis.field.partition(".")[0] not in replaced:  # else the options are those of another component
             check_known("field for --over", axis.field, fields)
@@ -190,11 +185,11 @@ def _check_fields(axes: Sequence[Axis], experiment: Experiment) -> None:
 
 def _without_own(args: Sequence[str]) -> list[str]:
     """The arguments that are those of train."""
-    own = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Command)} - {"--experiment", "--config"}
+    own = {field.name for field in dataclasses.fields(Command)} - {"experiment", "config"}
     kept, skips = [], False
     for arg in args:
-        if arg.startswith("--"):
-            skips = arg.partition("=")[0].replace("_", "-") in own
+        if name := given_options([arg]):
+            skips = name[0] in own
         if not skips:
             kept.append(arg)
     return kept

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 import backbones.distributed as distributed
-from backbones.commands.options import FUNCTIONS, choose_by_name, find_experiment, read_options
+from backbones.commands.options import FUNCTIONS, choose_by_name, find_experiment, given_options, read_options
 from backbones.commands.show import list_experiments, show
 from backbones.component import options_of
 from backbones.errors import InputError
@@ -80,11 +80,11 @@ def check_given_once(args: Sequence[str], experiment: Experiment) -> None:
     options = dict(options_of(Experiment, given=()))
     for kind in COMPONENTS:
         options |= {f"{kind}.{name}": each for name, each in options_of(getattr(experiment, kind).function).items()}
-    several = {f"--{name}".replace("_", "-") for name, each in options.items() if is_of_any_length(each.annotation)}
-    names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
-    for name in several | {"--log-to"}:
-        if names.count(name) > 1:
-            raise InputError(f"{name} is given twice; give all its values after one")
+    several = {name for name, each in options.items() if is_of_any_length(each.annotation)}
+    given = given_options(args)
+    for name in several | {"log_to"}:
+        if given.count(name) > 1:
+            raise InputError(f"--{name.replace('_', '-')} is given twice; give all its values after one")
 
 
 def train(command: Command) -> None:
@@ -109,7 +109,7 @@ def parse(args: Sequence[str], experiments: Mapping[str, Experiment], *, prog: s
         args = [*args[1:], "--show"]
     is_named = bool(args) and not args[0].startswith("-")
     base, args = find_base(args, experiments, prog)
-    known, _ = _EARLY.parse_known_args(args)
+    known, _ = EARLY.parse_known_args(args)
     named, options = choose_components(base, args)
 
     def read(experiment: Experiment) -> Command:
@@ -139,19 +139,19 @@ def _print_kept(kept: Experiment, named: Experiment) -> None:
         distributed.print0(f"the run keeps its own settings where {named.name} has others: {shown}")
 
 
-_EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+EARLY = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 """Read before tyro: these options decide whose values are the defaults of all others."""
-_EARLY.add_argument("--name", nargs="?")
-_EARLY.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
-_EARLY.add_argument("--resume", nargs="?")
-_EARLY.add_argument("--config", nargs="?", type=Path)
+EARLY.add_argument("--name", nargs="?")
+EARLY.add_argument("--run-dir", "--run_dir", nargs="?", type=Path)
+EARLY.add_argument("--resume", nargs="?")
+EARLY.add_argument("--config", nargs="?", type=Path)
 
 
 def find_base(args: Sequence[str], experiments: Mapping[str, Experiment], prog: str) -> tuple[Experiment, list[str]]:
     """The experiment that a command line begins with, or that of its `--config`, and the other arguments."""
     named = bool(args) and not args[0].startswith("-")
     name, options = (args[0], [*args[1:]]) if named else (next(iter(experiments), ""), [*args])
-    known, _ = _EARLY.parse_known_args(options)
+    known, _ = EARLY.parse_known_args(options)
     if known.config is not None and named:
         raise InputError(f"--config {known.config} brings its experiment; leave out {name}")
     if known.config is not None:
@@ -196,10 +196,10 @@ def _resume_the_latest(args: Sequence[str]) -> list[str]:
 
 def with_duration(experiment: Experiment, args: Sequence[str]) -> Experiment:
     """The experiment in epochs if `args` give `--epochs` alone, or in steps if they give `--steps` alone."""
-    named = {arg.partition("=")[0] for arg in args}
-    if "--epochs" in named and "--steps" not in named:
+    given = given_options(args)
+    if "epochs" in given and "steps" not in given:
         return dataclasses.replace(experiment, steps=None, epochs=experiment.epochs or 1.0)
-    if "--steps" in named and "--epochs" not in named:
+    if "steps" in given and "epochs" not in given:
         return dataclasses.replace(experiment, steps=experiment.steps or 1, epochs=None)
     return experiment
 

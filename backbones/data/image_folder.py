@@ -49,7 +49,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
 
 
 def _above(root: Path, folder: str) -> set[str]:
-    """Where a folder below `root` and all above it really are: a link to one of them would never end."""
+    """The real paths of a folder and of all above it, up to `root`: following a link to one of them never ends."""
     path = root / folder
     return {os.path.realpath(each) for each in (path, *path.parents) if each.is_relative_to(root)}
 

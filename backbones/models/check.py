@@ -6,7 +6,7 @@ import traceback
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import InputError, is_out_of_memory
+from backbones.errors import InputError, first_line, is_out_of_memory
 from backbones.models.base import ImageShape, Model
 from backbones.types import ModelState, Params
 
@@ -58,7 +58,7 @@ def check_batch_norm(title: str, model: Model, image_shape: ImageShape) -> None:
 
 def does_not_take(title: str, image_shape: ImageShape, error: Exception) -> InputError:
     """The error for images that a model, which is called `title`, cannot take."""
-    reason = str(error).partition("\n")[0]
+    reason = first_line(error)
     if is_out_of_memory(error):
         return InputError(f"{title} does not fit into the memory: {reason}")
     of_torch = os.path.dirname(torch.__file__)

@@ -20,14 +20,18 @@ class ModelCost(NamedTuple):
     """What one model costs."""
 
     num_params: int
-    macs: int
-    """Multiply-accumulates of one forward pass over one image; elements count two in BatchNorm, five in LayerNorm."""
+    macs: int | None
+    """Multiply-accumulates of one forward pass over one image; elements count two in BatchNorm, five in LayerNorm.
+    None where it cannot be traced."""
 
 
 def measure_cost(model: Model, image_shape: ImageShape) -> ModelCost:
     """Count parameters, and with fvcore multiply-accumulates, for one image [C, H, W]."""
-    macs, _ = _analyze(model, image_shape)
-    return ModelCost(sum(leaf.numel() for leaf in model.skeleton.parameters()), int(macs.total()))
+    num_params = sum(leaf.numel() for leaf in model.skeleton.parameters())
+    try:
+        return ModelCost(num_params, int(_analyze(model, image_shape)[0].total()))
+    except Exception:  # of torch.jit.trace, which takes no compiled function for one; the model may still be trained
+        return ModelCost(num_params, None)
 
 
 def count_activations(model: Model, image_shape: ImageShape) -> int:

@@ -31,12 +31,12 @@ class Linear(nn.Linear):
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
 
     def _is_faster_as_convolution(self, x: Tensor, num_tokens: int) -> bool:
-        """Whether it is, as measured."""
+        """Whether this layer was measured to be faster as a convolution, for the input x."""
         return in_bfloat16_on_cpu(x) and num_tokens >= 512 and self.in_features <= self.out_features
 
 
 def in_bfloat16_on_cpu(x: Tensor) -> bool:
-    """Whether a layer computes so for the input x."""
+    """Whether a layer computes in bfloat16 on a CPU for the input x."""
     return x.is_cpu and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
 
 
@@ -73,7 +73,7 @@ class Conv(nn.Conv2d):
         return y.unflatten(0, (len(x), height, width)).permute(0, 3, 1, 2)
 
     def _is_faster_as_matmul(self, positions: int, dtype: torch.dtype) -> bool:
-        """Whether it is, as measured, for an output of this many pixels."""
+        """Whether this layer was measured to be faster as a product of matrices, for an output of this many pixels."""
         if dtype != torch.bfloat16:
             return positions <= 4
         if self.kernel_size == (1, 1):

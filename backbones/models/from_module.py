@@ -83,6 +83,10 @@ def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) 
             own = {name: leaf for name, leaf in leaves.items() if owner_of(name)[0] not in head}
             pooled = functional_call(headless, own, (images,))
             return {**outputs, "pooled": pooled}
+        except (AttributeError, TypeError) as error:  # such as a weight of the head that `forward` reads
+            raise InputError(
+                f"{type(skeleton).__name__} has no features: without its last layer it cannot be called: {error}"
+            ) from error
         finally:
             outputs.clear()  # else they would stay in memory
 

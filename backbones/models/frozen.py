@@ -64,12 +64,13 @@ def freeze(model: Model, names: Collection[str]) -> Model:
     trained = model.roles.keys() - set(names)
     if not trained:
         raise InputError("all parameters are frozen, and nothing is left to train; freeze less")
-    leaves = {id(leaf) for name, leaf in model.skeleton.named_parameters() if name in trained}
-    norms, latest = [], [0]
+    trained_ids = {id(leaf) for name, leaf in model.skeleton.named_parameters() if name in trained}
+    norms: list[str] = []
+    latest: set[int] = set()  # ids of the parameters of the latest layer that has any
     for name, module in model.skeleton.named_modules():
-        latest = [id(leaf) for leaf in module.parameters(recurse=False) if leaf.requires_grad] or latest
+        latest = {id(leaf) for leaf in module.parameters(recurse=False) if leaf.requires_grad} or latest
         with_statistics = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-        if with_statistics and latest != [0] and not leaves & {*latest}:
+        if with_statistics and latest and not trained_ids & latest:
             norms.append(name)
     if norms and not is_of_module(model.apply):
         raise InputError(

@@ -55,7 +55,7 @@ def drop_paths(last: float, depth: int) -> list[float]:
 
 
 class ResidualBlock(nn.Module):
-    """What a stage consists of."""
+    """A block of a stage, with the number of channels that it gives."""
 
     out_channels: int
 

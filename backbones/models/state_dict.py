@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
 
 StateDict = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ def _has_dict(content: dict[Any, Any], key: str) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0]
+    reason = first_line(error)
     return InputError(f"{path}: cannot be read as weights, it may be truncated ({reason})")
 
 

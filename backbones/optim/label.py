@@ -12,7 +12,7 @@ Mask = Callable[[str, Tensor], bool]
 
 
 def everything(name: str, leaf: Tensor) -> bool:
-    """True."""
+    """Select every leaf."""
     return True
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -118,8 +119,9 @@ def list_resumes(name: str, starts: Sequence[dict[str, Any]], *, after: int = -1
 
 def use_recorded_threads(starts: Sequence[dict[str, Any]]) -> None:
     """Compute in as many threads as the last of the starts did: their number decides how sums are rounded."""
-    if starts:
-        torch.set_num_threads(starts[-1].get("num_threads") or torch.get_num_threads())
+    if starts and (num_threads := starts[-1].get("num_threads")):
+        torch.set_num_threads(num_threads)
+        os.environ.pop("OMP_NUM_THREADS", None)  # else one thread would be taken for torchrun's default
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:
@@ -137,8 +139,9 @@ def read_starts(run_dir: Path) -> list[dict[str, Any]]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """Installed package -> version."""
-    return dict(sorted((each.name, each.version) for each in importlib.metadata.distributions()))
+    """Installed package -> version, of those whose metadata can be read."""
+    found = ((each.name, each.version) for each in importlib.metadata.distributions())
+    return dict(sorted((name, version) for name, version in found if name and version))
 
 
 def device_name(device: torch.device) -> str:

@@ -13,7 +13,7 @@ import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import Experiment
+from backbones.experiment import Experiment, make_dataset
 from backbones.jit import Mode
 from backbones.models.cost import ModelCost, measure_cost
 from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, run_of
@@ -110,7 +110,7 @@ def train_in(
     earlier_peak = machine.peak_memory(device)
     changes = distributed.on_main(lambda: check_run_dir(folder, experiment, resume=resume))
     with distributed.long_timeout():
-        dataset = dataset or experiment.data.make(device=device)
+        dataset = dataset or make_dataset(experiment.data, device)
     steps = distributed.on_main(lambda: list_steps(folder / CHECKPOINTS))
     is_new = resume is None or (resume == "auto" and not steps)
     model = (experiment if is_new else without_pretrained(experiment)).make_model(dataset.info)
@@ -153,7 +153,6 @@ def train_in(
             init_sha256 = tree.sha256(states[0].params) if is_new else None
             start = {"step": start_step, "changes": changes, "origin": origin, "init_sha256": init_sha256}
             _write_start(folder, experiment, dataset, device, **start)
-        if distributed.is_main():
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
         checkpoints.supersede_after(start_step)
         trackers.start(folder, experiment)
@@ -245,9 +244,10 @@ HOW: dict[Mode, str] = {"eager": "eager", "compile": "compiled", "cudagraph": "c
 def describe_run(experiment: Experiment, dataset: Dataset, cost: ModelCost, device: torch.device) -> str:
     """One line on what is about to run."""
     channels, height, width = dataset.info.image_shape
+    macs = "" if cost.macs is None else f", {cost.macs / 1e6:.1f} M MACs per image"
     return (
-        f"{experiment.name}: {experiment.model.label} ({cost.num_params / 1e6:.2f} M parameters, "
-        f"{cost.macs / 1e6:.1f} M MACs per image) on {experiment.data.name} ({dataset.train.size} + "
+        f"{experiment.name}: {experiment.model.label} ({cost.num_params / 1e6:.2f} M parameters{macs}) on "
+        f"{experiment.data.name} ({dataset.train.size} + "
         f"{dataset.test.size} images of {channels}x{height}x{width}) "
         f"with {experiment.optim.name} and {experiment.schedule.name} on {distributed.world_size()} x {device.type} in "
         f"{machine.choose_precision(experiment.precision, device)}, {HOW[experiment.mode(device)]}"

@@ -101,7 +101,7 @@ class SpikeDetector:
 
 
 def make_spike_detector(experiment: Experiment, num_classes: int) -> SpikeDetector:
-    """What finds the bad steps of an experiment."""
+    """The detector of an experiment's bad steps."""
     logits, labels = torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)
     of_a_guess = experiment.make_loss()(logits, labels, targets=None, label_smoothing=0.0).item()
     return SpikeDetector(experiment.spike, margin=MARGIN * of_a_guess)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import backbones.distributed as distributed
 from backbones.component import import_object
-from backbones.errors import InputError, check_known
+from backbones.errors import InputError, check_known, first_line
 from backbones.experiment import Experiment
 from backbones.run.config import flatten
 from backbones.run.files import read_json, write_json
@@ -103,11 +103,12 @@ def start_mlflow(run_name: str, config: dict[str, Any], resume_id: str | None) -
         except BaseException:
             client.delete_run(run_id)  # the next attempt makes another one
             raise
+        last_steps = {}
     else:
         run_id = resume_id
         client.update_run(run_id, status="RUNNING")
-    names = client.get_run(run_id).data.metrics
-    last_steps = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
+        names = client.get_run(run_id).data.metrics
+        last_steps = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
 
     def log(step: int, metrics: dict[str, float]) -> None:
         now = round(1000 * time.time())
@@ -233,7 +234,7 @@ class _Sender:
                 return call()
             except Exception as error:
                 if not self._warned:
-                    reason = str(error).partition("\n")[0] or type(error).__name__
+                    reason = first_line(error)
                     self._print(f"{reason}; the run goes on, and metrics are kept until they can be sent")
                 self._warned = True
                 if is_last:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy
 from backbones.metrics import calibration, in_top_k
-from backbones.run.analysis.model_evaluation import evaluate_model, load_predictor
+from backbones.run.analysis.model_evaluation import evaluate_model, load_predictor, plot_confusion
 from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.run import run
@@ -280,3 +281,36 @@ def test_classes_in_another_order_are_refused(finished: Path) -> None:
         InputError, match="reordered has the classes in another order than the model, such as 0: 1, 0 are"
     ):
         evaluate(finished, data=f"{__name__}:reordered")
+
+
+def test_files_are_written_before_lines_are_printed(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    """`evaluate RUN | head` closes the pipe."""
+    monkeypatch.setattr("backbones.commands.evaluate._print_evaluation", mock.Mock(side_effect=BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        evaluate(finished, out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "confusion.png", "calibration.png"}
+
+
+def test_a_copied_checkpoint_needs_a_folder_to_write_into(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "checkpoints" / "4", copied := tmp_path / "backup" / "best")
+    with pytest.raises(InputError, match="best is in no run folder; name by --out where to write"):
+        evaluate(copied)
+    evaluate(copied, out=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"backup", "out"}
+
+
+def test_the_worst_mistake_has_a_probability() -> None:
+    split = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    logits = torch.tensor([[math.nan, math.nan], [0.0, 1.0], [0.0, 2.0]])
+    source = in_memory(split, split, ("a", "b"), CPU).test
+    evaluation = evaluate_model(lambda images: logits, source, batch_size=3, device=CPU)
+    assert [mistake.index for mistake in evaluation.worst_mistakes(3)] == [2, 1, 0]
+
+
+def test_long_names_leave_room_for_the_matrix(tmp_path: Path) -> None:
+    """matplotlib warns where they leave none."""
+    split = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.arange(2)
+    names = tuple(f"Corn_(maize)___Cercospora_leaf_spot Gray_leaf_spot {i}" for i in range(2))
+    source = in_memory(split, split, names, CPU).test
+    evaluation = evaluate_model(lambda images: torch.eye(2), source, batch_size=2, device=CPU)
+    plot_confusion(evaluation, names, tmp_path / "a.png")

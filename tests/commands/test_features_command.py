@@ -234,6 +234,10 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
             finished / "checkpoints" / "best", out=tmp_path / "x.npz"
         ),
         "there is no checkpoint 900 in": lambda: features(finished / "checkpoints" / "900", out=tmp_path / "x.npz"),
+        "is one of the images, and would be overwritten": lambda: explain(finished, (digit,), out=digit),
+        "png is one of the images": lambda: nearest(
+            written, (digit,), out=tmp_path / ".." / tmp_path.name / digit.name
+        ),
         "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
     }
     for message, call in calls.items():
@@ -251,6 +255,13 @@ def test_too_few_images_for_a_probe(finished: Path, written: Path, tmp_path: Pat
     assert found["knn"] == {"top1": 1.0, "neighbours": 4, "temperature": 0.07} and "linear_probe" not in found
     with pytest.raises(InputError, match="there are 4 images of 1 classes: give it more"):
         probe(tmp_path / "one.npz")
+
+
+def test_a_checkpoint_that_is_gone(written: Path, digit: Path, tmp_path: Path) -> None:
+    table = read_table(written)
+    write_table(path := tmp_path / "a.npz", table._replace(about={**table.about, "checkpoint": str(tmp_path / "8")}))
+    with pytest.raises(InputError, match=r"a\.npz was made with a checkpoint that cannot be read: .*no checkpoint in"):
+        nearest(path, (digit,))
 
 
 def test_a_checkpoint_that_has_changed(finished: Path, written: Path, digit: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 
@@ -6,11 +7,12 @@ from backbones.commands import run
 from backbones.commands.profile import profile
 from backbones.errors import InputError
 from backbones.models import MODELS
-from backbones.models.cost import measure_cost
+from backbones.models.cost import measure_cost, measure_latency
 
 
 @pytest.mark.slow
-def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.commands.profile.measure_latency", partial(measure_latency, seconds=0.05))
     profile(("airbench", "shufflenet-g8"), batch_size=2, device="cpu")
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert header == "| model | parameters | MACs (M) | activations (M) | ms for 2 images (cpu) |"
@@ -37,7 +39,7 @@ def test_the_layers_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["resnet19"], "unknown model 'resnet19'; did you mean resnet18"),
-        (["vit-tiny", "--image-size", "30"], "a patch size of 4 does not divide images of 30x30 pixels"),
+        (["vit-tiny", "--image-size", "30"], "vit-tiny: a patch size of 4 does not divide images of 30x30 pixels"),
         (["airbench", "--image-size", "8"], "images of 8x8 pixels are too small"),
         (["vit-tiny", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
         (["vgg11", "--stem", "imagenet"], "--stem is not for vgg11, which has no such field"),

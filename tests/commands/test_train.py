@@ -235,7 +235,7 @@ def test_what_a_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_that_is_a_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it must be a name for a folder"):
+    with pytest.raises(InputError, match="it must be the name of a folder"):
         main(["--name", str(tmp_path), "--resume"], EXPERIMENTS)
 
 

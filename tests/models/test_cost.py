@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from backbones.models import MODELS, from_module
 from backbones.models.cost import count_activations, layer_table, measure_cost, measure_latency
+from backbones.run.run import describe_run
+from experiments.digits import digits_resnet18
 
 
 @pytest.mark.slow
@@ -82,3 +87,24 @@ def test_what_library_models_are_made_of_is_counted_too() -> None:
     conv, attention, head = 64 * 8 * 3 * 25, 64 * 6 * (8 + 8), 8 * 10
     assert cost.macs == conv + attention + head
     assert count_activations(from_module(Odd), (3, 8, 8)) == 64 * 8 + 64 * (6 + 8) + 10
+
+
+@torch.compile
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+class Untraceable(Odd):
+    """torch.jit traces no compiled function."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(doubled(images))
+
+
+def test_a_model_that_cannot_be_traced_has_no_count() -> None:
+    model = from_module(Untraceable)
+    assert measure_cost(model, (3, 8, 8)) == (3 * 8 * 25 + 80, None)
+    split = SimpleNamespace(size=5)
+    dataset: Any = SimpleNamespace(info=SimpleNamespace(image_shape=(3, 8, 8)), train=split, test=split)
+    shown = describe_run(digits_resnet18, dataset, measure_cost(model, (3, 8, 8)), torch.device("cpu"))
+    assert "resnet18 (0.00 M parameters) on digits (5 + 5 images of 3x8x8)" in shown

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision.models
 from helpers.runs import relative_error
 from torch import Tensor, nn
@@ -358,7 +359,23 @@ def test_a_weight_that_is_computed_from_parameters() -> None:
     assert all(leaf.abs().sum() > 0 for leaf in grads.values())
 
 
+class Cosine(nn.Module):
+    """Its forward reads the weight of its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(self.conv(images).mean((2, 3))), F.normalize(self.head.weight))
+
+
 def test_messages_for_modules_that_cannot_be_used() -> None:
+    model = from_module(Cosine)
+    with pytest.raises(
+        InputError, match="Cosine has no features: without its last layer it cannot be called: 'Identity'"
+    ):
+        model.features(*model.init(random.generator(0)), images(8).float())
     with pytest.raises(InputError, match=r"0\.weight of Sequential has no shape yet; give its layer the number of"):
         from_module(lambda: nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(InputError, match=r"0\.weight of Sequential is complex, and optimizers take real numbers"):

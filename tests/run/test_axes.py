@@ -64,6 +64,7 @@ def test_draws_of_few_values_repeat_none() -> None:
     ("over", "message"),
     [
         ([], "give --over FIELD VALUE"),
+        ([[]], "--over FIELD has no values; give some"),
         ([["optim.lr"]], "--over optim.lr has no values; give some"),
         ([LIST, LIST], "--over optim.lr is given twice"),
         ([["seed", "0", "1", "0"]], "--over seed has 0 more than once"),

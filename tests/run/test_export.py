@@ -7,8 +7,10 @@ import json
 import re
 from collections import Counter
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import onnxruntime
 import pytest
@@ -23,14 +25,14 @@ from backbones.augment import make_normalize
 from backbones.component import Use, use
 from backbones.data import Dataset, digits
 from backbones.errors import InputError
-from backbones.experiment import Experiment
+from backbones.experiment import VERSION, Experiment
 from backbones.models import LIBRARIES, MODELS, convert
 from backbones.models.counterpart import COUNTERPARTS, find_counterpart
 from backbones.models.exported import make_module, make_program
 from backbones.models.layers import conv3x3
 from backbones.run.analysis.trained_model import TrainedModel, load_model
 from backbones.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from backbones.run.export import FORMATS, Exported, _write, export, read_test_images
+from backbones.run.export import FORMATS, Exported, _version, _write, export, read_test_images
 from backbones.run.export.formats import Content, Lines
 from backbones.run.run import run
 from backbones.types import CPU
@@ -328,6 +330,11 @@ def test_what_cannot_be_exported_is_one_line(net: Trainee, tmp_path: Path, monke
 
 def gone(device: torch.device = CPU) -> Dataset:
     raise InputError("photos is not a folder")
+
+
+def test_a_package_that_is_not_installed_has_the_version_of_its_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", mock.Mock(side_effect=PackageNotFoundError))
+    assert _version() == VERSION
 
 
 def test_random_pixels_are_compared_where_the_data_is_gone(net: Trainee, capsys: pytest.CaptureFixture[str]) -> None:

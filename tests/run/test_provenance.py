@@ -3,12 +3,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import optree
 import pytest
 import torch
 
 import backbones.machine as machine
+import backbones.run.provenance as provenance
 from backbones.data import digits
 from backbones.errors import InputError
 from backbones.experiment import Experiment
@@ -34,6 +36,26 @@ def test_what_a_run_was_made_with(short: Experiment, tmp_path: Path, monkeypatch
     assert first["malloc"] == machine.describe_malloc()
     assert first["python"] == ".".join(map(str, sys.version_info[:3]))
     assert first["data_sha256"] == second["data_sha256"] and len(first["data_sha256"]["train"]) == 64
+
+
+def test_packages_without_metadata_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an interrupted installation leaves them."""
+    found = [SimpleNamespace(name=name, version=version) for name, version in (("b", "2"), (None, None), ("a", "1"))]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    assert provenance._packages.__wrapped__() == {"a": "1", "b": "2"}
+
+
+def test_a_recorded_number_of_one_thread_is_not_torchruns_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(machine, "num_cores", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        provenance.use_recorded_threads([{"num_threads": 3}, {"num_threads": 1}])
+        machine.set_num_threads(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_commit_and_whether_it_was_dirty(short: Experiment, tmp_path: Path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -372,6 +373,20 @@ def test_only_a_report_is_written_over(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "png").iterdir()] == ["overview.png"]
 
 
+def test_a_folder_that_cannot_be_written_is_found_at_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("backbones.run.report._examine", mock.Mock(side_effect=AssertionError))
+    (tmp_path / "file").touch()
+    for png in (tmp_path / "file", tmp_path / "file" / "png"):
+        with pytest.raises(OSError, match="file"):
+            make_report([folder / "a"], tmp_path / "report.html", png=png)
+
+
+def test_a_name_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "a", copied := tmp_path / os.fsdecode(b"caf\xe9"))
+    make_report([copied], tmp_path / "report.html", images=False)
+    assert r"caf\udce9" in (tmp_path / "report.html").read_text()
+
+
 def made_up(
     seed: int, losses: dict[int, float | None], *, top1: float = 0.5, finished: bool = True, **options: object
 ) -> Run:
@@ -477,6 +492,8 @@ def hostile_model(num_classes: int, bias: bool = True) -> torch.nn.Module:
 def test_the_files_of_two_groups_have_different_names() -> None:
     groups = [Group((made_up(0, {}),), label=label) for label in ("a (b)", "a [b]", 200 * "x", 200 * "x" + "y")]
     assert _file_names(groups) == ["a-b", "a-b-1", 100 * "x", 100 * "x" + "-3"]
+    (name,) = _file_names([Group((made_up(0, {}),), label=200 * "猫")])
+    assert len(name.encode()) <= 100 and {*name} == {"猫"}
     groups = [Group((made_up(0, {}),), label=label) for label in ("a-b-2", "a b", "a-b")]
     assert len({*_file_names(groups)}) == 3
 

@@ -164,7 +164,7 @@ def _without_bad_files(
         if cache is None:
             bad = distributed.on_main(partial(_find_bad, reader, num_workers))
         else:
-            decoded, bad = _cache_decoded(reader, Path(cache).expanduser().absolute(), num_workers)
+            decoded, bad = _decode_all(reader, Path(cache).expanduser().absolute(), num_workers)
             reader = reader._replace(decoded=decoded)
         bad_files[name] = tuple(f"{reader.name(i)}: {reason}" for i, reason in sorted(bad.items()))
         if bad and on_error == "stop":
@@ -180,7 +180,7 @@ def _find_bad(reader: Reader, num_workers: int) -> dict[int, str]:
     return {i: reason for part in parts for i, reason in part.items()}
 
 
-def _cache_decoded(reader: Reader, cache: Path, num_workers: int) -> tuple[Decoded, dict[int, str]]:
+def _decode_all(reader: Reader, cache: Path, num_workers: int) -> tuple[Decoded, dict[int, str]]:
     """All decoded images, on the disk of each machine, and number -> reason of the files that cannot be read."""
     files = reader.files
     paths = [files.store] if files.store is not None else [files.path_of(i) for i in range(files.size)]

@@ -23,7 +23,7 @@ TEST_NAMES = ("test", "val", "validation", "valid")
 """Names of the split that is held out; of several the first one is taken."""
 
 LIKE_SPLITS = {"train", "training", "testing", *TEST_NAMES}
-"""What a folder is hardly called that is a class, if another one is called so too; in capitals or not."""
+"""Names of folders, in any case, that look like splits: several of them beside each other are hardly classes."""
 
 
 class Names:
@@ -94,7 +94,7 @@ class Files(NamedTuple):
         return os.pread(_opened(self.store, self.version), length, start)
 
     def equals(self, other: "Files") -> bool:
-        """Whether they have the same names and labels, at the same places."""
+        """Whether they have the same names and labels, and the same extents where both have any."""
         ours, theirs = ([*each.names.to_arrays(), each.labels] for each in (self, other))
         if self.extents is not None and other.extents is not None:
             ours, theirs = [*ours, self.extents], [*theirs, other.extents]
@@ -183,10 +183,9 @@ def list_tree(
             labels.extend([number[split_and_class[folder][1]]] * len(images))
             if extents is not None:
                 found.extend(value for name in images for value in extents[f"{folder}/{name}"])
-        listing.splits[split] = Files(names, np.array(labels, dtype=np.int64), str(path))
-        if extents is not None:
-            table = np.array(found, dtype=np.int64).reshape(-1, 2)
-            listing.splits[split] = listing.splits[split]._replace(store=str(path), extents=table)
+        table = None if extents is None else np.array(found, dtype=np.int64).reshape(-1, 2)
+        store = None if extents is None else str(path)
+        listing.splits[split] = Files(names, np.array(labels, dtype=np.int64), str(path), store, table)
     others = ({*TEST_NAMES} & with_folders) - splits.keys() if is_split else ()  # which `choose_splits` has named
     looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
     _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))

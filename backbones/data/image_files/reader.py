@@ -104,7 +104,7 @@ class Reader(NamedTuple):
     def _decode_or_reason(self, i: int) -> Tensor | str:
         """File `i`, [C, h, w] uint8, or why it cannot be read; InputError where another time it may be."""
         try:
-            return self._decode(i)
+            return decode(self.files.content(i), channels=self.channels, background=self.background)
         except (OSError, BadImage) as error:
             if isinstance(error, OSError) and error.errno not in ABSENT:
                 raise InputError(f"cannot read {self.name(i)}: {reason_of(error)}; run it again") from error
@@ -112,9 +112,6 @@ class Reader(NamedTuple):
 
     def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
         return [self._fitted(i, key) for i, key in zip(index.tolist(), keys.unbind(), strict=True)]
-
-    def _decode(self, i: int) -> Tensor:
-        return decode(self.files.content(i), channels=self.channels, background=self.background)
 
     def _fitted(self, i: int, key: Tensor) -> Tensor:
         assert self.fit is not None

@@ -20,7 +20,7 @@ from backbones.errors import InputError
 
 
 def check_main() -> None:
-    """Check that this process is not one that imports the script of another one, which waits for it.
+    """Check that this is not a worker process that imports the user's script, whose own process waits for it.
 
     Raises:
         InputError: it is.

@@ -4,12 +4,12 @@ N images, D dimensions of a vector.
 """
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from backbones.data.image_files.cache import UNREADABLE
 from backbones.data.parquet import import_pyarrow
 from backbones.errors import InputError
 from backbones.run.files import atomic_path
@@ -92,9 +92,9 @@ def read_table(path: Path) -> FeatureTable:
                 columns = dict(arrays)
             about = str(columns.pop("about"))
         return FeatureTable(json.loads(about), **columns)
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (*UNREADABLE, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a table of features: {error}; `backbones features` writes them") from error
 
 

@@ -19,6 +19,7 @@ from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores, in_top_k
+from backbones.run.analysis.pictures import fit
 from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
 from backbones.run.files import atomic_write, json_text
@@ -29,6 +30,9 @@ Predict = Callable[[Tensor], Tensor]
 
 MOST_COUNTED = 30
 """The most classes for which a confusion matrix shows counts."""
+
+MOST_LETTERS = 24
+"""Of the name of a class beside a confusion matrix."""
 
 
 class Mistake(NamedTuple):
@@ -86,7 +90,7 @@ class Evaluation(NamedTuple):
     def worst_mistakes(self, most: int) -> list[Mistake]:
         """The wrong predictions, those of the highest probability first, and no more than `most` of them."""
         wrong = (self.predicted != self.labels).nonzero()[:, 0]
-        worst = wrong[self.confidence[wrong].argsort(descending=True, stable=True)][:most]
+        worst = wrong[self.confidence[wrong].nan_to_num(-1.0).argsort(descending=True, stable=True)][:most]
         columns = worst, self.labels[worst], self.predicted[worst], self.confidence[worst]
         return [Mistake(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -177,15 +181,15 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     counts, size = evaluation.confusion, max(4.0, 0.45 * len(class_names))
     figure = Figure(figsize=(min(size, 20) + 1.5, min(size, 20)), layout="constrained")
     axes = figure.subplots()
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class")
-    ticks = range(len(class_names))
+    ticks, names = range(len(class_names)), [fit(name, MOST_LETTERS) for name in class_names]
     axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {evaluation.top1:.2%}")
-    axes.set_xticks(ticks, class_names, rotation=90, parse_math=False)
-    axes.set_yticks(ticks, class_names, parse_math=False)
+    axes.set_xticks(ticks, names, rotation=90, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     if len(class_names) <= MOST_COUNTED:
         for i, j in counts.nonzero().tolist():
-            color = "white" if shares[i][j] > 0.5 else "black"
+            color = "white" if shares[i, j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j].item()), ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=120)
 

@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     image: Tensor
     """[C, H, W], uint8 or floating in [0, 255]."""
     caption: Sequence[str] = ()
-    """Lines of text."""
+    """Lines of text; of one that is wider than the tile the end is shown."""
 
 
 def draw_tiles(
@@ -45,10 +45,11 @@ def draw_tiles(
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     height, width = rows[0][0].image.shape[-2:]
-    zoom = _zoom(rows, side)
+    zoom = max(1, round(side / max(height, width)))
     across = zoom * width + GAP
     down = zoom * height + LINE * max(len(tile.caption) for row in rows for tile in row) + GAP
     columns = [GAP + across * j + (2 * GAP if j and first_apart else 0) for j in range(max(map(len, rows)))]
+    letters = across // 6
     header = textwrap.wrap(title, (columns[-1] + across) // 8, break_on_hyphens=False)
     start = LINE * (len(header) + 1)
     size = columns[-1] + across, start + down * len(rows)
@@ -65,7 +66,8 @@ def draw_tiles(
             pixels = to_rgb(tile.image).repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
             figure.figimage(pixels.numpy(), left, size[1] - top - zoom * height)
             middle = left + zoom * width / 2
-            write(tile.caption, middle, top + zoom * height, ha="center", fontsize=7, color="0.25")
+            lines = [fit(line, letters) for line in tile.caption]
+            write(lines, middle, top + zoom * height, ha="center", fontsize=7, color="0.25")
     figure.savefig(path, dpi=DPI)
 
 
@@ -95,31 +97,29 @@ def caption(target: Tensor, class_names: Sequence[str]) -> list[str]:
 
 
 def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: int = TILE) -> None:
-    """`draw_tiles` for a command: the first tile of each line stands apart, and captions are cut to the tiles' width.
+    """`draw_tiles` for a command: the first tile of each line stands apart.
 
     Raises:
         InputError: the file cannot be written, or its suffix is not a format.
     """
-    check_suffix(path)
-    width = _zoom(rows, side) * rows[0][0].image.shape[2] + GAP
-    rows = [[tile._replace(caption=[_fit(line, width) for line in tile.caption]) for tile in row] for row in rows]
     try:
         draw_tiles(rows, path, title=title, first_apart=True, side=side)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {error}") from error
 
 
-def check_suffix(path: Path) -> None:
-    """Raise InputError unless a picture's name has a suffix: matplotlib would add one, and write another file."""
+def check_picture(path: Path, images: Sequence[Path] = ()) -> None:
+    """Check the name of a picture before it is computed.
+
+    Raises:
+        InputError: it has no suffix (matplotlib would add one, and write another file), or it is one of `images`.
+    """
     if not path.suffix:
         raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {path / 'picture.png'}")
+    if path.exists() and any(image.exists() and image.samefile(path) for image in images):
+        raise InputError(f"--out {path} is one of the images, and would be overwritten; choose another name")
 
 
-def _zoom(rows: Sequence[Sequence[Tile]], side: int) -> int:
-    return max(1, round(side / max(rows[0][0].image.shape[-2:])))
-
-
-def _fit(text: str, width: int) -> str:
-    """The end of a text, if all of it does not fit into this many pixels."""
-    most = width // 6
+def fit(text: str, most: int) -> str:
+    """The end of a text, if it has more than this many letters."""
     return text if len(text) <= most else f"…{text[1 - most :]}"

@@ -16,6 +16,7 @@ from backbones.run.checkpoint.find import (
     list_steps,
     parse_saved,
     parse_which,
+    run_folder,
     run_of,
 )
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, Manifest, read_checkpoint, read_manifest

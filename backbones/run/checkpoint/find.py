@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from backbones.errors import InputError
 from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, read_manifest
-from backbones.run.run_dir import CHECKPOINTS
+from backbones.run.run_dir import CHECKPOINTS, CONFIG
 
 Which = Literal["auto", "latest", "best"] | int | Path
 """A checkpoint: the newest intact one or none, the latest, the best, that of a step, or one elsewhere."""
@@ -59,6 +59,18 @@ def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint is of, also where it has been superseded."""
     folder = Path(os.path.abspath(checkpoint))  # not `resolve`: its folder may be a link to another disk
     return next((parent.parent for parent in folder.parents if parent.name == CHECKPOINTS), folder.parent.parent)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is in, for what a command writes.
+
+    Raises:
+        InputError: it is in none, as where it was copied.
+    """
+    folder = run_of(checkpoint)
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{checkpoint} is in no run folder; name by --out where to write")
+    return folder
 
 
 def find_checkpoint(path: Path, which: Which = "latest") -> Path:

@@ -15,7 +15,7 @@ import backbones.tree as tree
 from backbones.data import DataInfo
 from backbones.data.source import read_some
 from backbones.errors import InputError, check_known
-from backbones.experiment import Experiment
+from backbones.experiment import VERSION, Experiment, make_dataset
 from backbones.run.analysis.model_evaluation import check_fits
 from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def export(
         "step": checkpoint.manifest.step,
         **trained.info._asdict(),
         "license": license,
-        "version": f"backbones {importlib.metadata.version('backbones')}",
+        "version": f"backbones {_version()}",
     }
     if how.kind != "weights":
         images = read_images()
@@ -95,12 +95,20 @@ def read_test_images(experiment: Experiment, info: DataInfo, most: int) -> Tenso
     Where the data cannot be read, or no longer fits the model, they are random pixels, and a note says so.
     """
     try:
-        dataset = experiment.data.make(device=CPU)
+        dataset = make_dataset(experiment.data, CPU)
         check_fits(dataset, info, experiment.data.name)
     except InputError as error:
         print(f"note: logits are compared on random pixels; {error}")
         return torch.randint(256, (most, *info.image_shape), generator=random.generator(0), dtype=torch.uint8)
     return read_some(dataset.test.read, dataset.test.size, most)
+
+
+def _version() -> str:
+    """Of this package where it is installed, else of the format of its experiments."""
+    try:
+        return importlib.metadata.version("backbones")
+    except importlib.metadata.PackageNotFoundError:
+        return VERSION
 
 
 def _check(format: str, how: Format, out: Path, fold: bool) -> None:

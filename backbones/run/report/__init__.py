@@ -19,7 +19,8 @@ import torch
 
 from backbones.component import Use
 from backbones.data import Dataset
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
+from backbones.experiment import make_dataset
 from backbones.run.analysis.model_evaluation import plot_calibration, plot_confusion
 from backbones.run.analysis.pictures import draw_tiles, in_rows
 from backbones.run.files import atomic_write
@@ -69,16 +70,16 @@ def make_report(
     runs, notes = read_runs(run_dirs)
     groups, repeated = group_runs(runs)
     notes += repeated
+    folder = png or out.with_name(f"{out.stem}-png")
+    for each in (folder, out.parent):
+        each.mkdir(parents=True, exist_ok=True)
     examined: Sequence[Examined | str | None] = _examine(groups, device) if images else [None] * len(groups)
     page = write_page(groups, examined, title=title, notes=notes)
-    folder = png or out.with_name(f"{out.stem}-png")
-    folder.mkdir(parents=True, exist_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     draw_overview(groups, folder / "overview.png", title=title)
     for group, stem, found in zip(groups, _file_names(groups), examined, strict=True):
         if isinstance(found, Examined):
             _draw(found, group, folder / stem)
-    atomic_write(out, page)
+    atomic_write(out, page.encode("utf-8", "backslashreplace").decode())  # names of folders may be of another encoding
     return Report(groups, [*notes, *(found for found in examined if isinstance(found, str))], folder)
 
 
@@ -95,15 +96,14 @@ def _examine(groups: Sequence[Group], device: torch.device) -> list[Examined | s
 
     @cache
     def read(data: Use) -> Dataset:
-        return data.make(device=CPU)
+        return make_dataset(data, CPU)
 
     found: list[Examined | str] = []
     for group in groups:
         try:
             found.append(examine(group.counted[0], read, device))
         except Exception as error:  # also of a module of the user's own
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            found.append(f"The predictions of {group.label} are left out: {reason}")
+            found.append(f"The predictions of {group.label} are left out: {first_line(error)}")
     return found
 
 
@@ -111,7 +111,7 @@ def _file_names(groups: Sequence[Group]) -> list[str]:
     """A name for the files of each group, from its label; no two are equal."""
     names: list[str] = []
     for i, group in enumerate(groups):
-        name = re.sub(r"[^\w.+-]+", "-", group.label)[:100].strip("-")
+        name = re.sub(r"[^\w.+-]+", "-", group.label).encode()[:100].decode(errors="ignore").strip("-")
         while name in names:
             name += f"-{i}"
         names.append(name)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from backbones.component import options_of
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.run.config import flatten
 from backbones.run.report.runs import Run
@@ -47,7 +46,7 @@ class Group:
 
     def statistic(self, name: str) -> Statistic | None:
         """Of a number of the results, over the runs that have it; None if there are none."""
-        values = [value for run in self.counted if (value := run.number(name)) is not None]
+        values = self._values(name)
         if not values:
             return None
         return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -59,7 +58,10 @@ class Group:
 
     def largest(self, name: str) -> float | None:
         """The largest of a number of the results."""
-        return max((value for run in self.counted if (value := run.number(name)) is not None), default=None)
+        return max(self._values(name), default=None)
+
+    def _values(self, name: str) -> list[float]:
+        return [value for run in self.counted if (value := run.number(name)) is not None]
 
     def mean_points(self, split: str, name: str) -> dict[int, float]:
         """Step -> mean of a metric, at the steps that all counted runs have."""
@@ -135,8 +137,6 @@ def differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _defaults(experiment: Experiment) -> dict[str, Any]:
     """`COMPONENT.OPTION` -> its default, as plain data."""
     defaults = {
-        f"{name}.{option}": known.default
-        for name in COMPONENTS
-        for option, known in options_of(getattr(experiment, name).function).items()
+        f"{kind}.{option}": value for kind in COMPONENTS for option, value in getattr(experiment, kind).defaults.items()
     }
     return json.loads(json.dumps(defaults, default=repr))

@@ -58,7 +58,7 @@ def draw_overview(groups: Sequence[Group], path: Path, *, title: str) -> None:
         each.set_xlabel("" if ends_only else "step")
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
-    for right, heading in ((end, name) for name, end in COLUMNS):
+    for heading, right in COLUMNS:
         figure.text(right, (table + 0.2 * MARGIN) / height, heading, ha="right", va="center", fontsize=9, color="0.4")
     for i, group in enumerate(groups):
         y = (table + 0.2 * MARGIN - LINE * (i + 1)) / height

@@ -21,7 +21,7 @@ from backbones.run.report.examine import Examined
 from backbones.run.report.groups import Group, differences
 
 GENERATOR = '<meta name="generator" content="backbones report" />'
-"""By this line near its head a page is known."""
+"""Near the head of each page: a file without it is no report, and is not replaced."""
 
 MOST_PIXELS = 128
 """Longest side of an image in the page; larger ones are scaled down."""

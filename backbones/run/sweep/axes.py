@@ -50,7 +50,7 @@ def parse_axis(words: Sequence[str]) -> Axis:
     Raises:
         InputError: it has no values, one of them twice, or the ends of its range are not a range.
     """
-    field, *values = words
+    field, *values = words or ["FIELD"]
     field = field.removeprefix("--").replace("-", "_")
     if not values:
         raise InputError(f"--over {field} has no values; give some, as in --over optim.lr 1e-4 3e-4 1e-3")

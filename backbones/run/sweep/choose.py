@@ -19,7 +19,7 @@ import backbones.machine as machine
 import backbones.tree as tree
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import Experiment, Program
+from backbones.experiment import Experiment, Program, make_dataset
 from backbones.run.sweep.jobs import share_of_machine
 from backbones.run.sweep.members import How, Sweep, read_sweep
 from backbones.torch_settings import torch_settings_kept
@@ -67,7 +67,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
         device = experiment.init_device()
-        dataset = experiment.data.make(device=device)
+        dataset = make_dataset(experiment.data, device)
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
         of_step = seconds_of(step)
@@ -201,7 +201,7 @@ def main(folder: str, name: str) -> None:
     sweep = read_sweep(Path(folder))[0]
     experiment = next(member.experiment for member in sweep.members if member.name == name)
     with redirect_stdout(sys.stderr):  # what data sets and models print
-        step = make_step(experiment, experiment.data.make(device=experiment.init_device()))
+        step = make_step(experiment, make_dataset(experiment.data, experiment.init_device()))
         step()
     print(flush=True)
     sys.stdin.readline()

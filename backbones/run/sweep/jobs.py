@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import backbones.machine as machine
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
 from backbones.experiment import Experiment
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
@@ -102,7 +102,7 @@ def run_in_sequence(jobs: Sequence[Job]) -> dict[str, str]:
                 failures[job.name] = str(error)
             except Exception as error:  # such as a batch that is too large for the memory
                 traceback.print_exc()
-                failures[job.name] = str(error).partition("\n")[0] or type(error).__name__
+                failures[job.name] = first_line(error)
             if preempted():
                 raise Preempted(STOPPED)
     return failures

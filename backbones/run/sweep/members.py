@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from backbones.component import Use
 from backbones.data import Dataset
 from backbones.errors import InputError
-from backbones.experiment import VERSION, Experiment
+from backbones.experiment import VERSION, Experiment, make_dataset
 from backbones.models import with_pretrained
 from backbones.models.state_dict import StateDict
 from backbones.run.config import flatten, parse_experiment
@@ -125,7 +125,7 @@ def _check(experiment: Experiment, datasets: dict[Use, Dataset], weights: dict[s
     """The steps of an experiment, whose train step can be made; what was read already is not read again."""
     with torch_settings_kept():
         if experiment.data not in datasets:
-            datasets[experiment.data] = experiment.data.make(device=experiment.init_device())
+            datasets[experiment.data] = make_dataset(experiment.data, experiment.init_device())
         dataset = datasets[experiment.data]
         if (source := experiment.init_from) is not None:
             weights[source] = weights.get(source) or read_weights(source)

@@ -1,4 +1,4 @@
-"""What came of the members of a sweep: one row each in table.csv, and seeds taken together in table.md."""
+"""Results of the members of a sweep: one row each in table.csv, and seeds taken together in table.md."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ ORDER: tuple[STATUS, ...] = get_args(STATUS)
 
 
 class Row(NamedTuple):
-    """What came of a member: its held-out metrics after its last step, NaN if it diverged or failed."""
+    """The result of a member: its held-out metrics after its last step, NaN if it diverged or failed."""
 
     member: Member
     status: STATUS
@@ -50,19 +50,20 @@ def read_rows(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> list[Row
 
 def _read_row(member: Member, folder: Path, failed: Mapping[str, str]) -> Row:
     if (folder / RESULT).exists():
-        return _row(member, "finished", read_json(folder / RESULT), "steps")
+        result = read_json(folder / RESULT)
+        return _row(member, "finished", result, result["steps"])
     if (folder / DIVERGED).exists():
         step = re.search(r"at step (\d+)", (folder / DIVERGED).read_text())
         return Row(member, "diverged", int(step[1]) if step else 0)
     evaluated = [line for line in read_metrics(folder) if line["split"] == "test"]
     if member.name in failed or not evaluated:
         return Row(member, "failed", evaluated[-1]["step"] if evaluated else 0)
-    return _row(member, "stopped", evaluated[-1], "step")
+    return _row(member, "stopped", evaluated[-1], evaluated[-1]["step"])
 
 
-def _row(member: Member, status: STATUS, values: Mapping[str, Any], steps: str) -> Row:
+def _row(member: Member, status: STATUS, values: Mapping[str, Any], steps: int) -> Row:
     metrics = {name: math.nan if values[name] is None else values[name] for name in ("top1", "top5", "loss")}
-    return Row(member, status, values[steps], **metrics)
+    return Row(member, status, steps, **metrics)
 
 
 def to_csv(sweep: Sweep, rows: Sequence[Row]) -> str:

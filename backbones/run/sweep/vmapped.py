@@ -1,4 +1,4 @@
-"""All members of a sweep in one vmapped step; each has the folder, the metrics and the checkpoints of an own run."""
+"""All members of a sweep in one vmapped step; each has the folder, metrics and checkpoints of a run of its own."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 import backbones.tree as tree
 from backbones.errors import InputError
+from backbones.experiment import make_dataset
 from backbones.run.checkpoint import list_steps
 from backbones.run.lock import locked
 from backbones.run.loop import Diverged, StepCall, Training
@@ -64,7 +65,7 @@ def run_vmapped(jobs: Sequence[Job]) -> None:
     stopping = False
     with torch_settings_kept(), ExitStack() as stack:
         device = jobs[0].experiment.init_device()
-        dataset = jobs[0].experiment.data.make(device=device)
+        dataset = make_dataset(jobs[0].experiment.data, device)
         step = make_vmapped_step([job.experiment for job in jobs], dataset)
         if draws_numbers(jobs[0].experiment, dataset):
             print("dropout draws other numbers in a vmapped step than in separate runs", flush=True)
