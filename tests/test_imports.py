@@ -74,6 +74,6 @@ def test_each_library_has_one_importer(library: str, importer: str) -> None:
 def test_the_compiler_is_imported_only_where_something_is_compiled(tmp_path: Path) -> None:
     """It takes a second, in each process."""
     code = "import sys, train; train.main(sys.argv[1:], train.EXPERIMENTS); print('torch._dynamo' in sys.modules)"
-    args = f"digits-resnet18 --steps 1 --batch-size 8 --device cpu --run-dir {tmp_path}/run".split()
+    args = f"digits-resnet18 --model airbench --steps 1 --batch-size 8 --device cpu --run-dir {tmp_path}/run".split()
     done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr

@@ -6,9 +6,7 @@ The tables, the parameters and the lines of metrics at the end must be those of 
 """
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from helpers.processes import Process, run
 from helpers.runs import ROOT, SMALL, newest, without_times
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ def command(folder: Path, how: str, *, rates: int, seeds: int, steps: int) -> li
         f"sweep experiments.digits:digits_vit_tiny {SMALL} --steps {steps} --save-every 4 --eval-every 8 --log-every 2"
     )
     axes = f"--over optim.lr {' '.join(RATES[-rates:])} --over seed {' '.join(map(str, range(seeds)))}"
-    return [sys.executable, "-m", "backbones", *f"{base} {axes} --how {how} --sweep-dir".split(), str(folder)]
+    return ["-m", "backbones", *f"{base} {axes} --how {how} --sweep-dir".split(), str(folder)]
 
 
 def progress(folder: Path) -> int:
@@ -43,15 +42,13 @@ def progress(folder: Path) -> int:
 
 def kill(args: list[str], folder: Path, *, at: float) -> bool:
     """Start the sweep, and kill it when so many steps are saved; False if it ends before."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(args, stdout=output, stderr=output, cwd=ROOT)
-        deadline = time.monotonic() + TIMEOUT
-        while progress(folder) < at and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        code = process.wait()
-        output.seek(0)
-        assert time.monotonic() < deadline and code <= 0, output.read()
+    process = Process(args, cwd=ROOT)
+    deadline = time.monotonic() + TIMEOUT
+    while progress(folder) < at and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    code = process.wait()
+    assert time.monotonic() < deadline and code <= 0, process.stdout + process.stderr
     return code != 0
 
 
@@ -86,8 +83,6 @@ def main(
         steps: steps of each run.
         seed: seed of the random moments.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads decides how sums are rounded
-    os.environ["PYTHONPATH"] = str(ROOT)
     generator, reached = random.Random(seed), []
     with tempfile.TemporaryDirectory() as temporary:
         killed, straight = Path(temporary) / "killed", Path(temporary) / "straight"
@@ -99,7 +94,7 @@ def main(
                 reached.append(progress(killed))
         for folder in (killed, straight):
             args = command(folder, how, rates=rates, seeds=seeds, steps=steps)
-            done = subprocess.run(args, capture_output=True, text=True, timeout=10 * TIMEOUT, cwd=ROOT)
+            done = run(args, cwd=ROOT)
             assert done.returncode == 0, done.stdout + done.stderr
         assert len(reached) == kills, "it ended before it was killed; use more --steps"
         one, other = contents(killed), contents(straight)

@@ -35,7 +35,7 @@ class Net(nn.Sequential):
     """A leaf of each kind, and few, so that it compiles fast."""
 
     def __init__(self) -> None:
-        stem = [nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        stem = [nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8, affine=False), nn.ReLU()]
         super().__init__(*stem, nn.Flatten(), nn.Linear(128, 16, bias=False), nn.Linear(16, 10))
 
 

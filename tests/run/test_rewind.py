@@ -140,9 +140,10 @@ def test_a_run_that_cannot_get_past(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_step_that_is_written_over_in_place(tmp_path: Path) -> None:
+    """Its bits are those of the eager step."""
     with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
-        for name, experiment in (("back", REWIND), ("straight", PASS_OVER)):
-            run(dataclasses.replace(experiment, compile="on", ema=None, accumulate=1), run_dir=tmp_path / name)
+        for name, experiment, how in (("back", REWIND, "on"), ("straight", PASS_OVER, "off")):
+            run(dataclasses.replace(experiment, compile=how, ema=None, accumulate=1), run_dir=tmp_path / name)
     results = [read_json(tmp_path / name / "result.json") for name in ("back", "straight")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
     assert without_times(tmp_path / "back") == without_times(tmp_path / "straight")

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torchvision.models
-from helpers.processes import run_ranks
+from helpers.processes import run as run_process, run_ranks
 from helpers.runs import ROOT, newest, without_times
 from torch import Tensor
 
@@ -137,9 +136,7 @@ def test_every_option_reaches_the_step(options: dict, experiment: Experiment) ->
 
 @pytest.mark.slow
 def test_unknown_model_in_a_real_process(tmp_path: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--model", "vit-tinny"], cwd=tmp_path, capture_output=True, text=True
-    )
+    finished = run_process([ROOT / "train.py", "--model", "vit-tinny"], cwd=tmp_path)
     assert finished.returncode == 1 and finished.stdout == ""
     assert finished.stderr.startswith("error: unknown model 'vit-tinny'; did you mean vit-tiny")
     assert finished.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -338,6 +338,5 @@ def test_members_that_cannot_be_run_are_refused_before_anything_is(tmp_path: Pat
 @pytest.mark.slow
 def test_killed_at_a_random_moment(capsys: pytest.CaptureFixture[str]) -> None:
     """Once; `PYTHONPATH=.:tests python tests/helpers/kill_sweep.py` does it five times, in any way."""
-    with mock.patch.dict(os.environ):
-        kill_sweep.main(kills=1, rates=2, seeds=1, steps=24)
+    kill_sweep.main(kills=1, rates=2, seeds=1, steps=24)
     assert "killed 1 times" in capsys.readouterr().out
