@@ -22,6 +22,8 @@ from experiments.digits import digits_resnet18, digits_vit_tiny
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each, and for the processes they start
     os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     torch.set_num_threads(1)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for time: each function of an oracle is compiled for one call
+    os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # for time: else it compiles three programs to see what the CPU has
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import numpy
 import pytest
 import torch
 import torchvision.models
-from helpers.processes import run as run_process
+from helpers.processes import Process, run as run_process
 from helpers.runs import ROOT, SMALL, free_port, newest
 from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
@@ -53,8 +53,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(text.replace("steps=200", "steps=100"))
     commands = code_after("README.md", "A model, an optimizer and an experiment of your own", "sh")[0].splitlines()
     train, resume, evaluate, other = commands
-    started = [sys.executable, ROOT / "train.py", *train.split()[2:]]
-    process = subprocess.Popen(started, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = Process([ROOT / "train.py", *train.split()[2:]], cwd=tmp_path)
     deadline = time.monotonic() + 200
     while newest(tmp_path / "runs" / "mine") < 20 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -71,7 +70,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
     shown = shell(evaluate, tmp_path).stdout
     assert re.match(r"digit\.png  \d \d+\.\d%", shown) and label == 3
-    shell(other, tmp_path, "--steps", "1", "--batch-size", "8")
+    shell(other, tmp_path, "--steps", "1", "--batch-size", "8", "--data.size", "8")
     shell("python -m backbones checkpoint verify runs/mine", tmp_path)
     assert "equal to the last bit" in shell("python -m backbones reproduce runs/mine", tmp_path).stdout
     exec(notebook.replace("range(100)", "range(2)"), {})
