@@ -1,6 +1,8 @@
 """What the README and docs/ show works, to the letter."""
 
 import dataclasses
+import importlib
+import inspect
 import json
 import os
 import re
@@ -271,9 +273,10 @@ def commands_of(file: Path) -> list[str]:
     return [re.sub(r"#.*|[\"&]|\\?\$\w+", "", each[0]) for each in found if each]
 
 
-@pytest.mark.parametrize(
-    "file", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda file: file.name
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_every_command_has_these_options(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +293,32 @@ def test_every_command_has_these_options(
                 backbones.commands.main()
             shown = capsys.readouterr().out
             assert [each for each in args if each.startswith("--") and each not in shown] == [], command
+
+
+def test_every_benchmark_has_these_options() -> None:
+    pages = "\n".join(file.read_text() for file in (*PAGES, ROOT / "benchmarks" / "README.md")).replace("\\\n", " ")
+    commands = re.findall(r"-m (benchmarks\.\w+)([^`#\n]*)", pages)
+    assert len({module for module, _ in commands}) > 5
+    for module, rest in commands:
+        found = importlib.import_module(module)
+        call = found.COMMANDS[rest.split()[0]] if hasattr(found, "COMMANDS") else found.main
+        known = inspect.signature(call).parameters
+        assert {*re.findall(r"--([\w-]+)", rest.replace("_", "-"))} <= {name.replace("_", "-") for name in known}, rest
+
+
+def test_links_lead_somewhere() -> None:
+    for file in (*PAGES, ROOT / "benchmarks" / "README.md"):
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", file.read_text()):
+            target = file.parent / path if path else file
+            assert target.exists(), (file.name, path)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+                anchors = [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings]
+                assert anchor in anchors, (file.name, anchor)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_tables_say_what_the_claims_say() -> None:
