@@ -42,7 +42,7 @@ def main(
     names: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
     *,
-    runs: Path = Path("runs/optimizers"),
+    runs: Path = Path("benchmark-runs/optimizers"),
     accuracy: bool = True,
     update: bool = True,
     rounds: int = 20,

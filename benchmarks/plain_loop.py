@@ -214,7 +214,7 @@ def main(
     epochs: float = 1.0,
     device: Device = "cpu",
     workers: int = 2,
-    runs: Path = Path("runs/plain-loop"),
+    runs: Path = Path("benchmark-runs/plain-loop"),
     ours: Path | None = None,
     by_ours: bool = False,
     out: Path = Path("plain-loop.png"),

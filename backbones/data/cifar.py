@@ -31,7 +31,7 @@ def cifar(name: str, device: torch.device = CPU, *, root: str = "data", download
     except RuntimeError as error:  # torchvision's answer to a missing file and to a wrong checksum
         raise InputError(
             f"{name} is not in {Path(root) / dataset_class.base_folder}, or is damaged there; "
-            "fetch it with --data.download, or set --data.root"
+            "fetch it with --data.download of train.py, or set --data.root"
         ) from error
 
     def split(dataset: Any) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def fashion_mnist(device: torch.device = CPU, *, root: str = "data", download: b
     folder = next((folder for folder in folders if _idx_path(folder, "train-labels")), None)
     if folder is None:
         raise InputError(
-            f"Fashion-MNIST is neither in {raw} nor in {DEBIAN_FOLDER}; fetch it with --data.download, "
+            f"Fashion-MNIST is neither in {raw} nor in {DEBIAN_FOLDER}; fetch it with --data.download of train.py, "
             "or with: apt-get install dataset-fashion-mnist"
         )
 
