@@ -31,7 +31,7 @@ from backbones.run.checkpoint import find_checkpoint, read_checkpoint
 from backbones.run.run import run
 from backbones.torch_settings import set_arithmetic, torch_settings_kept
 from backbones.types import CPU
-from backbones.vmapped import make_vmapped_step
+from backbones.vmapped_step import make_vmapped_step
 from experiments.digits import digits_resnet18
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -11,7 +11,7 @@ import torch
 import backbones.tree as tree
 from backbones.data import digits
 from backbones.metrics import calibration, in_top_k
-from backbones.vmapped import make_vmapped_step
+from backbones.vmapped_step import make_vmapped_step
 from docs.examples import small_vit, whole
 
 MEMBERS = [replace(small_vit, seed=seed) for seed in range(5)]

@@ -29,7 +29,7 @@ from backbones.run.run import run
 from backbones.run.sweep.axes import parse_axes
 from backbones.run.sweep.members import Plan, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
-from backbones.vmapped import make_vmapped_step
+from backbones.vmapped_step import make_vmapped_step
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from backbones.experiment import Experiment, Program, make_dataset
 from backbones.run.sweep.jobs import share_of_machine
 from backbones.run.sweep.members import How, Sweep, read_sweep
 from backbones.torch_settings import torch_settings_kept
-from backbones.vmapped import draws_numbers, make_vmapped_step
+from backbones.vmapped_step import draws_numbers, make_vmapped_step
 
 FEWEST_STEPS, FEWEST_SECONDS = 100, 20.0
 """Sweeps of runs of fewer steps, or that take less time in sequence, are run in sequence: nothing is measured."""

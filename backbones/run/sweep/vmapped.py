@@ -20,7 +20,7 @@ from backbones.run.sweep.jobs import DIVERGED, LOG, STOPPED, Job, record_diverge
 from backbones.torch_settings import torch_settings_kept
 from backbones.train_step import TrainState
 from backbones.types import Metrics
-from backbones.vmapped import draws_numbers, make_vmapped_step
+from backbones.vmapped_step import draws_numbers, make_vmapped_step
 
 KEEP = 3
 """Checkpoints that each member keeps at least: after a kill one may have written two more than another, and all are

@@ -16,7 +16,7 @@ from backbones.experiment import Experiment
 from backbones.losses import binary_cross_entropy
 from backbones.models.airbench import airbench
 from backbones.optim.schedule import cosine
-from backbones.vmapped import check_vmappable, make_vmapped_step
+from backbones.vmapped_step import check_vmappable, make_vmapped_step
 from experiments.digits import digits_resnet18, digits_vit_tiny
 
 RESNET = dataclasses.replace(
