@@ -22,11 +22,10 @@ from backbones.run.provenance import (
     list_resumes,
     list_trained,
     read_starts,
-    use_recorded_threads,
+    recorded_threads,
 )
 from backbones.run.run_dir import CHECKPOINTS
 from backbones.run.start_weights import without_pretrained
-from backbones.torch_settings import torch_settings_kept
 
 
 def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None, /) -> bool:
@@ -46,8 +45,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     first, last = before.manifest.step, after.manifest.step
     starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
     experiment = parse_experiment(after.path, after.manifest.experiment)
-    with torch_settings_kept():
-        use_recorded_threads(starts)
+    with recorded_threads(starts):
         now, environment = train_again(experiment, before, after)
     if not distributed.is_main():
         return True

@@ -19,10 +19,9 @@ from backbones.run.provenance import (
     list_resumes,
     list_trained,
     read_starts,
-    use_recorded_threads,
+    recorded_threads,
 )
 from backbones.run.run_dir import CHECKPOINTS, CONFIG, RESULT
-from backbones.torch_settings import torch_settings_kept
 
 
 def main(args: list[str]) -> bool:
@@ -43,8 +42,7 @@ def main(args: list[str]) -> bool:
     if command.show or command.list_all:
         raise InputError("--show and --list train nothing; they are options of train.py")
     starts = distributed.on_main(lambda: starts_of(before))
-    with torch_settings_kept():
-        use_recorded_threads(starts)
+    with recorded_threads(starts):
         train(command)
     return distributed.on_main(lambda: compare_runs(before, command.run_dir or new))
 

@@ -7,8 +7,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from backbones.data import Dataset
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.files import atomic_write
+from backbones.torch_settings import torch_settings_kept
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -117,11 +118,19 @@ def list_resumes(name: str, starts: Sequence[dict[str, Any]], *, after: int = -1
     ]
 
 
-def use_recorded_threads(starts: Sequence[dict[str, Any]]) -> None:
+@contextmanager
+def recorded_threads(starts: Sequence[dict[str, Any]]) -> Iterator[None]:
     """Compute in as many threads as the last of the starts did: their number decides how sums are rounded."""
-    if starts and (num_threads := starts[-1].get("num_threads")):
-        torch.set_num_threads(num_threads)
-        os.environ.pop("OMP_NUM_THREADS", None)  # else one thread would be taken for torchrun's default
+    before = os.environ.get("OMP_NUM_THREADS")
+    with torch_settings_kept():
+        if starts and (num_threads := starts[-1].get("num_threads")):
+            torch.set_num_threads(num_threads)
+            os.environ.pop("OMP_NUM_THREADS", None)  # else one thread would be taken for torchrun's default
+        try:
+            yield
+        finally:
+            if before is not None:
+                os.environ["OMP_NUM_THREADS"] = before
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -50,12 +51,10 @@ def test_a_recorded_number_of_one_thread_is_not_torchruns_default(monkeypatch: p
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(machine, "num_cores", lambda: 8)
     before = torch.get_num_threads()
-    try:
-        provenance.use_recorded_threads([{"num_threads": 3}, {"num_threads": 1}])
+    with provenance.recorded_threads([{"num_threads": 3}, {"num_threads": 1}]):
         machine.set_num_threads(None)
         assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    assert torch.get_num_threads() == before and os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_commit_and_whether_it_was_dirty(short: Experiment, tmp_path: Path, monkeypatch) -> None:
