@@ -224,17 +224,19 @@ def main(
     `images` is the extracted CIFAR-10, `train/CLASS/*` and `test/CLASS/*`. Runs that are finished in `--runs` are not
     repeated.
     With `--by-ours` the library's train step takes the place of the loop, from the same weights, on the same batches.
-    With `--ours` both are compared: its folders are NAME-SEED, as `--by-ours` makes them, or by
+    With `--ours` nothing is trained, and what both have finished is compared: its folders are NAME-SEED, as `--by-ours`
+    makes them, or by
     `python train.py cifar10-NAME --seed SEED --data image-folder --data.root images --epochs 1 --precision bfloat16`.
     """
+    if ours is not None:
+        plot(runs, ours, names, seeds, out)
+        return
     for name in names:
         for seed in seeds:
             run_dir = runs / f"{name}-{seed}"
             if not (run_dir / "result.json").exists():
                 result = train(name, images, seed, epochs, run_dir, device, workers, by_ours=by_ours)
                 print(f"{name}, seed {seed}: top-1 {result['top1']:.2%}", flush=True)
-    if ours is not None:
-        plot(runs, ours, names, seeds, out)
 
 
 if __name__ == "__main__":
