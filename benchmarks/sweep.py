@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -29,10 +30,19 @@ MODELS = {
 OPTIONS = "--batch-size 32 --eval-every 1000000 --save-every 1000000 --schedule.warmup-steps 10"
 
 
+Way = Literal["sequence", "processes", "vmap"]
+
+
 def main(
-    names: tyro.conf.Positional[tuple[str, ...]] = (), /, *, members: int = 4, seconds: float = 40.0, rounds: int = 1
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    members: int = 4,
+    seconds: float = 40.0,
+    rounds: int = 1,
+    ways: tuple[Way, ...] = ("sequence", "processes", "vmap"),
 ) -> None:
-    """Run small sweeps over the learning rate as users do, in each way in turn, and print how long they took.
+    """Run small sweeps over the learning rate as users do, in each way and by auto in turn; print how long they took.
 
     Four models on the digits, four ways: by default some ten minutes on two cores.
 
@@ -41,18 +51,19 @@ def main(
         members: runs of a sweep.
         seconds: about what a sweep is to take if its members run one after another, which decides their steps.
         rounds: sweeps in each way, of which the median is taken.
+        ways: with which auto is compared.
     """
-    print("| model | steps | sequence, s | processes, s | vmap, s | auto, s | auto takes | auto over the fastest |")
-    print("|---|" + "--:|" * 5 + "---|--:|", flush=True)
+    print(f"| model | steps | {''.join(f'{way}, s | ' for way in ways)}auto, s | auto takes | auto over the fastest |")
+    print("|---|" + "--:|" * (len(ways) + 2) + "---|--:|", flush=True)
     for name in names or MODELS:
         model = MODELS[check_known("model", name, MODELS)]
         steps = max(10 * round(seconds / members / _seconds_of_step(model) / 10), 100)
         with tempfile.TemporaryDirectory() as folder:
-            ways: dict[str, Callable[[], float]] = {
+            calls: dict[str, Callable[[], float]] = {
                 way: partial(timed, f"{model} {OPTIONS} --steps {steps}", members, way, Path(folder))
-                for way in ("sequence", "processes", "vmap", "auto")
+                for way in (*ways, "auto")
             }
-            found = medians(ways, rounds)
+            found = medians(calls, rounds)
             taken = {str(read_sweep(path.parent)[1].how) for path in Path(folder).glob("auto-*/sweep.json")}
         *others, auto = found.values()
         cells = [f"{each:.1f}" for each in found.values()]

@@ -81,7 +81,8 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
             print(f"auto: sequence; other ways are not measured for {too_small[0]}", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
-        to_start = startup if workers > 1 and startup < most else 0.0
+        is_quick = startup + IMPORT_TIME < most  # to start processes
+        to_start = startup if workers > 1 and is_quick else 0.0
         if may_vmap and to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
             of_vmapped = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
@@ -98,7 +99,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
                 of_step = seconds_of(step)
             del step
             _free_gpu_memory()
-            is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and startup < most
+            is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and is_quick
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
             seconds["processes"] = seconds_in_processes(together or CONTENTION * of_step)
     how = min(seconds, key=lambda how: seconds[how])
