@@ -143,7 +143,9 @@ def measure(setting: Setting, contenders: Sequence[str], steps: int, rounds: int
             peaks[each] = end.recv()
     experiment = setting.experiment()
     info = experiment.data.make(device=CPU).info
-    macs = 3 * setting.batch_size * (measure_cost(experiment.make_model(info), info.image_shape).macs or 0)
+    macs_per_image = measure_cost(experiment.make_model(info), info.image_shape).macs
+    assert macs_per_image is not None  # every model here can be traced
+    macs = 3 * setting.batch_size * macs_per_image
     peak_macs = {precision: each().shape[0] ** 3 / seconds[precision] for precision, each in multiply.items()}
 
     def ratio(each: str, other: str) -> float | None:

@@ -63,9 +63,10 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     experiment = with_small_data(name, tmp_path / "data", monkeypatch)
     experiment = dataclasses.replace(experiment, steps=2, epochs=None, batch_size=2)
     dataset = experiment.data.make(device=CPU)
-    model, info = experiment.make_model(dataset.info), dataset.info
-    if FIRST[experiment.model] != name:
-        options = experiment.model.options
+    info, options = dataset.info, experiment.model.options
+    if FIRST[experiment.model] == name:
+        model = experiment.make_model(info)
+    else:
         model = shallow(experiment.model.name)(info.image_shape, info.num_classes, **options)
     program = experiment.make(dataset, model)
     state = program.state

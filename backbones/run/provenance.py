@@ -125,7 +125,7 @@ def recorded_threads(starts: Sequence[dict[str, Any]]) -> Iterator[None]:
     with torch_settings_kept():
         if starts and (num_threads := starts[-1].get("num_threads")):
             torch.set_num_threads(num_threads)
-            os.environ.pop("OMP_NUM_THREADS", None)  # else one thread would be taken for torchrun's default
+            os.environ.pop("OMP_NUM_THREADS", None)  # or set_num_threads would treat 1 thread as torchrun's default
         try:
             yield
         finally:

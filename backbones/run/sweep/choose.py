@@ -70,8 +70,10 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
         dataset = make_dataset(experiment.data, device)
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
-        of_step = seconds_of(step)
-        seconds: dict[How, float] = {"sequence": sum(size * (RUN_OVERHEAD + of_step * part) for size, part in parts)}
+        step_seconds = seconds_of(step)
+        seconds: dict[How, float] = {
+            "sequence": sum(size * (RUN_OVERHEAD + step_seconds * part) for size, part in parts)
+        }
         limits = (
             ("one member", len(sweep.members) == 1),
             (f"runs of {ends[-1]} steps", ends[-1] < FEWEST_STEPS),
@@ -81,27 +83,28 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
             print(f"auto: sequence; other ways are not measured for {too_small[0]}", flush=True)
             return "sequence"
         most = MOST_TO_MEASURE * seconds["sequence"]
-        is_quick = startup + IMPORT_TIME < most  # to start processes
-        to_start = startup if workers > 1 and is_quick else 0.0
-        if may_vmap and to_start + IMPORT_TIME + (WARM_UP + TIMED) * len(sweep.members) * of_step < most:
-            of_vmapped = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
+        to_start = startup + IMPORT_TIME
+        may_start = workers > 1 and to_start < most
+        before_vmap = to_start if may_start else IMPORT_TIME
+        if may_vmap and before_vmap + (WARM_UP + TIMED) * len(sweep.members) * step_seconds < most:
+            vmapped_seconds = seconds_of_vmapped(sweep, dataset, device, memory=machine.peak_memory(device) - before)
             _free_gpu_memory()
-            if of_vmapped is not None:
-                seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + of_vmapped * ends[-1]
+            if vmapped_seconds is not None:
+                seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + vmapped_seconds * ends[-1]
         if workers > 1:
-            overhead = startup + IMPORT_TIME + RUN_OVERHEAD
+            overhead = to_start + RUN_OVERHEAD
 
-            def seconds_in_processes(of_step: float) -> float:
-                return sum(-(-size // workers) * (overhead + of_step * part) for size, part in parts)
+            def seconds_in_processes(step_seconds: float) -> float:
+                return sum(-(-size // workers) * (overhead + step_seconds * part) for size, part in parts)
 
             if device.type == "cpu":
                 torch.set_num_threads(machine.share_of_cores(workers))
-                of_step = seconds_of(step)
+                step_seconds = seconds_of(step)
             del step
             _free_gpu_memory()
-            is_worth_it = seconds_in_processes(of_step) < min(seconds.values()) and is_quick
+            is_worth_it = may_start and seconds_in_processes(step_seconds) < min(seconds.values())
             together = seconds_together(sweep, folder, workers) if is_worth_it else None
-            seconds["processes"] = seconds_in_processes(together or CONTENTION * of_step)
+            seconds["processes"] = seconds_in_processes(together or CONTENTION * step_seconds)
     how = min(seconds, key=lambda how: seconds[how])
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
