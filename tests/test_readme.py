@@ -211,10 +211,16 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((run_dir / "result.json").read_text())["num_processes"] == 1
 
 
+@pytest.mark.parametrize("section", ["submitit", "optuna"])
+def test_an_example_has_at_most_15_lines(section: str) -> None:
+    (text,) = code_after("docs/sweeps.md", section, "python")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 15
+
+
 def test_submitit(tmp_path: Path) -> None:
     """Its executor of this machine, with a short run."""
     (text,) = code_after("docs/sweeps.md", "submitit", "python")
-    text = text.replace("replace(digits_vit_tiny, optim", "replace(digits_vit_tiny, steps=2, batch_size=8, optim")
+    text = text.replace("replace(digits_vit_tiny, name", "replace(digits_vit_tiny, steps=2, batch_size=8, name")
     points = "(3e-4, 1e-3, 3e-3) for seed in (0, 1)"
     (tmp_path / "sweep.py").write_text(text.replace(points, "(3e-4,) for seed in (1,)"))
     done = shell("python sweep.py", tmp_path)
@@ -225,8 +231,8 @@ def test_submitit(tmp_path: Path) -> None:
 def test_optuna(tmp_path: Path) -> None:
     """With two short runs."""
     (text,) = code_after("docs/sweeps.md", "optuna", "python")
-    small = "replace(digits_vit_tiny, model=digits_vit_tiny.model.replace(depth=1), steps=3, batch_size=8, optim"
-    text = text.replace("replace(digits_vit_tiny, optim", small)
+    small = "replace(digits_vit_tiny, model=digits_vit_tiny.model.replace(depth=1), steps=3, batch_size=8, name"
+    text = text.replace("replace(digits_vit_tiny, name", small)
     text = text.replace("(100, 300, 1000)", "(1, 2, 3)").replace("n_trials=20", "n_trials=2")
     (tmp_path / "search.py").write_text(text.replace("n_trials=2", "n_trials=1"))
     shell("python search.py", tmp_path)
