@@ -15,13 +15,12 @@ from typing import Any, NoReturn
 
 import backbones.distributed as distributed
 from backbones.errors import InputError, is_out_of_memory
-from backbones.run.files import discard_stdout
+from backbones.run.files import discard
 from backbones.run.loop import Diverged
 from backbones.run.preemption import EXIT_CODE, Preempted
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """A disk that is full, cannot be written, or fails."""
-
 
 SMALLER = "Use a smaller --batch-size; in training also a larger --accumulate, or a smaller --eval-batch-size"
 """What to do where memory runs out."""
@@ -32,17 +31,22 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
         devnull = Path(os.devnull).open("w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr: for names in other letters
     for name in ("stdout", "stderr"):
         if getattr(sys, name).isatty():
             setattr(sys, name, _Terminal(getattr(sys, name)))
+    code: int | str = 1
     try:
         try:
             code = _exit_code(lambda: main([_expand_home(arg) for arg in sys.argv[1:]]))
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads stdout, such as `head`, has closed the pipe
-        discard_stdout()  # else Python writes again when it exits
-        code = 1
+    except OSError as error:
+        closed = isinstance(error, BrokenPipeError)  # by whoever reads stdout, such as `head`
+        if not (closed or error.errno in DISK_ERRORS):
+            raise
+        discard(sys.stdout)  # else Python writes again when it exits
+        code = code or (1 if closed else f"error: cannot print: {error.strerror}")
     if isinstance(code, str) and distributed.world_size() > 1:  # now: NCCL may wait for a process that is gone
         print(code, file=sys.stderr, flush=True)
         code = 1
@@ -106,10 +110,17 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
             return f"error: {distributed.this_process()} has lost another process: {reason}"
         raise
     except Preempted as error:
-        if distributed.is_main():
-            print(error, file=sys.stderr)
+        _say(str(error))
         return EXIT_CODE
     except KeyboardInterrupt:
-        if distributed.is_main():
-            print("interrupted (a training goes on from its latest checkpoint by --resume)", file=sys.stderr)
+        _say("interrupted (a training goes on from its latest checkpoint by --resume)")
         return 130
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr, whose reader may have ended too."""
+    if distributed.is_main():
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)

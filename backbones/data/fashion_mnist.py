@@ -4,6 +4,7 @@ algorithms", arXiv 1708.07747.
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def fashion_mnist(device: torch.device = CPU, *, root: str = "data", download: b
         InputError: the files are absent, truncated or of another data set.
     """
     dataset_class = torchvision_class("FashionMNIST", root, download=download)
-    raw = Path(root).expanduser() / "FashionMNIST" / "raw"
+    raw = Path(os.path.expanduser(root)) / "FashionMNIST" / "raw"
     folders = (raw, raw.parent.parent, DEBIAN_FOLDER)
     folder = next((folder for folder in folders if _idx_path(folder, "train-labels")), None)
     if folder is None:

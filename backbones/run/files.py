@@ -3,11 +3,10 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from backbones.errors import InputError
 
@@ -84,9 +83,9 @@ def sync_name(path: Path) -> None:
         sync(path.parent)
 
 
-def discard_stdout() -> None:
-    """Let go of stdout, whose reader has closed the pipe: what is printed from now on is lost, and no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Let go of stdout or stderr that cannot be written: what is printed from now on is lost, and no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Appender:

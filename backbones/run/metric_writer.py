@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 import backbones.distributed as distributed
-from backbones.run.files import Appender, atomic_write, discard_stdout, json_text
+from backbones.run.files import Appender, atomic_write, discard, json_text
 from backbones.run.metric_lines import METRICS, read_metrics, tagged
 from backbones.run.trackers import Trackers
 
@@ -139,13 +139,15 @@ class MetricWriter:
             self.print(f"{line}  {tqdm.format_interval(seconds_left)} left")
 
     def print(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one. A closed pipe does not end the run."""
+        """Print a line, above the progress bar if there is one. A closed pipe or a full disk does not end the run."""
         if self._is_main:
             try:
                 tqdm.write(line)
                 sys.stdout.flush()
             except BrokenPipeError:  # Ctrl-C has ended `tee` too, say, and the state must still be saved
-                discard_stdout()
+                discard(sys.stdout)
+            except OSError:  # printed with a later line, when there is space again
+                pass
 
     def close(self) -> None:
         """Finish all files."""

@@ -1,5 +1,6 @@
 """The weights that a new run starts from, where they are not drawn."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_weights(source: str) -> StateDict:
     Raises:
         InputError: there is no such thing, or it is damaged.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
 
     def read() -> StateDict:
         if not path.exists():

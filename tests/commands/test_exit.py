@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -80,6 +81,40 @@ def test_a_closed_pipe_ends_it_quietly(flush: bool, end: str, tmp_path: Path) ->
     (tmp_path / "program.py").write_text(PROGRAM.format(flush=flush, end=end))
     done = run([tmp_path / "program.py"], cwd=tmp_path)
     assert (done.stderr, done.returncode) == ("", 1)
+
+
+@pytest.mark.slow
+def test_it_is_saved_for_later_also_where_nobody_reads_its_output_any_more() -> None:
+    """As in `python train.py 2>&1 | tee log`, where Ctrl-C ends `tee` too."""
+    end = "from backbones.run.preemption import Preempted; os.dup2(1, 2); raise Preempted('saved')"
+    assert python(PROGRAM.format(flush=False, end=end)).returncode == 75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "said"), [("pass", "cannot print: No space left on device"), ("raise InputError('a')", "a")]
+)
+def test_a_full_disk_below_stdout(end: str, said: str, tmp_path: Path) -> None:
+    """The error is the command's own, if it has one."""
+    lines = ["from backbones.commands.exit import run_command", "from backbones.errors import InputError"]
+    program = "\n".join([*lines, "def main(args):", "    print('a line')", f"    {end}", "run_command(main)"])
+    with Path("/dev/full").open("w") as full:
+        done = python(program, stdout=full)
+    assert (done.stderr, done.returncode) == (f"error: {said}\n", 1)
+
+
+@pytest.mark.slow
+def test_names_that_stdout_cannot_encode() -> None:
+    program = "from backbones.commands.exit import run_command; run_command(lambda args: print('caf\\xe9'))"
+    done = python(program, PYTHONIOENCODING="ascii")
+    assert (done.stdout, done.returncode) == ("caf\\xe9\n", 0), done.stderr
+
+
+def python(program: str, *, stdout: int | IO[str] = subprocess.PIPE, **env: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter, whose stdout has a buffer."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "", **env}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
 
 
 @pytest.mark.slow

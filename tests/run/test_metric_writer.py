@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_piped_output_is_lines_without_control_characters(tmp_path: Path, capsys
         line.startswith("step 1/6  train: loss 1.0000  accuracy 25.0%  100 images/s") for line in out.splitlines()
     )
     assert "\r" not in out + err and err == ""
+
+
+def test_a_full_disk_below_stdout_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = MetricWriter(tmp_path, start_step=0, num_steps=1)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        writer.print("a line")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # there is space again
+    writer.close()
 
 
 def test_time_left_does_not_count_the_time_that_compiling_took(

@@ -91,7 +91,7 @@ def image_files(
         distributed.warn0_once(f"--data.center {center} has no effect without --data.image-size: files keep their size")
     if smallest != SMALLEST and crop != "random":
         distributed.warn0_once(f"--data.smallest {smallest} has no effect without --data.crop random")
-    path = Path(root).expanduser().absolute()
+    path = Path(os.path.expanduser(root)).absolute()
     listing = distributed.on_main(lambda: list_files(path))
     if any(files.store is not None for files in listing.splits.values()):
         distributed.once_a_node(partial(_find_here, listing, list_files, path))
@@ -164,7 +164,7 @@ def _without_bad_files(
         if cache is None:
             bad = distributed.on_main(partial(_find_bad, reader, num_workers))
         else:
-            decoded, bad = _decode_all(reader, Path(cache).expanduser().absolute(), num_workers)
+            decoded, bad = _decode_all(reader, Path(os.path.expanduser(cache)).absolute(), num_workers)
             reader = reader._replace(decoded=decoded)
         bad_files[name] = tuple(f"{reader.name(i)}: {reason}" for i, reason in sorted(bad.items()))
         if bad and on_error == "stop":

@@ -18,7 +18,7 @@ def parse_which(text: str) -> Which:
     """A checkpoint as the command line names it: `auto`, `latest`, `best`, a step, or a path."""
     if text in ("auto", "latest", "best"):
         return cast(Which, text)
-    return int(text) if text.isdecimal() else Path(text).expanduser()
+    return int(text) if text.isdecimal() else Path(os.path.expanduser(text))
 
 
 def parse_saved(text: str) -> Which:

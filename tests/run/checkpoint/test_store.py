@@ -110,6 +110,7 @@ def test_find_checkpoint(folder: Path) -> None:
     names = {which: find_checkpoint(run_dir, parse_which(which)).name for which in ("latest", "best", "3", "020")}
     assert names == {"latest": "100", "best": "20", "3": "3", "020": "20"}
     assert parse_which("auto") == "auto" and parse_which("a/7") == Path("a/7")
+    assert parse_which("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")  # there is no such home folder
     assert find_checkpoint(Path("elsewhere"), folder / "20").name == "20"
     assert find_checkpoint(folder / "3", "latest") == folder / "3"
     with pytest.raises(InputError, match="3 is one checkpoint already; name its run folder to choose best of it"):
