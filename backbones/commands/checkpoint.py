@@ -8,7 +8,7 @@ from tqdm import tqdm
 import backbones.tree as tree
 from backbones.commands.options import CheckpointName, RunPath
 from backbones.run.checkpoint.arrays import to_tensor
-from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_saved
+from backbones.run.checkpoint.find import best_step, find_checkpoint, list_steps, parse_saved, read_manifests
 from backbones.run.checkpoint.folder import Checkpoint, CorruptCheckpoint, read_checkpoint
 
 
@@ -23,8 +23,9 @@ def show(run: RunPath, /, *, checkpoint: CheckpointName = "latest") -> None:
     """
     path = find_checkpoint(run, parse_saved(checkpoint))
     content = read_checkpoint(path)
-    best = best_step(path.parent)
-    steps = ", ".join(f"{step} (best)" if step == best else str(step) for step in list_steps(path.parent))
+    manifests = read_manifests(path.parent)
+    best = best_step(manifests)
+    steps = ", ".join(f"{step} (best)" if step == best else str(step) for step in manifests)
     print(f"{path}: {_megabytes(content)} MB; steps saved: {steps}")
     for name, value in content.manifest.metrics.items():
         print(f"{name:12s} {value:.6g}")

@@ -12,6 +12,9 @@ import torch.distributed as dist
 EXIT_CODE = 75
 """Exit code of a run that was preempted and has saved its state: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
+PARENT = os.getppid()
+"""The process that started this one: torchrun, if it is one of several."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -30,7 +33,6 @@ def handle_signals() -> Iterator[Callable[[], bool]]:
     A torchrun that is gone asks to stop as well: its processes would go on beside those that another one starts.
     """
     received = []
-    parent = os.getppid() if dist.is_torchelastic_launched() else None
     main_thread = threading.current_thread() is threading.main_thread()
     handled = [number for number in SIGNALS if main_thread and signal.getsignal(number) != signal.SIG_IGN]
 
@@ -46,6 +48,6 @@ def handle_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, receive) for number in handled}
     try:
-        yield lambda: bool(received) or parent not in (None, os.getppid())
+        yield lambda: bool(received) or (dist.is_torchelastic_launched() and os.getppid() != PARENT)
     finally:
         restore()

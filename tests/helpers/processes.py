@@ -25,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 from helpers.runs import ROOT
 
+import backbones.run.preemption as preemption
 import backbones.run.provenance as provenance
 
 IMPORTED = (
@@ -161,6 +162,7 @@ def _become(args: list[str], cwd: str, env: dict[str, str], outputs: str, new_se
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    preemption.PARENT = os.getppid()
     if args[0] == "-m":
         sys.path[0], sys.argv = cwd, args[1:]
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)

@@ -1,6 +1,7 @@
 """What happens to a run that is asked to stop, or killed: real signals to real processes."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from helpers import kill_and_resume
 from helpers.processes import run, run_ranks
 from helpers.runs import ROOT, SMALL, newest, torchrun, without_times
 
+import backbones.run.preemption as preemption
 from backbones.run.preemption import EXIT_CODE, SIGNALS, handle_signals
 
 
@@ -58,6 +60,14 @@ def test_under_torchrun_every_signal_is_the_same_request(monkeypatch: pytest.Mon
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
     assert preempted()
+
+
+def test_a_torchrun_that_was_gone_before_training_began_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "PARENT", 1 + os.getppid())
+    with handle_signals() as preempted:
+        assert not preempted()  # a process that torchrun did not start may be left by its shell
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        assert preempted()
 
 
 AT_FILE_OPERATION = ROOT / "tests" / "helpers" / "at_file_operation.py"

@@ -16,6 +16,7 @@ from backbones.run.checkpoint.find import (
     list_steps,
     parse_saved,
     parse_which,
+    read_manifests,
     run_folder,
     run_of,
 )

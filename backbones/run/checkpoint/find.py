@@ -2,12 +2,12 @@
 
 import math
 import os
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
 from backbones.errors import InputError
-from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, read_manifest
+from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, Manifest, read_manifest
 from backbones.run.run_dir import CHECKPOINTS, CONFIG
 
 Which = Literal["auto", "latest", "best"] | int | Path
@@ -38,20 +38,28 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
 
 
-def best_step(folder: Path) -> int | None:
-    """The step of the best checkpoint in a folder, the latest among equals; None if none was evaluated.
+def read_manifests(folder: Path) -> dict[int, Manifest | None]:
+    """Step -> the manifest of each complete checkpoint in a folder; None where it cannot be read."""
+    manifests: dict[int, Manifest | None] = {}
+    for step in list_steps(folder):
+        try:
+            manifests[step] = read_manifest(folder / str(step))
+        except CorruptCheckpoint:
+            manifests[step] = None
+    return manifests
+
+
+def best_step(manifests: Mapping[int, Manifest | None]) -> int | None:
+    """The step of the best of these checkpoints, the latest among equals; None if none that can be read was evaluated.
 
     The metric is the one that the latest configuration names as `best`: the lowest `loss`, or the highest of another.
     """
-    manifests = []
-    for step in list_steps(folder):
-        with suppress(CorruptCheckpoint):  # reported when it is read
-            manifests.append(read_manifest(folder / str(step)))
-    if not manifests:
+    readable = [manifest for manifest in manifests.values() if manifest is not None]
+    if not readable:
         return None
-    metric = manifests[-1].experiment.get("best", "top1")
+    metric = readable[-1].experiment.get("best", "top1")
     sign = -1 if metric == "loss" else 1
-    values = [(sign * manifest.metrics.get(metric, math.nan), manifest.step) for manifest in manifests]
+    values = [(sign * manifest.metrics.get(metric, math.nan), manifest.step) for manifest in readable]
     return max(((value, step) for value, step in values if not math.isnan(value)), default=(None, None))[1]
 
 
@@ -93,7 +101,13 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
     if not steps:
         raise InputError(f"there is no checkpoint in {folder}; name a run that has one, or train one first")
     if which == "best":
-        step = best_step(folder)
+        manifests = read_manifests(folder)
+        if damaged := [step for step, manifest in manifests.items() if manifest is None]:
+            raise CorruptCheckpoint(
+                f"which checkpoint in {folder} is the best is not known, since {join_steps(damaged)} cannot be read; "
+                f"choose latest or a step: {join_steps(steps)}"
+            )
+        step = best_step(manifests)
         if step is None:
             raise InputError(f"no checkpoint in {folder} was evaluated; choose latest or a step: {join_steps(steps)}")
         return folder / str(step)

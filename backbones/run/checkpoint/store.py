@@ -14,7 +14,7 @@ from backbones.data import DataInfo
 from backbones.errors import InputError
 from backbones.experiment import Experiment
 from backbones.run.checkpoint.arrays import Arrays, load_arrays, to_arrays
-from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, join_steps, list_steps
+from backbones.run.checkpoint.find import Which, best_step, find_checkpoint, join_steps, list_steps, read_manifests
 from backbones.run.checkpoint.folder import (
     Checkpoint,
     CorruptCheckpoint,
@@ -84,9 +84,15 @@ class Checkpoints:
                 delete_checkpoint(self.folder / str(old))
 
     def _to_delete(self) -> list[int]:
-        steps, every = list_steps(self.folder), self.experiment.keep_every
-        kept = {*steps[-self.experiment.keep :], best_step(self.folder)}
+        manifests, every = read_manifests(self.folder), self.experiment.keep_every
+        steps = [*manifests]
+        kept = {*steps[-self.experiment.keep :], *self._scheduled(steps), best_step(manifests)}
+        kept |= {step for step, manifest in manifests.items() if manifest is None}  # it may be the best
         return [step for step in steps if step not in kept and not (every and step % every == 0)]
+
+    def _scheduled(self, steps: list[int]) -> list[int]:
+        """The last of these steps that a run which is never stopped saves and keeps as well."""
+        return [step for step in steps if step % self.experiment.save_every == 0][-self.experiment.keep :]
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints of the run, in ascending order, as rank 0 sees them."""
@@ -149,12 +155,14 @@ class Checkpoints:
     def restore_before(self, like: TrainState, step: int) -> tuple[TrainState, Manifest]:
         """`restore` of the newest intact checkpoint up to a step, or of the one after it where there is none.
 
+        Those that were saved when the run was stopped do not count, so that it ends in the same bits without a stop.
+
         Raises:
             InputError: there is no intact checkpoint.
         """
 
         def find() -> Checkpoint:
-            steps = list_steps(self.folder)
+            steps = self._scheduled(list_steps(self.folder)) or list_steps(self.folder)
             before = [each for each in steps if each <= step]
             return self._read_first_intact(before[::-1] + steps[len(before) :])
 

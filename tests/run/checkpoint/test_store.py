@@ -24,6 +24,7 @@ from backbones.run.checkpoint import (
     list_steps,
     parse_saved,
     parse_which,
+    read_manifests,
     run_of,
 )
 from backbones.run.start_weights import read_weights
@@ -41,12 +42,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def save_all(folder: Path, steps: range | list[int], **options: object) -> TrainState:
+def save_all(
+    folder: Path, steps: range | list[int], *, top1: float | None = None, save_every: int = 1, **options: object
+) -> TrainState:
     """Save states that differ, and return the last."""
-    checkpoints = Checkpoints(folder, experiment=dataclasses.replace(EXPERIMENT, save_every=1, **options), info=INFO)
+    experiment = dataclasses.replace(EXPERIMENT, save_every=save_every, **options)
+    checkpoints = Checkpoints(folder, experiment=experiment, info=INFO)
     for step in steps:
         state = make_state(step, step=step)
-        checkpoints.save(state, {})
+        checkpoints.save(state, {} if top1 is None else {"top1": top1})
     checkpoints.wait()
     checkpoints.close()
     return state
@@ -87,7 +91,28 @@ def test_keeps_the_latest_every_nth_and_the_best_also_after_a_restart(
         checkpoints.save(make_state(step=step), metrics)
         checkpoints.close()
     assert list_steps(folder) == kept
-    assert best_step(folder) == kept[0]
+    assert best_step(read_manifests(folder)) == kept[0]
+
+
+def test_the_best_is_kept_also_while_it_cannot_be_read(folder: Path) -> None:
+    save_all(folder, [1, 2], keep=1, top1=0.9)
+    flip_a_bit(folder / "2" / "manifest.json")
+    save_all(folder, [3, 4], keep=1, top1=0.5)
+    assert list_steps(folder) == [2, 4]
+    with pytest.raises(CorruptCheckpoint, match=r"which checkpoint in .* is the best is not known, since 2 cannot be"):
+        find_checkpoint(folder.parent, "best")
+
+
+def test_a_stop_changes_nothing_of_where_a_run_goes_back_to(folder: Path) -> None:
+    """The checkpoints of a stop, at steps 3 and 5, take no other's place, and training does not go back to them."""
+    save_all(folder, [0, 2, 3], keep=2, save_every=2)
+    assert list_steps(folder) == [0, 2, 3]
+    save_all(folder, [4, 5], keep=2, save_every=2)
+    assert list_steps(folder) == [2, 4, 5]
+    experiment = dataclasses.replace(EXPERIMENT, keep=2, save_every=2)
+    with closing(Checkpoints(folder, experiment=experiment, info=INFO)) as checkpoints:
+        steps = {step: checkpoints.restore_before(zeros_like(make_state()), step)[1].step for step in (1, 3, 4, 6)}
+    assert steps == {1: 2, 3: 2, 4: 4, 6: 4}
 
 
 def test_the_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
