@@ -132,11 +132,12 @@ def set_timeout(seconds: float) -> None:
 
 @contextmanager
 def long_timeout() -> Iterator[None]:
-    """Within the block processes wait a day for each other: one of them may download, or decode a million files."""
+    """Within the block and at its end processes wait a day for each other: one may have to decode a million files."""
     before = _timeout
     set_timeout(24 * 3600.0)
     try:
         yield
+        barrier()
     finally:
         set_timeout(before)
 

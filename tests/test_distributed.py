@@ -97,9 +97,25 @@ def in_two_directories(folder: Path, *options: str) -> subprocess.CompletedProce
     return run_ranks(2, RANKS, "elsewhere", *command, *options, cwd=folder)
 
 
+SLOW = """
+import time
+import backbones.augment
+import backbones.data
+
+def data():
+    time.sleep({data})
+    return backbones.data.digits()
+
+def augment():
+    time.sleep({model})
+    return backbones.augment.identity()
+"""
+
+
 @pytest.mark.slow
 def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
-    """Rank 0 alone looks at the run folder; what another rank misses it says in one line, and nobody waits for it."""
+    """Rank 0 alone looks at the run folder; what another rank misses it says in one line, and nobody waits for it
+    longer than --timeout, but while data are read."""
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
         (tmp_path / rank / "mine.py").write_text("from backbones.data import digits as data\n")
@@ -113,9 +129,10 @@ def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
     assert re.search(r"^error: rank 1 on \S+: cannot import mine:data: there is no module 'mine'", errors, re.MULTILINE)
     assert "Traceback" not in errors
 
-    (tmp_path / "1" / "mine.py").write_text("import time\n\ndef data():\n    time.sleep(600)\n")
-    errors = in_two_directories(tmp_path, "--timeout=3").stderr
-    assert re.search(r"^error: rank 0 on \S+ has lost another process: .*3000ms", errors, re.MULTILINE | re.IGNORECASE)
+    for rank in ("0", "1"):
+        (tmp_path / rank / "mine.py").write_text(SLOW.format(data=3 - 3 * int(rank), model=600 * int(rank)))
+    errors = in_two_directories(tmp_path, "--timeout=2", "--augment=mine:augment").stderr
+    assert re.search(r"^error: rank 0 on \S+ has lost another process: .*2000ms", errors, re.MULTILINE | re.IGNORECASE)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ steps one by one, and another those of several trainings at once.
 import shlex
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
 import backbones.distributed as distributed
@@ -131,13 +132,18 @@ def train(
             save(test_metrics if eval_due else {}, weights)
         if stop_due and not is_last:
             checkpoints.wait()  # if that fails it is an error: the state is lost with this process
-            raise Preempted(
-                f"stopped after step {step} of {num_steps}, saved in {checkpoints.folder}; resume with "
-                f"--run-dir {shlex.quote(str(checkpoints.folder.parent))} --resume"
-            )
+            raise stopped_after(step, num_steps, checkpoints.folder)
         log.timer.start()
     finish_save(experiment, log)
     return state, {**(test_metrics or program.evaluate(state)), "images_per_second": log.timer.mean_rate()}
+
+
+def stopped_after(step: int, num_steps: int, folder: Path) -> Preempted:
+    """What to raise when a state is saved in a folder of checkpoints, because a run was asked to stop."""
+    return Preempted(
+        f"stopped after step {step} of {num_steps}, saved in {folder}; resume with "
+        f"--run-dir {shlex.quote(str(folder.parent))} --resume"
+    )
 
 
 def finish_save(experiment: Experiment, log: RunLog) -> None:

@@ -75,7 +75,9 @@ class MetricWriter:
     def _drop_lines_after(self, step: int) -> list[dict[str, Any]]:
         """Begin the files of metrics, or continue them after a step; the lines up to it are returned."""
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
-        atomic_write(self._path, "".join(json_text(line) + "\n" for line in kept))
+        text = "".join(json_text(line) + "\n" for line in kept)
+        if not self._path.exists() or self._path.read_bytes() != text.encode():  # a full disk has no room for a copy
+            atomic_write(self._path, text)
         self._lines = Appender(self._path)
         # TensorBoard then hides the events of the steps that are done again
         self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))

@@ -16,11 +16,11 @@ from backbones.errors import InputError
 from backbones.experiment import Experiment, make_dataset
 from backbones.jit import Mode
 from backbones.models.cost import ModelCost, measure_cost
-from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, run_of
+from backbones.run.checkpoint import Checkpoints, Which, find_checkpoint, list_steps, parse_which, run_of
 from backbones.run.config import write_config
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.lock import locked
-from backbones.run.loop import Training, complete
+from backbones.run.loop import Training, complete, stopped_after
 from backbones.run.metric_lines import plot_curves, read_metrics
 from backbones.run.metric_writer import MetricWriter, send_lines
 from backbones.run.preemption import handle_signals
@@ -41,8 +41,8 @@ BAD_FILES = "bad_files.txt"
 def run(
     experiment: Experiment,
     *,
-    run_dir: Path | None = None,
-    resume: Which | None = None,
+    run_dir: str | Path | None = None,
+    resume: str | Which | None = None,
     profile: range | None = None,
     log_to: Sequence[str] = (),
     until: int | None = None,
@@ -67,11 +67,12 @@ def run(
         Diverged: the loss or a gradient is not finite, or the run cannot get past such a step by going back.
         Preempted: a signal, or `preempted`, asked to stop, and the state is saved.
     """
+    resume = parse_which(resume) if isinstance(resume, str) else resume
     choose = new_run_dir if resume is None or isinstance(resume, Path) else latest_run_dir
     with torch_settings_kept():
         device = experiment.init_device()
         trackers = Trackers(log_to)
-        folder = distributed.on_main(lambda: run_dir or choose(experiment.name))
+        folder = distributed.on_main(lambda: Path(run_dir) if run_dir else choose(experiment.name))
         with locked(folder), trackers:
             if resume is not None and experiment.rewind is not None:
                 experiment = with_passed_over(experiment, folder)
@@ -173,6 +174,8 @@ def train_in(
             num_steps=last_step,
             preempted=stop,
         )
+        if int(state.step) < num_steps and distributed.any_rank(stop()):  # in the evaluation after step `until`, say
+            raise stopped_after(int(state.step), num_steps, checkpoints.folder)
 
     result = {
         "experiment": experiment.name,

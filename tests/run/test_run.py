@@ -33,11 +33,12 @@ from backbones.models import LIBRARIES
 from backbones.models.resnet import resnet18
 from backbones.optim import adam, sgd
 from backbones.optim.schedule import constant
-from backbones.run.checkpoint import read_checkpoint, saved_weights
+from backbones.run.checkpoint import Checkpoints, list_steps, read_checkpoint, saved_weights
 from backbones.run.config import list_changes, read_experiment
 from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_lines import read_metrics
+from backbones.run.preemption import Preempted
 from backbones.run.run import run
 from backbones.run.run_dir import new_run_dir
 from backbones.run.start_weights import read_weights, warn_of_weights
@@ -531,7 +532,7 @@ def test_a_run_up_to_a_step_goes_on_as_if_it_had_not_stopped(experiment: Experim
     part = run(experiment, run_dir=tmp_path / "run", until=5)
     assert part["steps"] == newest(tmp_path / "run") == 5
     assert not (tmp_path / "run" / "result.json").exists() and 0 < part["top1"] < 1
-    again = run(experiment, run_dir=tmp_path / "run", resume="auto", until=5)
+    again = run(experiment, run_dir=str(tmp_path / "run"), resume="5", until=5)
     assert again["top1"] == part["top1"] and again["params_sha256"] == part["params_sha256"]
     assert (
         run(experiment, run_dir=tmp_path / "run", resume="auto", until=99)["params_sha256"] == straight["params_sha256"]
@@ -539,6 +540,23 @@ def test_a_run_up_to_a_step_goes_on_as_if_it_had_not_stopped(experiment: Experim
     assert (tmp_path / "run" / "result.json").exists()
     lines = [line for line in without_times(tmp_path / "run") if (line["step"], line["split"]) != (5, "test")]
     assert lines == without_times(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_run_up_to_a_step_that_is_asked_to_stop_at_its_end_says_so(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a loop over parts of a run would begin the next one."""
+    wait = Checkpoints.wait
+    asked: list[int] = []
+
+    def stopped_while_waiting(checkpoints: Checkpoints) -> None:
+        wait(checkpoints)
+        asked.extend(step for step in list_steps(checkpoints.folder) if step == 5)
+
+    monkeypatch.setattr(Checkpoints, "wait", stopped_while_waiting)
+    with pytest.raises(Preempted, match=r"stopped after step 5 of \d+, saved in .*resume with --run-dir"):
+        run(experiment, run_dir=tmp_path / "run", until=5, preempted=lambda: bool(asked))
 
 
 @pytest.mark.slow

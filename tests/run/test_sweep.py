@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,7 +22,7 @@ from PIL import Image
 
 from backbones.errors import InputError
 from backbones.run import run as run_module
-from backbones.run.checkpoint import list_steps, read_checkpoint
+from backbones.run.checkpoint import Checkpoints, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
 from backbones.run.files import read_json, write_json
 from backbones.run.metric_lines import read_metrics
@@ -70,6 +72,32 @@ def test_vmapped_members_are_ordinary_runs(folders: dict[str, Path], tmp_path: P
     assert run(longer, run_dir=tmp_path / "run", resume="auto")["steps"] == 14
 
 
+@pytest.mark.slow
+def test_a_member_that_cannot_be_saved_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, write = sweep_over(RESNET, [0.03], [1, 2]), Checkpoints._write
+    name, other = (member.name for member in sweep.members)
+
+    def failing_for_one(checkpoints: Checkpoints, *args: Any) -> None:
+        if checkpoints.folder.parent.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(checkpoints, *args)
+
+    monkeypatch.setattr(Checkpoints, "_write", failing_for_one)
+    failures = run_sweep(sweep, tmp_path / "sweep", how="vmap")
+    assert [*failures] == [name] and "No space left on device" in failures[name]
+    assert [*hashes(tmp_path / "sweep")] == [other]
+
+
+def test_members_whose_process_cannot_start(tmp_path: Path) -> None:
+    sweep = sweep_over(RESNET, [0.03], [1, 2])
+    names = [member.name for member in sweep.members]
+    (tmp_path / "sweep").mkdir()
+    for name in names:
+        (tmp_path / "sweep" / name).write_text("in the way of its folder")
+    failures = run_sweep(sweep, tmp_path / "sweep", how="processes")
+    assert [*failures] == names and "File exists" in failures[names[0]]
+
+
 def stopped_at(call: int, stop: Callable[[], object]) -> mock._patch:
     """Within the block, `stop()` is called before a call of the vmapped step."""
     calls = 0
@@ -95,12 +123,12 @@ def test_a_vmapped_sweep_goes_on_from_the_latest_step_that_all_have(folders: dic
     with stopped_at(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted, match="same command"):
         run_sweep(sweep, folder, how="vmap")
     first, second = (folder / member.name / "checkpoints" for member in sweep.members[:2])
-    assert list_steps(first) == list_steps(second) == [3, 6, 8]
+    assert list_steps(first) == list_steps(second) == [0, 3, 6, 8]
     shutil.rmtree(second / "8")
     (first / "9.tmp").mkdir()
     with stopped_at(2, lambda: 1 / 0), pytest.raises(ZeroDivisionError):
         run_sweep(sweep, folder, how="vmap")
-    assert list_steps(first) == list_steps(second) == [3, 6]
+    assert list_steps(first) == list_steps(second) == [0, 3, 6]
     assert (first / "superseded" / "8").exists()
     run_sweep(sweep, folder)  # in the way in which it was begun
     assert hashes(folder) == hashes(straight) and len(hashes(folder)) == 2

@@ -179,7 +179,11 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> dict[str, str]:
                             failures[job.name] = _reason(job, process.returncode)
                     if slot not in running and waiting:
                         job = waiting.pop(0)
-                        running[slot] = start_process(job, slot, workers), job
+                        try:
+                            running[slot] = start_process(job, slot, workers), job
+                        except OSError as error:  # its folder cannot be written
+                            failures[job.name] = str(error)
+                            bar.update()
                 time.sleep(0.05)
         finally:
             for process, _ in running.values():

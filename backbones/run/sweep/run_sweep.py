@@ -87,7 +87,7 @@ def _run_rungs(sweep: Sweep, folder: Path, plan: Plan) -> dict[str, str]:
         ends = sorted({job.until for job in jobs})
         print(f"\n{len(jobs)} members up to step {', '.join(map(str, ends))}{done}", flush=True)
         if waiting and plan.how == "vmap":
-            run_vmapped(jobs)
+            failures |= run_vmapped(jobs)
         elif waiting and plan.how == "processes":
             failures |= run_in_processes(waiting, workers)
         elif waiting:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.experiment import make_dataset
-from backbones.run.checkpoint import list_steps
+from backbones.run.checkpoint import SaveError, list_steps
 from backbones.run.lock import locked
 from backbones.run.loop import Diverged, StepCall, Training
 from backbones.run.preemption import Preempted, handle_signals
@@ -33,6 +33,7 @@ class _Member:
     def __init__(self, job: Job, training: Training[Any], log: TextIO) -> None:
         self._job, self._training, self._log = job, training, log
         self.was_preempted = False
+        self.failure = ""
 
     def next_call(self, result: tuple[TrainState, Metrics] | None) -> StepCall | None:
         """The next step that it waits for, given the result of the last, or None at first; None if it has ended."""
@@ -43,14 +44,19 @@ class _Member:
                 self.was_preempted = True
             except Diverged as error:
                 record_divergence(self._job, error)
+            except (SaveError, OSError) as error:
+                self.failure = str(error)
         return None
 
 
-def run_vmapped(jobs: Sequence[Job]) -> None:
+def run_vmapped(jobs: Sequence[Job]) -> dict[str, str]:
     """Run members in one step, from the latest that all have saved; what they print goes into their `log.txt`.
 
     A member that has diverged keeps its place in the step, with the batch of another one, so that the draws of dropout
     for the others stay the same; nothing of it is recorded.
+
+    Returns:
+        Name -> reason, of each member that could not be saved; the others go on.
 
     Raises:
         InputError: the members cannot share a step.
@@ -100,6 +106,7 @@ def run_vmapped(jobs: Sequence[Job]) -> None:
             results = {i: pairs[i] for i in calls}
     if any(member.was_preempted for member in members.values()):
         raise Preempted(STOPPED)
+    return {jobs[i].name: member.failure for i, member in members.items() if member.failure}
 
 
 def _common_step(jobs: Sequence[Job]) -> int:
