@@ -521,12 +521,14 @@ class Experiment:
         return cls(**{**values, **{name: Use.from_json(values[name]) for name in COMPONENTS if name in values}})
 
 
-def make_dataset(data: Use, device: torch.device) -> Dataset:
-    """The data set of a component.
+def make_dataset(data: Use, device: torch.device, root: str | None = None) -> Dataset:
+    """The data set of a component; `root` is where it is now, if not where the component says.
 
     Raises:
         InputError: it cannot be read, or the function gives something else.
     """
+    if root is not None:
+        data = data.replace(root=root)
     return _made("data", data, Dataset, device=device)
 
 

@@ -80,6 +80,11 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def is_tuple(annotation: Any) -> bool:
+    """Whether a value may be a tuple."""
+    return any(get_origin(member) is tuple for member in _members(annotation))
+
+
 def is_of_any_length(annotation: Any) -> bool:
     """Whether a value may be a tuple of any number of elements."""
     return any(get_origin(member) is tuple and Ellipsis in get_args(member) for member in _members(annotation))

@@ -29,6 +29,7 @@ from backbones.commands.exit import run_command
 from backbones.data import Dataset, image_folder, image_tar, in_memory, make_batches
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import Source
+from backbones.errors import InputError
 from backbones.types import CPU, Batch
 from benchmarks import medians, status
 from benchmarks.contenders import Precision, Setting
@@ -198,10 +199,12 @@ def listing(jpeg: Positional[Path], folder: Positional[Path], *, images: int = 1
 
     Args:
         jpeg: a small one, of which all files are hard links (of a copy for each 50,000).
-        folder: where to make them; it is deleted at the end.
+        folder: a new one, where to make them; it is deleted at the end.
         images: number of training images.
         classes: number of classes.
     """
+    if folder.exists():
+        raise InputError(f"{folder} exists already; name a new folder, which is deleted at the end")
     per_class = -(-images // classes)
     original = folder / "original"
     for k in tqdm(range(classes), "making the files", unit=" classes"):

@@ -28,6 +28,7 @@ import backbones.tree as tree
 from backbones.augment import identity
 from backbones.component import use
 from backbones.data import image_folder
+from backbones.errors import InputError
 from backbones.models import with_pretrained
 from backbones.run.files import read_json
 from backbones.run.metric_lines import read_metrics
@@ -81,7 +82,7 @@ def train(
     test_set = torchvision.datasets.ImageFolder(images / "test", transforms.Compose(normalize))
     batch_size = 512 if name == "vit-tiny" else 256
     loader = DataLoader(
-        train_set, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
+        train_set, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
     )
     num_steps = math.ceil(epochs * len(train_set) / batch_size)
     module = make_module(name)
@@ -91,7 +92,8 @@ def train(
     else:
         losses = train_module(name, module.to(device), bar, num_steps, device)
         top1 = evaluate(module, test_set, device)
-    result = {"model": name, "seed": seed, "steps": num_steps, "top1": top1, "losses": losses}
+    settings = {"model": name, "seed": seed, "epochs": epochs, "by_ours": by_ours}
+    result = {**settings, "steps": num_steps, "top1": top1, "losses": losses}
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").write_text(json.dumps(result))
     return result
@@ -180,6 +182,8 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         pairs = [(ours / f"{name}-{seed}", runs / f"{name}-{seed}") for seed in seeds]
         pairs = [pair for pair in pairs if all((folder / "result.json").exists() for folder in pair)]
+        if not pairs:
+            raise InputError(f"no run of {name} is finished in both {runs} and {ours}, for the seeds {seeds}")
         means, shown = [], []
         for k, (label, style) in enumerate((("ours", "C0-"), ("plain loop", "C1--"))):
             folders = [pair[k] for pair in pairs]
@@ -193,6 +197,14 @@ def plot(runs: Path, ours: Path, names: tuple[Name, ...], seeds: tuple[int, ...]
         axes.legend()
         print(f"| {name} | {shown[0]} | {shown[1]} | {100 * (means[0] - means[1]):+.2f} points |")
     figure.savefig(path, dpi=120)
+
+
+def check_same(run_dir: Path, **settings: Any) -> None:
+    """Raise InputError if a finished run has other settings."""
+    stored = read_json(run_dir / "result.json")
+    for name, value in settings.items():
+        if stored.get(name, value) != value:
+            raise InputError(f"{run_dir} holds a run with {name} {stored[name]}, not {value}; name another --runs")
 
 
 def losses_of(run_dir: Path) -> tuple[list[int], list[float]]:
@@ -234,7 +246,9 @@ def main(
     for name in names:
         for seed in seeds:
             run_dir = runs / f"{name}-{seed}"
-            if not (run_dir / "result.json").exists():
+            if (run_dir / "result.json").exists():
+                check_same(run_dir, epochs=epochs, by_ours=by_ours)
+            else:
                 result = train(name, images, seed, epochs, run_dir, device, workers, by_ours=by_ours)
                 print(f"{name}, seed {seed}: top-1 {result['top1']:.2%}", flush=True)
 

@@ -1,6 +1,7 @@
 """`python -m backbones COMMAND`, or `backbones COMMAND` where the package is installed."""
 
 import importlib
+import inspect
 
 import tyro
 
@@ -51,4 +52,8 @@ def run(name: str = "--help", *args: str) -> bool | None:
     module = importlib.import_module(f"backbones.commands.{name.replace('-', '_')}")
     if hasattr(module, "main"):
         return module.main([*args])
-    return tyro.cli(getattr(module, name), args=args, prog=f"backbones {name}", console_outputs=distributed.is_main())
+    from backbones.commands.options import check_given_once  # late: it imports every component
+
+    command = getattr(module, name)
+    check_given_once(args, {each.name: each.annotation for each in inspect.signature(command).parameters.values()})
+    return tyro.cli(command, args=args, prog=f"backbones {name}", console_outputs=distributed.is_main())

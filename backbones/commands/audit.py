@@ -9,12 +9,11 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 from backbones.commands.checkpoint import describe_difference
-from backbones.commands.options import RunPath
+from backbones.commands.options import DataRoot, RunPath
 from backbones.errors import InputError
 from backbones.experiment import Experiment, make_dataset
-from backbones.run.checkpoint import Checkpoint, list_steps, read_checkpoint
+from backbones.run.checkpoint import Checkpoint, find_checkpoint, join_steps, list_steps, read_checkpoint
 from backbones.run.checkpoint.arrays import EVALUATED, Arrays, describe_leaf, load_arrays, to_arrays
-from backbones.run.checkpoint.find import join_steps
 from backbones.run.config import parse_experiment
 from backbones.run.provenance import (
     describe_environment,
@@ -24,11 +23,16 @@ from backbones.run.provenance import (
     read_starts,
     recorded_threads,
 )
-from backbones.run.run_dir import CHECKPOINTS
 from backbones.run.start_weights import without_pretrained
 
 
-def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None, /) -> bool:
+def audit(
+    run: RunPath,
+    steps: Annotated[Positional[str | None], tyro.conf.arg(metavar="[A:B]")] = None,
+    /,
+    *,
+    data_root: DataRoot = None,
+) -> bool:
     """Repeat the training from one checkpoint of a run to a later one, and compare every leaf with it bit for bit.
 
     The run folder stays as it is. A run of several processes is audited by as many: torchrun --nproc_per_node N
@@ -37,6 +41,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     Args:
         run: a run folder.
         steps: the steps of the two checkpoints, as 300:350; None for the two newest.
+        data_root: where the data set is; None for where it was when the run was trained.
 
     Raises:
         InputError: there are no such checkpoints, or one is corrupt.
@@ -46,7 +51,7 @@ def audit(run: RunPath, steps: Annotated[Positional[str | None], tyro.conf.arg(m
     starts = distributed.on_main(lambda: [each for each in read_starts(run) if each["step"] < last])
     experiment = parse_experiment(after.path, after.manifest.experiment)
     with recorded_threads(starts):
-        now, environment = train_again(experiment, before, after)
+        now, environment = train_again(experiment, before, after, data_root)
     if not distributed.is_main():
         return True
     different = [name for name, leaf in after.manifest.leaves.items() if describe_leaf(now[name]) != leaf]
@@ -69,7 +74,7 @@ def find_pair(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
     Raises:
         InputError: there are none.
     """
-    folder = run_dir / CHECKPOINTS
+    folder = find_checkpoint(run_dir).parent
     saved = list_steps(folder)
     known = f"{folder} has those of the steps {join_steps(saved)}"
     if steps is None:
@@ -86,11 +91,13 @@ def find_pair(run_dir: Path, steps: str | None) -> tuple[Path, Path]:
     return folder / str(first), folder / str(last)
 
 
-def train_again(experiment: Experiment, before: Checkpoint, after: Checkpoint) -> tuple[Arrays, dict]:
+def train_again(
+    experiment: Experiment, before: Checkpoint, after: Checkpoint, data_root: str | None = None
+) -> tuple[Arrays, dict]:
     """The leaves of the state to which an experiment comes from an earlier checkpoint, and the environment."""
     device = experiment.init_device()
     with distributed.long_timeout():
-        dataset = make_dataset(experiment.data, device)
+        dataset = make_dataset(experiment.data, device, data_root)
     environment = describe_environment(experiment, dataset, device)  # now: what compiles imports more packages
     program = experiment.make(dataset, without_pretrained(experiment).make_model(dataset.info))
     state = load_arrays(program.state, before.arrays)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from backbones.commands.options import FUNCTIONS, check_options, choose_by_name, find_experiment, read_options
+from backbones.commands.options import FUNCTIONS, DataRoot, check_options, choose_by_name, find_experiment, read_options
 from backbones.component import Use
 from backbones.errors import InputError
 from backbones.experiment import Experiment, make_dataset
@@ -31,6 +31,8 @@ class Command:
     """How often each is augmented: at the step and at those after it, each time in a new epoch."""
     step: Step = 0
     """Step of the run."""
+    data_root: DataRoot = None
+    """Where the data set is; None for where it was when the run was trained."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -56,7 +58,7 @@ def main(args: list[str]) -> None:
     check_picture(command.out)
     rows = make_sheet(
         experiment,
-        make_dataset(experiment.data, CPU),
+        make_dataset(experiment.data, CPU, command.data_root),
         command.augment,
         samples=command.samples,
         variants=command.variants,

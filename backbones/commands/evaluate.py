@@ -20,6 +20,7 @@ from backbones.run.analysis.model_evaluation import (
     Evaluation,
     Predict,
     check_fits,
+    check_writable,
     class_rows,
     evaluate_model,
     load_predictor,
@@ -85,6 +86,7 @@ def evaluate(
     if resize:
         raise InputError("--resize is for image files; those of a data set have the size that the model takes")
     folder = out or run_folder(path)
+    check_writable(folder)
     name, dataset = read_dataset(data, experiment.data, torch_device, data_root)
     check_fits(dataset, info, name)
     source = dataset.train if split == "train" else dataset.test

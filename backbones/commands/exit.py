@@ -22,7 +22,9 @@ from backbones.run.preemption import EXIT_CODE, Preempted
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """A disk that is full, cannot be written, or fails."""
 
-SMALLER = "Use a smaller --batch-size; in training also a larger --accumulate, or a smaller --eval-batch-size"
+SMALLER = (
+    "Give fewer images at a time, by --batch-size where there is one; in training by --accumulate or --eval-batch-size"
+)
 """What to do where memory runs out."""
 
 

@@ -58,7 +58,7 @@ def explain(
     """
     if not images:
         raise InputError("no image files are named; give some after the run")
-    check_picture(out, images)
+    check_picture(out)
     content, experiment = read_trained(run, parse_saved(checkpoint))
     torch_device = distributed.init(device)
     trained = load_model(content, dataclasses.replace(experiment, precision="float32"), torch_device)

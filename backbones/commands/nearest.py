@@ -55,7 +55,7 @@ def nearest(
     """
     if not images:
         raise InputError("no image files are named; give some after the features")
-    check_picture(out, images)
+    check_picture(out)
     table, torch_device = read_table(features), distributed.init(device)
     try:
         content, experiment = read_trained(Path(table.about["checkpoint"]))

@@ -23,7 +23,7 @@ from backbones.experiment import Experiment, make_dataset
 from backbones.losses import LOSSES
 from backbones.models import LIBRARIES, MODELS
 from backbones.optim import OPTIMIZERS, SCHEDULES
-from backbones.ranges import check_values, checked
+from backbones.ranges import check_values, checked, is_of_any_length
 
 T = TypeVar("T")
 
@@ -61,6 +61,19 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 def given_options(args: Sequence[str]) -> list[str]:
     """The options in a command line, in their order and by name, as `optim.weight_decay`."""
     return [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
+
+
+def check_given_once(args: Sequence[str], annotations: Mapping[str, Any]) -> None:
+    """Raise InputError for an option of several values that is given twice: only the last values would count.
+
+    Args:
+        args: a command line.
+        annotations: option -> type.
+    """
+    given = given_options(args)
+    for name, annotation in annotations.items():
+        if given.count(name) > 1 and is_of_any_length(annotation):
+            raise InputError(f"--{name.replace('_', '-')} is given twice; give all its values after one")
 
 
 def find_object(kind: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -111,12 +124,10 @@ def read_dataset(name: str | None, own: Use, device: torch.device, root: str | N
             if option.default in (known[key].default, inspect.Parameter.empty)
         ]
         own = use(function, **{key: own.values[key] for key in shared})
-    if root is not None:
-        own = own.replace(root=root)
     if own.values.get("crop") == "random":
         others = {key: value for key, value in own.options.items() if key != "smallest"}  # which is for random crops
         own = use(own.function, **{**others, "crop": "center"})
-    dataset = make_dataset(own, device)
+    dataset = make_dataset(own, device, root)
     check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)
     return own.name, dataset
 

@@ -7,7 +7,7 @@ import tyro
 from tyro.conf import Positional
 
 import backbones.distributed as distributed
-from backbones.commands.options import DeviceName
+from backbones.commands.options import DataRoot, DeviceName
 from backbones.run.report import make_report
 from backbones.torch_settings import in_full_float32
 
@@ -22,6 +22,7 @@ def report(
     title: str = "Training report",
     images: bool = True,
     device: DeviceName = "auto",
+    data_root: DataRoot = None,
 ) -> None:
     """Make a page of runs: table, curves, differences of their options, confusion, worst mistakes, augmented images.
 
@@ -35,11 +36,14 @@ def report(
         title: of the page.
         images: evaluate the last checkpoint of the first seed of each experiment, for confusion, mistakes and scores.
         device: where to evaluate; auto is the GPU where there is one.
+        data_root: where the data set is; None for where it was when a run was trained.
 
     Raises:
         InputError: there is no run, none can be read, or `out` is another file.
     """
-    made = make_report(runs, out, png=png, title=title, images=images, device=distributed.init(device))
+    made = make_report(
+        runs, out, png=png, title=title, images=images, device=distributed.init(device), data_root=data_root
+    )
     for note in made.notes:
         distributed.warn0(note)
     print(f"see {out}, and the same as pictures in {made.png}")

@@ -6,7 +6,8 @@ from typing import Any
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.train import check_given_once, parse, train
+from backbones.commands.options import check_given_once
+from backbones.commands.train import annotations_of, parse, train
 from backbones.errors import InputError
 from backbones.run.checkpoint import read_checkpoint
 from backbones.run.checkpoint.arrays import subtree
@@ -38,7 +39,7 @@ def main(args: list[str]) -> bool:
     new = Path(f"{before}-again")
     args = ["--config", str(before / CONFIG), "--run-dir", str(new), *args[1:]]
     command = parse(args, {}, prog="backbones reproduce RUN")
-    check_given_once(args, command.experiment)
+    check_given_once(args, annotations_of(command.experiment))
     if command.show or command.list_all:
         raise InputError("--show and --list train nothing; they are options of train.py")
     starts = distributed.on_main(lambda: starts_of(before))

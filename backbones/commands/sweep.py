@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from backbones.commands.options import check_options, given_options, read_options
+from backbones.commands.options import check_given_once, check_options, given_options, read_options
 from backbones.commands.train import (
     EARLY,
-    check_given_once,
+    annotations_of,
     choose_components,
     describe_choices,
     find_base,
@@ -21,7 +21,7 @@ from backbones.commands.train import (
 )
 from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
-from backbones.ranges import Count, Range
+from backbones.ranges import Count, Range, is_tuple
 from backbones.run.config import flatten
 from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes, parse_axis
@@ -94,7 +94,7 @@ def main(args: list[str]) -> bool:
         InputError: the sweep cannot be run as it is.
     """
     command = parse(args)
-    check_given_once(args, command.experiment)
+    check_given_once(args, annotations_of(command.experiment))
     if command.only is not None and command.sweep_dir is None and command.resume is None:
         raise InputError("--only: name the folder of the sweep by --sweep-dir, so that all its jobs find it")
     sweep, folder = _open(command, args)
@@ -118,7 +118,7 @@ def parse(args: Sequence[str]) -> Command:
         base, options = find_base(args, {}, PROG)
         experiment, options = choose_components(base, options)
         experiment = with_duration(experiment, options)
-        options += _options(_first_values(experiment, args))
+        options += _options(_first_values(experiment, args), experiment)
     description = f"{DESCRIPTION}\n\n{describe_choices(experiment, {})}"
     return read_options(Command(experiment=experiment), options, prog=PROG, description=description)
 
@@ -155,7 +155,7 @@ def _open(command: Command, args: Sequence[str]) -> tuple[Sweep, Path]:
             raise InputError(f"--{axis.field.replace('_', '-')} is varied by --over, so its other value has no effect")
 
     def member(values: Combination) -> Experiment:
-        return parse_train([*_without_own(args), *_options(values)], {}, prog=PROG).experiment
+        return parse_train([*_without_own(args), *_options(values, command.experiment)], {}, prog=PROG).experiment
 
     def is_integer(field: str) -> bool:
         ends = next(axis.values for axis in axes if axis.field == field)
@@ -195,14 +195,15 @@ def _without_own(args: Sequence[str]) -> list[str]:
     return kept
 
 
-def _options(values: Combination) -> list[str]:
-    """Values as options of train: `--optim.lr=1e-3`, `--augment.no-flip`."""
+def _options(values: Combination, experiment: Experiment) -> list[str]:
+    """Values as options of train: `--optim.lr=1e-3`, `--augment.no-flip`; `--augment.scale 0.5 1` for "0.5 1"."""
     options: list[str] = []
+    annotations = annotations_of(experiment)  # without those of a component that is varied too
     for field, text in values.items():
         kind, dot, name = field.replace("_", "-").rpartition(".")
         if text.lower() in ("true", "false"):
             options.append(f"--{kind}{dot}{'' if text.lower() == 'true' else 'no-'}{name}")
-        elif " " in text:
+        elif " " in text and is_tuple(annotations.get(field, tuple[str, ...])):
             options += [f"--{kind}{dot}{name}", *text.split()]
         else:
             options.append(f"--{kind}{dot}{name}={text}")

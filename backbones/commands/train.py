@@ -12,13 +12,19 @@ from typing import Annotated, Any, cast
 import tyro
 
 import backbones.distributed as distributed
-from backbones.commands.options import FUNCTIONS, choose_by_name, find_experiment, given_options, read_options
+from backbones.commands.options import (
+    FUNCTIONS,
+    check_given_once,
+    choose_by_name,
+    find_experiment,
+    given_options,
+    read_options,
+)
 from backbones.commands.show import list_experiments, show
 from backbones.component import options_of
 from backbones.errors import InputError
 from backbones.experiment import COMPONENTS, Experiment
 from backbones.models import FAMILIES, LIBRARIES
-from backbones.ranges import is_of_any_length
 from backbones.run.checkpoint import parse_which
 from backbones.run.config import list_changes, parse_experiment
 from backbones.run.files import read_json
@@ -66,7 +72,7 @@ def main(
     """
     distributed.join()
     command = parse(args, experiments or {}, prog="train.py" if experiments else "backbones train")
-    check_given_once(args, command.experiment)
+    check_given_once(args, annotations_of(command.experiment))
     if command.list_all:
         distributed.print0(list_experiments(experiments or {}, claims or {}))
     elif command.show:
@@ -75,16 +81,12 @@ def main(
         train(command)
 
 
-def check_given_once(args: Sequence[str], experiment: Experiment) -> None:
-    """Raise InputError for an option of several values that is given twice: only the last values would count."""
+def annotations_of(experiment: Experiment) -> dict[str, Any]:
+    """Option -> type, of an experiment and of its components, as `optim.lr`."""
     options = dict(options_of(Experiment, given=()))
     for kind in COMPONENTS:
         options |= {f"{kind}.{name}": each for name, each in options_of(getattr(experiment, kind).function).items()}
-    several = {name for name, each in options.items() if is_of_any_length(each.annotation)}
-    given = given_options(args)
-    for name in several | {"log_to"}:
-        if given.count(name) > 1:
-            raise InputError(f"--{name.replace('_', '-')} is given twice; give all its values after one")
+    return {"log_to": tuple[str, ...], **{name: each.annotation for name, each in options.items()}}
 
 
 def train(command: Command) -> None:

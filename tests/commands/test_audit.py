@@ -92,7 +92,8 @@ def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             audit(audited, steps)
-    with pytest.raises(InputError, match=r"wanted two checkpoints; .*nowhere/checkpoints has those of the steps none"):
+    (tmp_path / "one" / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"wanted two checkpoints; .*one/checkpoints has those of the steps 20"):
+        audit(tmp_path / "one")
+    with pytest.raises(InputError, match=r"there is no checkpoint in .*nowhere/checkpoints; name a run that has one"):
         audit(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="got , wanted the steps A:B"):
-        audit(tmp_path / "nowhere", "")

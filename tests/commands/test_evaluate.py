@@ -291,6 +291,14 @@ def test_files_are_written_before_lines_are_printed(finished: Path, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "confusion.png", "calibration.png"}
 
 
+def test_a_folder_that_cannot_be_written_is_found_at_once(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("backbones.commands.evaluate.evaluate_model", mock.Mock(side_effect=AssertionError))
+    (file := tmp_path / "scores.json").touch()
+    for out in (file, file / "folder", Path("/proc/1")):
+        with pytest.raises(InputError, match=f"cannot write into {out}: .*; name another folder by --out"):
+            evaluate(finished, out=out)
+
+
 def test_a_copied_checkpoint_needs_a_folder_to_write_into(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "checkpoints" / "4", copied := tmp_path / "backup" / "best")
     with pytest.raises(InputError, match="best is in no run folder; name by --out where to write"):

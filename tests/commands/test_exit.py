@@ -44,7 +44,7 @@ def test_memory_that_is_not_there() -> None:
     with pytest.raises(SystemExit) as exit:
         run_command(allocate)
     assert "can't allocate memory" in str(exit.value.code)
-    assert "Use a smaller --batch-size" in str(exit_of(torch.OutOfMemoryError("CUDA out of memory.")))
+    assert "Give fewer images at a time" in str(exit_of(torch.OutOfMemoryError("CUDA out of memory.")))
 
 
 def test_a_bug_is_a_traceback() -> None:

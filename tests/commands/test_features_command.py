@@ -234,10 +234,9 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
             finished / "checkpoints" / "best", out=tmp_path / "x.npz"
         ),
         "there is no checkpoint 900 in": lambda: features(finished / "checkpoints" / "900", out=tmp_path / "x.npz"),
-        "is one of the images, and would be overwritten": lambda: explain(finished, (digit,), out=digit),
-        "png is one of the images": lambda: nearest(
-            written, (digit,), out=tmp_path / ".." / tmp_path.name / digit.name
-        ),
+        "is there already, and no picture of this program": lambda: explain(finished, (digit,), out=digit),
+        "parquet is there already": lambda: nearest(written, (digit,), out=written),
+        f"such as {tmp_path}/a.png": lambda: explain(finished, (digit,), out=tmp_path / "a"),
         "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
     }
     for message, call in calls.items():
@@ -281,6 +280,7 @@ def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch:
     for line in (
         f"features {finished} {__name__}:even_odd --layer stage1 --out a.parquet --no-probe",
         "probe a.parquet --per-class 20 --no-knn",
+        f"nearest a.parquet {digit} --k 1 --out b.png",
         f"nearest a.parquet {digit} {digit} --k 3 --out b.png",
         f"explain {finished} {digit} --layers stage1 stage2 --out c.png",
     ):
@@ -289,7 +289,10 @@ def test_command_lines(finished: Path, tmp_path: Path, digit: Path, monkeypatch:
     first, accuracy, knn, second, probe, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("100 vectors of 64 numbers, stage1 of ") and first.endswith(" on even-odd: a.parquet")
     assert accuracy == "trained on 50 images, accuracy on 50 test images:" and knn.endswith("20 nearest neighbours")
-    assert second.startswith("trained on 40 images") and "linear probe" in probe and rest == ["see b.png", "see c.png"]
+    assert second.startswith("trained on 40 images") and "linear probe" in probe
+    assert rest == ["see b.png", "see b.png", "see c.png"]
+    with pytest.raises(InputError, match="--layers is given twice; give all its values after one"):
+        commands.run(*f"explain {finished} {digit} --layers stage1 --layers stage2".split())
 
 
 def test_many_files_are_computed_a_few_at_a_time(
@@ -347,7 +350,12 @@ def test_a_data_set_that_was_moved(experiment, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="photos is not a folder"):
         commands.run(*command.split())
     commands.run(*command.split(), "--data.root", str(tmp_path / "moved"))
-    commands.run("evaluate", str(tmp_path / "run"), "--data.root", str(tmp_path / "moved"))
+    moved = str(tmp_path / "run"), "--data.root", str(tmp_path / "moved")
+    commands.run("evaluate", *moved)
+    commands.run("augment-preview", *moved, "--out", str(tmp_path / "preview.png"))
+    assert commands.run("audit", *moved)
+    commands.run("report", *moved, "--out", str(tmp_path / "report.html"))
+    assert "left out" not in (tmp_path / "report.html").read_text()
     image = next((tmp_path / "moved").rglob("*.png"))
     nearest(tmp_path / "a.npz", (image,), out=tmp_path / "b.png", data_root=str(tmp_path / "moved"))
     table = read_table(tmp_path / "a.npz")

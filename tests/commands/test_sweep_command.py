@@ -230,6 +230,14 @@ def test_two_ranges_of_options_without_defaults(calls: list[dict]) -> None:
         assert 0.1 <= member.values["optim.rate"] <= 0.2 and 0.5 <= member.values["optim.decay"] <= 0.9
 
 
+def test_texts_with_spaces(calls: list[dict]) -> None:
+    """They are several values of an option that has several, and else one."""
+    main([NAME, "--data", f"{__name__}:rooted", "--over", "data.my-root", "my photos/a", "b"])
+    assert [each.experiment.data.values["my_root"] for each in calls[0]["sweep"].members] == ["my photos/a", "b"]
+    main([NAME, "--over", "freeze", "stem head", "head"])
+    assert [each.experiment.freeze for each in calls[1]["sweep"].members] == [("stem", "head"), ("head",)]
+
+
 def test_options_of_several_values_are_given_once(calls: list[dict]) -> None:
     with pytest.raises(InputError, match="--freeze is given twice"):
         main(f"{NAME} --over seed 0 1 --freeze stem --freeze head".split())

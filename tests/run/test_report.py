@@ -367,6 +367,9 @@ def test_only_a_report_is_written_over(folder: Path, tmp_path: Path) -> None:
     assert foreign.read_text() == "<html>mine</html>"
     with pytest.raises(InputError, match=r"is a folder; name a file for the report, as --out .*report.html"):
         make_report([folder / "a"], tmp_path, images=False)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is there already, and no report"):
+        make_report([folder / "a"], tmp_path / "pipe", images=False)
     for title in ("first", "second"):
         make_report([folder / "a"], tmp_path / "report.html", png=tmp_path / "png", images=False, title=title)
     assert text_of(next(parse(tmp_path / "report.html").iter("h1"))) == "second"

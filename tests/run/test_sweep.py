@@ -29,6 +29,7 @@ from backbones.run.metric_lines import read_metrics
 from backbones.run.preemption import Preempted
 from backbones.run.run import run
 from backbones.run.sweep.axes import parse_axes
+from backbones.run.sweep.jobs import Job, run_in_sequence
 from backbones.run.sweep.members import Plan, find_folder, make_sweep, read_sweep, write_sweep
 from backbones.run.sweep.run_sweep import run_sweep
 from backbones.vmapped_step import make_vmapped_step
@@ -86,6 +87,18 @@ def test_a_member_that_cannot_be_saved_stops_no_other(tmp_path: Path, monkeypatc
     failures = run_sweep(sweep, tmp_path / "sweep", how="vmap")
     assert [*failures] == [name] and "No space left on device" in failures[name]
     assert [*hashes(tmp_path / "sweep")] == [other]
+
+
+def test_a_member_that_does_not_fit_into_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_job(job: Job, preempted: Callable[[], bool]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.") if job.name == "a" else KeyError("a bug")
+
+    monkeypatch.setattr("backbones.run.sweep.jobs.run_job", run_job)
+    failures = run_in_sequence([Job(tmp_path / name, VIT, 1) for name in ("a", "b")])
+    shown = capsys.readouterr().err
+    assert failures["a"] == "CUDA out of memory." and shown.count("Traceback") == 1 and "KeyError: 'a bug'" in shown
 
 
 def test_members_whose_process_cannot_start(tmp_path: Path) -> None:

@@ -52,9 +52,15 @@ def extract(
         layer: a name in `model.features`.
         batch_size: images at a time.
         about: of the table.
+
+    Raises:
+        InputError: a feature is not finite.
     """
     splits = [_extract(trained, source, split, layer, batch_size) for split, source in dataset._asdict().items()]
-    return FeatureTable(about, **{name: np.concatenate([each[name] for each in splits]) for name in splits[0]})
+    table = FeatureTable(about, **{name: np.concatenate([each[name] for each in splits]) for name in splits[0]})
+    if not np.isfinite(table.features).all():
+        raise InputError("features are NaN or infinite, as of a training that diverged; choose an earlier --checkpoint")
+    return table
 
 
 @torch.no_grad()

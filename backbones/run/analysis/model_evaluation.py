@@ -4,6 +4,7 @@ N images, C channels, H and W height and width, K classes.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -215,10 +216,21 @@ def plot_calibration(evaluation: Evaluation, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def check_writable(folder: Path) -> None:
+    """Create a folder if it does not exist.
+
+    Raises:
+        InputError: files cannot be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder by --out") from error
+
+
 def write_evaluation(folder: Path, evaluation: Evaluation, class_names: Sequence[str], about: dict[str, str]) -> None:
-    """Write `evaluation.json`, headed by `about`, `confusion.png` and `calibration.png`, into a folder that is created
-    if it does not exist."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `evaluation.json`, headed by `about`, `confusion.png` and `calibration.png`, into a folder."""
     values = {
         **about,
         **evaluation.summary,

@@ -108,16 +108,18 @@ def save_tiles(rows: Sequence[Sequence[Tile]], path: Path, *, title: str, side: 
         raise InputError(f"cannot write {path}: {error}") from error
 
 
-def check_picture(path: Path, images: Sequence[Path] = ()) -> None:
+def check_picture(path: Path) -> None:
     """Check the name of a picture before it is computed.
 
     Raises:
-        InputError: it has no suffix (matplotlib would add one, and write another file), or it is one of `images`.
+        InputError: it has no suffix (matplotlib would add one, and write another file), or there is something else
+            than a picture of matplotlib.
     """
     if not path.suffix:
-        raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {path / 'picture.png'}")
-    if path.exists() and any(image.exists() and image.samefile(path) for image in images):
-        raise InputError(f"--out {path} is one of the images, and would be overwritten; choose another name")
+        wanted = path / "picture.png" if path.is_dir() else f"{path}.png"
+        raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {wanted}")
+    if path.exists() and not (path.is_file() and b"matplotlib" in path.read_bytes()[:2000].lower()):
+        raise InputError(f"{path} is there already, and no picture of this program; delete it, or choose another name")
 
 
 def fit(text: str, most: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from backbones.errors import InputError
-from backbones.run.checkpoint.folder import MANIFEST, CorruptCheckpoint, Manifest, read_manifest
+from backbones.run.checkpoint.folder import MANIFEST, STATE, CorruptCheckpoint, Manifest, read_manifest
 from backbones.run.run_dir import CHECKPOINTS, CONFIG
 
 Which = Literal["auto", "latest", "best"] | int | Path
@@ -90,7 +90,9 @@ def find_checkpoint(path: Path, which: Which = "latest") -> Path:
         InputError: there is no such checkpoint.
     """
     path = which if isinstance(which, Path) else path
-    if (path / MANIFEST).is_file():
+    if path.name == CHECKPOINTS:
+        path = path.parent
+    if (path / MANIFEST).is_file() or (path / STATE).is_dir():  # without a manifest it is reported as corrupt
         if which == "best" or isinstance(which, int):
             raise InputError(f"{path} is one checkpoint already; name its run folder to choose {which} of it")
         return path

@@ -20,7 +20,7 @@ from backbones.experiment import VERSION
 from backbones.run.checkpoint.arrays import Arrays, Leaf, describe_leaf
 from backbones.run.files import sync, sync_name
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state"
 
 TEMPORARY = ".tmp"
 """Ending of the name of a folder that is being written or deleted."""
@@ -70,7 +70,7 @@ def write_checkpoint(path: Path, arrays: Arrays, manifest: Manifest) -> None:
     try:
         temporary.mkdir()
         _check_space(temporary, arrays)
-        write_state(temporary / "state", arrays)
+        write_state(temporary / STATE, arrays)
         written = sorted(file for file in temporary.rglob("*") if file.is_file())
         content = {
             **manifest._asdict(),
@@ -150,7 +150,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise _corrupt(path, name, error) from error
         if found != expected:
             raise _corrupt(path, name, f"its hash is {found[:12]}..., expected {expected[:12]}...")
-    restored = read_state(path / "state")
+    restored = read_state(path / STATE)
     arrays = {name: restored[name] for name in manifest.leaves}  # in the order of the tree
     for name, array in arrays.items():
         if describe_leaf(array) != manifest.leaves[name]:

@@ -51,6 +51,7 @@ def make_report(
     title: str = "Training report",
     images: bool = True,
     device: torch.device = CPU,
+    data_root: str | None = None,
 ) -> Report:
     """Write a report of runs, of which some may still go on.
 
@@ -62,6 +63,7 @@ def make_report(
         title: of the page.
         images: whether the models are evaluated, for what needs their predictions.
         device: where to evaluate.
+        data_root: where the data set is; None for where it was when a run was trained.
 
     Raises:
         InputError: a folder holds no run, no run can be read, or `out` is something else than a report.
@@ -73,7 +75,7 @@ def make_report(
     folder = png or out.with_name(f"{out.stem}-png")
     for each in (folder, out.parent):
         each.mkdir(parents=True, exist_ok=True)
-    examined: Sequence[Examined | str | None] = _examine(groups, device) if images else [None] * len(groups)
+    examined: Sequence[Examined | str | None] = _examine(groups, device, data_root) if images else [None] * len(groups)
     page = write_page(groups, examined, title=title, notes=notes)
     draw_overview(groups, folder / "overview.png", title=title)
     for group, stem, found in zip(groups, _file_names(groups), examined, strict=True):
@@ -87,16 +89,16 @@ def _check_free(out: Path) -> None:
     """Raise InputError if there is something at a path that is not a report."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file for the report, as --out {out / 'report.html'}")
-    if out.exists() and GENERATOR.encode() not in out.read_bytes()[:1000]:
+    if out.exists() and not (out.is_file() and GENERATOR.encode() in out.read_bytes()[:1000]):
         raise InputError(f"{out} is there already, and no report; delete it, or name another --out")
 
 
-def _examine(groups: Sequence[Group], device: torch.device) -> list[Examined | str]:
+def _examine(groups: Sequence[Group], device: torch.device, data_root: str | None) -> list[Examined | str]:
     """For each group what is known of its first seed, or why nothing is."""
 
     @cache
     def read(data: Use) -> Dataset:
-        return make_dataset(data, CPU)
+        return make_dataset(data, CPU, data_root)
 
     found: list[Examined | str] = []
     for group in groups:

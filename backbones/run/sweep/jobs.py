@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import backbones.machine as machine
-from backbones.errors import InputError, first_line
+from backbones.errors import InputError, first_line, is_out_of_memory
 from backbones.experiment import Experiment
 from backbones.run.files import atomic_write, read_json, write_json
 from backbones.run.loop import Diverged
@@ -100,8 +100,9 @@ def run_in_sequence(jobs: Sequence[Job]) -> dict[str, str]:
                     run_job(job, preempted)
             except InputError as error:
                 failures[job.name] = str(error)
-            except Exception as error:  # such as a batch that is too large for the memory
-                traceback.print_exc()
+            except Exception as error:
+                if not (isinstance(error, OSError) or is_out_of_memory(error)):
+                    traceback.print_exc()
                 failures[job.name] = first_line(error)
             if preempted():
                 raise Preempted(STOPPED)

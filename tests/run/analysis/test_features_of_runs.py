@@ -1,5 +1,6 @@
 """Features of a data set as a table, against `model.features` called image by image."""
 
+import math
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +12,7 @@ from helpers.trained import make_trained
 from helpers.trees import write_folder
 from torch import nn
 
+import backbones.tree as tree
 from backbones.data import Dataset, digits, image_folder, in_memory
 from backbones.errors import InputError, check_known
 from backbones.models import MODELS, Model, from_module
@@ -150,6 +152,13 @@ def test_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.json").touch()
     with pytest.raises(InputError, match=r"b\.json exists already"):
         check_new(tmp_path / "b.npz")
+
+
+def test_features_of_a_training_that_diverged() -> None:
+    trained = make_trained(tiny("vit-tiny"), digits().info)
+    trained = trained._replace(params=tree.map(lambda leaf: torch.full_like(leaf, math.nan), trained.params))
+    with pytest.raises(InputError, match=r"features are NaN or infinite, .*choose an earlier --checkpoint"):
+        extract(trained, small_digits(), "pooled", batch_size=8, about={})
 
 
 def test_what_does_not_fit() -> None:

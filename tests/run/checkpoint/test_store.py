@@ -24,6 +24,7 @@ from backbones.run.checkpoint import (
     list_steps,
     parse_saved,
     parse_which,
+    read_manifest,
     read_manifests,
     run_of,
 )
@@ -137,7 +138,7 @@ def test_find_checkpoint(folder: Path) -> None:
     assert parse_which("auto") == "auto" and parse_which("a/7") == Path("a/7")
     assert parse_which("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")  # there is no such home folder
     assert find_checkpoint(Path("elsewhere"), folder / "20").name == "20"
-    assert find_checkpoint(folder / "3", "latest") == folder / "3"
+    assert find_checkpoint(folder / "3", "latest") == folder / "3" and find_checkpoint(folder) == folder / "100"
     with pytest.raises(InputError, match="3 is one checkpoint already; name its run folder to choose best of it"):
         find_checkpoint(folder / "3", "best")
     for wrong in ("auto", "besst", "runs/b/checkpoints/5"):
@@ -147,6 +148,9 @@ def test_find_checkpoint(folder: Path) -> None:
         find_checkpoint(run_dir, 4)
     with pytest.raises(InputError, match=r"no checkpoint in .*elsewhere/checkpoints; name a run that has one"):
         find_checkpoint(run_dir / "elsewhere")
+    (folder / "3" / "manifest.json").unlink()
+    with pytest.raises(CorruptCheckpoint, match=r"checkpoints/3.*manifest.json"):
+        read_manifest(find_checkpoint(folder / "3"))
 
 
 def go_on_from(folder: Path, step: int) -> None:
