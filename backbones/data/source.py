@@ -100,15 +100,24 @@ def in_memory(
     Each split is images [N, C, H, W] uint8 and labels [N] int64 in [0, K).
 
     Raises:
-        InputError: as `check_labels`; or images and labels are of different number, or the splits of another shape.
+        InputError: as `check_labels`; or these are no tensors, images and labels are of different number, the splits of
+            another shape, or the channels last.
     """
     for split, (images, labels) in (("training", train), ("test", test)):
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+            got = f"{type(images).__name__} and {type(labels).__name__}"
+            raise InputError(f"the {split} split is {got}; wanted tensors: torch.as_tensor(...) of each")
         if len(images) != len(labels):
             raise InputError(f"the {split} split has {len(images)} images and {len(labels)} labels; wanted one each")
         if images.dim() != 4 or images.dtype != torch.uint8 or images.shape[1:] != train[0].shape[1:]:
             raise InputError(
                 f"the {split} images are {images.dtype} {tuple(images.shape)}; wanted torch.uint8 [N, C, H, W], with "
                 "one C, H and W in both splits"
+            )
+        if images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4:
+            raise InputError(
+                f"the {split} images {tuple(images.shape)} look like [N, H, W, C], and [N, C, H, W] is wanted; use "
+                "images.permute(0, 3, 1, 2)"
             )
     check_labels(train[1], test[1], class_names)
     note_odd_classes(train[1], test[1], class_names)

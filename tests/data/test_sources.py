@@ -70,6 +70,18 @@ def test_labels_are_checked(labels: list[int], message: str) -> None:
             in_memory((images, labels), good, ("only",), CPU)
 
 
+def test_images_in_memory_are_tensors_with_the_channels_first() -> None:
+    images, labels = np.zeros((5, 32, 16, 3), dtype=np.uint8), torch.zeros(5, dtype=torch.int64)
+    last = torch.from_numpy(images), labels
+    first = last[0].permute(0, 3, 1, 2), labels
+    assert in_memory(first, first, ("only",), CPU).info.image_shape == (3, 32, 16)
+    with pytest.raises(InputError, match=r"\(5, 32, 16, 3\) look like \[N, H, W, C\].*images\.permute\(0, 3, 1, 2\)"):
+        in_memory(last, last, ("only",), CPU)
+    for split in ((images, labels), (first[0], labels.tolist())):
+        with pytest.raises(InputError, match=r"the test split is (ndarray and Tensor|Tensor and list); wanted tensors"):
+            in_memory(first, split, ("only",), CPU)
+
+
 def test_labels_of_a_source_of_ones_own_are_checked() -> None:
     dataset = DATASETS["digits"]()
     wrong = dataset._replace(train=dataset.train._replace(labels=dataset.train.labels + 1))
