@@ -23,7 +23,7 @@ import backbones.machine as machine
 from backbones.augment import Augment, Normalize, identity, make_normalize
 from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
-from backbones.data.source import check_labels, check_statistics, read_some
+from backbones.data.source import check_splits, check_statistics, read_some
 from backbones.errors import InputError
 from backbones.evaluation import (
     NUM_BN_BATCHES,
@@ -440,7 +440,7 @@ class Experiment:
     def _make_loss_fn(self, model: Model, dataset: Dataset, device: torch.device) -> LossFn:
         """The loss of a batch, with options that suit the data set."""
         info, class_weights = dataset.info, None
-        check_labels(dataset.train.labels, dataset.test.labels, info.class_names)
+        check_splits(dataset)
         check_statistics(dataset.train)
         if self.class_weights == "auto":
             class_weights = balanced_class_weights(dataset.train.labels, info.num_classes).to(device)

@@ -17,7 +17,7 @@ import backbones.distributed as distributed
 from backbones.augment import AUGMENTS
 from backbones.component import Option, Use, import_object, options_of, use
 from backbones.data import DATASETS, Dataset
-from backbones.data.source import check_labels
+from backbones.data.source import check_splits
 from backbones.errors import InputError, check_known
 from backbones.experiment import Experiment, make_dataset
 from backbones.losses import LOSSES
@@ -112,7 +112,7 @@ def read_dataset(name: str | None, own: Use, device: torch.device, root: str | N
     or none. Training images are not cropped at random: the center is taken instead.
 
     Raises:
-        InputError: there is no such data set, it cannot be read, or a label is not a class.
+        InputError: there is no such data set, it cannot be read, its splits differ, or a label is not a class.
     """
     if name is not None:
         function = find_object("data", name, DATASETS)
@@ -128,7 +128,7 @@ def read_dataset(name: str | None, own: Use, device: torch.device, root: str | N
         others = {key: value for key, value in own.options.items() if key != "smallest"}  # which is for random crops
         own = use(own.function, **{**others, "crop": "center"})
     dataset = make_dataset(own, device, root)
-    check_labels(dataset.train.labels, dataset.test.labels, dataset.info.class_names)
+    check_splits(dataset)
     return own.name, dataset
 
 

@@ -6,6 +6,7 @@ N samples, B samples of a batch, C channels, H and W height and width, K classes
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -150,6 +151,27 @@ def check_labels(train: Tensor, test: Tensor, class_names: Sequence[str]) -> Non
                 f"{len(wrong)} of the {len(labels)} {split} labels are outside 0 to {len(class_names) - 1}: "
                 f"{', '.join(str(label) for label in wrong.unique().tolist()[:8])}"
             )
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Check that both splits have images of one shape and the same classes, and labels of these.
+
+    Raises:
+        InputError: they differ, or as `check_labels`.
+    """
+    train, test = (source.info for source in dataset)
+    if train.image_shape != test.image_shape:
+        raise InputError(
+            f"the training images are {train.image_shape}, and the test images {test.image_shape}; wanted one C, H and "
+            "W in both splits"
+        )
+    for k, (ours, theirs) in enumerate(zip_longest(train.class_names, test.class_names)):
+        if ours != theirs:
+            raise InputError(
+                f"class {k} is {ours} in the training split and {theirs} in the test split; wanted the same class "
+                "names, in the same order, in both"
+            )
+    check_labels(dataset.train.labels, dataset.test.labels, train.class_names)
 
 
 def check_statistics(source: Source) -> None:

@@ -90,6 +90,22 @@ def test_labels_of_a_source_of_ones_own_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": (*"0132456789",)}, "class 2 is 2 in the training split and 3 in the test split; wanted"),
+        ({"class_names": (*"012345678",)}, "class 9 is 9 in the training split and None in the test split"),
+        ({"image_shape": (3, 16, 8)}, r"training images are \(3, 16, 16\), and the test images \(3, 16, 8\); want"),
+    ],
+)
+def test_both_splits_have_the_same_classes_and_one_shape(change: dict, message: str) -> None:
+    """As those of a data set of one's own may not, where each split is read from a folder of its own."""
+    dataset = DATASETS["digits"]()
+    test = dataset.test._replace(info=dataset.info._replace(**change))
+    with pytest.raises(InputError, match=message):
+        digits_vit_tiny.make(dataset._replace(test=test))
+
+
+@pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), r"wanted those of pixels in \[0, 255\]: times 255"),
