@@ -1,6 +1,7 @@
 """Image files that a table names."""
 
 import csv
+import os
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def list_table(root: Path) -> Listing:
     Its first line names the columns: `path`, `label`, and maybe `split`. Labels are names of classes.
 
     Raises:
-        InputError: there is no such table, or a line of it cannot be read.
+        InputError: there is no such table, a line cannot be read, or an image is in both splits or has two labels.
     """
     tables = {"": root}
     if root.is_dir():
@@ -50,6 +51,7 @@ def list_table(root: Path) -> Listing:
     class_names = tuple(sorted(trained, key=lambda label: (int(label) if is_numeric else 0, label)))
     number = {name: k for k, name in enumerate(class_names)}
     folder = root if root.is_dir() else root.parent
+    _check_repeats(root, folder, rows)
     splits = {
         split: Files(
             Names(path for path, _ in lines),
@@ -59,6 +61,19 @@ def list_table(root: Path) -> Listing:
         for split, lines in rows.items()
     }
     return Listing(class_names, splits)
+
+
+def _check_repeats(root: Path, folder: Path, rows: dict[str, list[tuple[str, str]]]) -> None:
+    """Raise InputError if an image is in both splits, or has two labels; to repeat it otherwise is oversampling."""
+    found: dict[str, tuple[str, str]] = {}
+    for split, lines in rows.items():
+        for path, label in lines:
+            before = found.setdefault(os.path.normpath(os.path.join(folder, path)), (split, label))
+            if before != (split, label):
+                raise InputError(
+                    f"{root} has the image {path} as {before[1]} in {before[0]} and as {label} in {split}; wanted one "
+                    "label and one split for each image"
+                )
 
 
 def _read_table(table: Path) -> list[tuple[str, str, str]]:

@@ -402,6 +402,18 @@ def test_labels_of_a_table_that_look_alike_are_one_class(tmp_path: Path) -> None
     assert DATASETS["image-list"](root=str(table), holdout=0.3).info.class_names == ("cat", "\u00c9clair")
 
 
+def test_an_image_of_a_table_has_one_split_and_one_label(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    lines = write_table(folder, tmp_path / "a.csv").read_text()
+    again = f"photos/./{in_order(folder)[0].relative_to(folder)}"
+    for label, split in (("cat", "train"), ("dog.b", "test")):
+        write(tmp_path / "b.csv", f"{lines}{again},{label},{split}".encode())
+        with pytest.raises(InputError, match=rf"has the image .*photo 0.* as cat in test and as {label} in {split};"):
+            DATASETS["image-list"](root=str(tmp_path / "b.csv"))
+    write(tmp_path / "b.csv", f"{lines}{again},cat,test".encode())
+    assert DATASETS["image-list"](root=str(tmp_path / "b.csv")).test.size == 13
+
+
 def test_labels_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos")
     rows = [f"{path},{i % 12}" for i, path in enumerate(in_order(folder))]
