@@ -16,7 +16,15 @@ import numpy as np
 import backbones.distributed as distributed
 from backbones.data.image_files import image_files
 from backbones.data.image_files.cache import Stamps, cache_path, replacing, stamp, with_filename
-from backbones.data.image_files.listing import TEST_NAMES, Files, Listing, Names, check_test_classes, choose_splits
+from backbones.data.image_files.listing import (
+    LIKE_SPLITS,
+    TEST_NAMES,
+    Files,
+    Listing,
+    Names,
+    check_test_classes,
+    choose_splits,
+)
 from backbones.data.image_files.listing_cache import cached_listing
 from backbones.errors import InputError, shorten
 
@@ -45,7 +53,8 @@ def list_parquet(root: Path) -> Listing:
     beside the listing (see `cache.py`).
 
     Raises:
-        InputError: there are no such files, pyarrow is not installed, or the columns are not as they should be.
+        InputError: there are no such files, a split has another name, pyarrow is not installed, or the columns are not
+            as they should be.
     """
     paths = sorted(_files_below(root)) if root.is_dir() else [root]
     if not paths or not root.exists():
@@ -127,9 +136,11 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
 
 def _split_of(path: Path) -> str:
     for part in reversed(path.parts):
-        for name in ("train", *TEST_NAMES):
-            if part == name or part.startswith((f"{name}-", f"{name}.", f"{name}_")):
-                return name
+        name = re.split(r"[-._]", part)[0]
+        if name in ("train", *TEST_NAMES):
+            return name
+        if name.casefold() in LIKE_SPLITS:
+            raise InputError(f"{path} is named after the split {name}; rename it to train or test")
     return "all"
 
 

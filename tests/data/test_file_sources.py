@@ -780,6 +780,38 @@ def test_splits_of_other_names_are_no_classes(names: tuple[str, str], tmp_path: 
             image_folder(root=str(folder), **options)
 
 
+def test_a_tree_without_train_is_not_split_at_random(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(InputError, match="photos has the folders test and val; rename them to train and test"):
+        image_folder(root=str(folder), holdout=0.1)
+
+
+def test_splits_inside_of_classes_are_not_merged(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    for name in CLASSES:
+        for split in ("train", "test"):
+            (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+            (folder / split / name).rename(tmp_path / "classes" / name / split)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "classes", ".")
+    for name, root in (("image-folder", tmp_path / "classes"), ("image-tar", tmp_path / "a.tar")):
+        with pytest.raises(InputError, match=r"has the folders test and train in cat, dog\.b, .*; wanted train/CLASS"):
+            DATASETS[name](root=str(root), holdout=0.1)
+    shutil.rmtree(tmp_path / "classes" / "cat" / "test")
+    (tmp_path / "classes" / "cat" / "train").rename(tmp_path / "classes" / "cat" / "others")
+    assert image_folder(root=str(tmp_path / "classes"), holdout=0.1).info.class_names == CLASSES
+
+
+@pytest.mark.parametrize(("train", "test"), [("training", "testing"), ("Train", "Test"), ("train", "Testing")])
+def test_splits_of_other_names_are_refused_in_parquet(train: str, test: str, tmp_path: Path) -> None:
+    data = write_parquet(write_folder(tmp_path / "photos"), tmp_path / "hub") / "data"
+    for old, new in (("train", train), ("test", test)):
+        (data / f"{old}-00000-of-00001.parquet").rename(data / f"{new}-0.parquet")
+    with pytest.raises(InputError, match=f"{test}-0.parquet is named after the split {test}; rename it to train"):
+        DATASETS["parquet"](root=str(data.parent), holdout=0.1)
+
+
 @pytest.mark.parametrize("with_val", [False, True])
 def test_a_test_split_without_labels_is_not_taken(
     with_val: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

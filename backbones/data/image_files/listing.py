@@ -157,8 +157,11 @@ def list_tree(
     with_folders = {folder.partition("/")[0] for folder in files if "/" in folder}  # `test/*.jpg` has no labels
     splits = choose_splits(path, with_folders) if is_split else {"": "all"}
     named_like = sorted(top for top in tops if top.casefold() in LIKE_SPLITS)
-    if len(named_like) > 1 and "test" not in splits.values() and not {*named_like} <= {"train", *TEST_NAMES}:
+    is_named_right = {"train"} <= {*named_like} <= {"train", *TEST_NAMES}
+    if len(named_like) > 1 and "test" not in splits.values() and not is_named_right:
         raise InputError(f"{path} has the folders {' and '.join(named_like)}; rename them to train and test")
+    if not is_split:
+        _check_no_splits_inside(path, files)
     split_and_class = {}  # by folder
     for folder in sorted(files, key=lambda folder: folder.split("/")):
         top, *rest = folder.split("/") if is_split else ["", *folder.split("/")]
@@ -190,6 +193,21 @@ def list_tree(
     looked_at = {folder: names for folder, names in files.items() if folder.partition("/")[0] not in others}
     _note_ignored(path, looked_at, sum(each.size for each in listing.splits.values()))
     return listing
+
+
+def _check_no_splits_inside(path: Path, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError if there are folders like splits in every class."""
+    inside: dict[str, set[str]] = {}  # class -> names of the folders in it
+    for folder, names in files.items():
+        if folder and any(map(is_image, names)):
+            top, _, rest = folder.partition("/")
+            inside.setdefault(top, set()).add(rest.partition("/")[0].casefold())
+    like_splits = set().union(*inside.values()) & LIKE_SPLITS
+    if len(like_splits) > 1 and all(each & LIKE_SPLITS for each in inside.values()):
+        raise InputError(
+            f"{path} has the folders {' and '.join(sorted(like_splits))} in {shorten(sorted(inside))}; wanted "
+            "train/CLASS/* and test/CLASS/*: move them, or set --data.root to the folder that holds both"
+        )
 
 
 def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:

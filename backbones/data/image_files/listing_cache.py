@@ -13,7 +13,7 @@ import numpy as np
 from backbones.data.image_files.cache import UNREADABLE, Stamps, cache_path, replacing, stamp
 from backbones.data.image_files.listing import Files, Listing, Names
 
-VERSION = 5
+VERSION = 6
 """Of how files are listed: another one lists them anew."""
 
 
