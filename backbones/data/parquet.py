@@ -121,12 +121,12 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
                         called = file_name or f"{os.path.relpath(path, root)}, row {row}"
                         split_rows.append((called, label, start, length))
                         bar.update()
+            labels = {split: [row[1] for row in each] for split, each in rows.items()}
+            class_names, numbers = _number(root, labels, _one_of(named))  # an error here leaves the store as it was
     except (OSError, pyarrow.ArrowException) as error:
         if getattr(error, "errno", None) is not None:  # of the disk
             raise
         raise InputError(f"{path} cannot be read as parquet: {error}") from error
-    labels = {split: [row[1] for row in each] for split, each in rows.items()}
-    class_names, numbers = _number(root, labels, _one_of(named))
     listing = Listing(class_names, {})
     for split, each in rows.items():
         extents = np.array([row[2:] for row in each], dtype=np.int64).reshape(-1, 2)

@@ -685,6 +685,20 @@ def test_splits_of_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         DATASETS["parquet"](root=str(root / "data" / "test-00000-of-00001.parquet"))
 
 
+@pytest.mark.parametrize("label", ["cat", "cow"])
+def test_a_listing_of_parquet_keeps_its_images(label: str, tmp_path: Path) -> None:
+    """While another file comes and goes: too new for its listing to be kept, or of a class that training lacks."""
+    images = [encoded(random_image(i)) for i in range(20)]
+    os.utime(with_columns(tmp_path / "train.parquet", image=images, label=["cat"] * 20), (1e9, 1e9))
+    before = everything(DATASETS["parquet"](root=str(tmp_path), holdout=0.3))
+    with_columns(tmp_path / "test.parquet", image=[encoded(random_image(30, 40, 40))], label=[label])
+    with pytest.raises(InputError, match="has a test split" if label == "cat" else "there are test images of cow"):
+        DATASETS["parquet"](root=str(tmp_path), holdout=0.3)
+    (tmp_path / "test.parquet").unlink()
+    after = everything(DATASETS["parquet"](root=str(tmp_path), holdout=0.3))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_a_crop_needs_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"--data.crop is random, and --data.image-size is not set"):
         image_folder(root=str(write_folder(tmp_path / "photos")), crop="random")

@@ -1,7 +1,6 @@
 """Listings of files are kept between runs, since a million files take a while to find."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from backbones.data.image_files.cache import UNREADABLE, Stamps, cache_path, replacing, stamp
-from backbones.data.image_files.listing import Files, Listing, Names
+from backbones.data.image_files.listing import Files, Listing, Names, version_of
 
 VERSION = 6
 """Of how files are listed: another one lists them anew."""
@@ -39,7 +38,7 @@ def cached_listing(
         stored = json.loads(bytes(arrays["stamps"]))
         listing = _from_arrays(arrays)
         is_same = all(list(stamp(each)) == value for each, value in stored.items()) and names in (None, stored.keys())
-        if is_same and _is_complete(listing):
+        if is_same and all(each.version == _version(each.store) for each in listing.splits.values()):
             return listing
     began = time.time_ns()
     listing, stamps = make()
@@ -50,10 +49,9 @@ def cached_listing(
     return listing
 
 
-def _is_complete(listing: Listing) -> bool:
-    """Whether the stores are as long as they must be."""
-    stores = [files for files in listing.splits.values() if files.store is not None and files.extents is not None]
-    return all(os.path.getsize(each.store) >= each.extents.sum(axis=1).max(initial=0) for each in stores)  # type: ignore
+def _version(store: str | None) -> tuple[int, ...] | None:
+    """Of a store: a later listing may have replaced it, and not have been kept."""
+    return None if store is None else version_of(store)
 
 
 def _bytes(values: Any) -> np.ndarray:
@@ -61,7 +59,7 @@ def _bytes(values: Any) -> np.ndarray:
 
 
 def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
-    stores = {split: (files.root, files.store) for split, files in listing.splits.items()}
+    stores = {split: (files.root, files.store, _version(files.store)) for split, files in listing.splits.items()}
     arrays = {"about": _bytes([listing.class_names, stores])}
     for split, files in listing.splits.items():
         arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()
@@ -80,7 +78,8 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Listing:
             root,
             store,
             arrays.get(f"{split}_extents"),
+            version and tuple(version),
         )
-        for split, (root, store) in stores.items()
+        for split, (root, store, version) in stores.items()
     }
     return Listing(tuple(class_names), splits)
