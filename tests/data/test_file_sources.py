@@ -145,6 +145,16 @@ def test_held_out_images_stay_when_others_come(tmp_path: Path) -> None:
     assert DATASETS["image-tar"](root=str(tar), holdout=0.25).test.digest() == more.test.digest()
 
 
+def test_rows_of_one_name_are_held_out_one_by_one_and_copies_together(tmp_path: Path) -> None:
+    images = [encoded(random_image(i, height=4 + i)) for i in range(60)] * 2
+    rows = [{"bytes": content, "path": "0.png"} for content in images]
+    with_columns(tmp_path / "a.parquet", image=rows, label=[0] * 120)
+    dataset = DATASETS["parquet"](root=str(tmp_path), holdout=0.5, image_size=8)
+    files = [source.read.__self__.files for source in dataset]
+    train, test = ([each.content(i) for i in range(each.size)] for each in files)
+    assert 40 <= len(test) <= 80 and not {*train} & {*test}
+
+
 def reader_names(source) -> list[str]:
     return list(source.read.__self__.files.names)
 

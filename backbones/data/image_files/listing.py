@@ -7,6 +7,7 @@ import hashlib
 import os
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -254,7 +255,7 @@ def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Fil
     """The training and the test files.
 
     Of a tree that is not split yet, the share `holdout` is held out: the files whose name has a hash below it, so that
-    the others stay where they are when some are added.
+    the others stay where they are when some are added. Rows of parquet that share a name are told apart by length.
 
     Raises:
         InputError: there are no images; or there are two splits and a `holdout`, or one split and none.
@@ -279,8 +280,12 @@ def train_test(listing: Listing, path: Path, holdout: float | None) -> tuple[Fil
         raise InputError(f"{path} has no test split; wanted {wanted}, or --data.holdout 0.1 to hold a tenth out")
     (files,) = splits.values()
     below = int(holdout * 2**64)
-    hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in files.names)
-    is_test = np.fromiter((int.from_bytes(each, "big") < below for each in hashes), bool, len(files.names))
+    names: Iterable[str] = files.names
+    if files.extents is not None:  # rows of parquet may share a name; copies of an image have to stay together
+        count, lengths = Counter(names), files.extents[:, 1].tolist()
+        names = (name if count[name] == 1 else f"{name}, {n} bytes" for name, n in zip(names, lengths, strict=True))
+    hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names)
+    is_test = np.fromiter((int.from_bytes(each, "big") < below for each in hashes), bool, files.size)
     if is_test.all() or not is_test.any():
         raise InputError(
             f"--data.holdout {holdout} of the {files.size} images in {path} holds {is_test.sum()} of them out; wanted "
