@@ -113,6 +113,25 @@ def test_16_bits_are_scaled(format: str) -> None:
         assert torch.equal(image, torch.from_numpy(grey).expand(channels, -1, -1))
 
 
+def grey_tiff(levels: np.ndarray, bits: int, photometric: int) -> bytes:
+    """Uncompressed, [H, W] integers; of 12 bits two pixels fill three bytes. `photometric` is 0 where 0 is white."""
+    number = sum(int(level) << (bits * i) for i, level in enumerate(levels.flat[::-1]))
+    pixels = levels.astype("<u2").tobytes() if bits == 16 else number.to_bytes(levels.size * bits // 8, "big")
+    height, width = levels.shape
+    tags = (256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (279, len(pixels))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 1), (16, 0)])
+def test_levels_of_a_tiff_are_those_of_its_tags(bits: int, photometric: int) -> None:
+    grey = np.array(GREY)
+    levels = (grey if photometric else 255 - grey) * (2**bits - 1.0) / 255
+    image = decode(grey_tiff(levels.round().astype(int), bits, photometric), channels=1, background=BLACK)
+    assert torch.equal(image[0], torch.from_numpy(grey))
+
+
 @pytest.mark.parametrize("background", [BLACK, (255, 255, 255), (10, 200, 30)])
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 def test_what_is_transparent_shows_the_background(format: str, background: tuple[int, int, int]) -> None:

@@ -23,7 +23,7 @@ from backbones.errors import InputError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 
-DECODING = 3
+DECODING = 4
 """Version of how images are decoded: another one decodes them anew."""
 
 

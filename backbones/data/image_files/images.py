@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +36,8 @@ def reason_of(error: Exception) -> str:
 def decode(content: bytes, *, channels: int, background: Color) -> Tensor:
     """The image in the bytes of a file, [C, H, W] uint8.
 
-    It is turned as its EXIF orientation says, 16 bits are scaled to 8, what is transparent shows the background, and of
-    an animation it is the first frame. JPEG and PNG are decoded by torchcodec, all else by Pillow.
+    It is turned as its EXIF orientation says, 12 and 16 bits are scaled to 8, what is transparent shows the background,
+    and of an animation it is the first frame. JPEG and PNG are decoded by torchcodec, all else by Pillow.
 
     Args:
         content: of the file.
@@ -131,7 +131,7 @@ def _decode_any(content: bytes) -> Tensor:
             _check_pixels(file.width * file.height)
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):
-                image = Image.fromarray(_to_8_bits(np.asarray(image)))
+                image = Image.fromarray(_to_8_bits(np.asarray(image), getattr(file, "tag_v2", {})))
             elif image.mode == "F":
                 raise BadImage("its pixels are floating-point numbers")
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -147,10 +147,13 @@ def decoder_versions() -> list[str | None]:
     return [version("pillow"), version("torchcodec") if _torchcodec() else None]
 
 
-def _to_8_bits(image: np.ndarray) -> np.ndarray:
+def _to_8_bits(image: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """From 16 bits, or the 12 of a TIFF; `tags` are those of a TIFF, which Pillow does not apply to such pixels."""
     if image.min() < 0 or image.max() > 65535:
         raise BadImage("its pixels have more than 16 bits")
-    return (image.astype(np.float32) * (255 / 65535)).round().astype(np.uint8)
+    largest = 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample
+    scaled = (image.astype(np.float32) * (255 / largest)).round().astype(np.uint8)
+    return 255 - scaled if tags.get(262) == 0 else scaled  # PhotometricInterpretation: 0 is white
 
 
 def _compose(image: Tensor, background: Color) -> Tensor:
