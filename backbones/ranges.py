@@ -112,6 +112,8 @@ def _wanted_kind(annotation: Any, value: Any) -> str | None:
 def _wanted_instead(annotation: Any, value: Any) -> str | None:
     """What is wanted instead of a value, or None if it is right."""
     interval, choices = range_of(annotation), choices_of(annotation)
+    if getattr(value, "ndim", None) == 0:  # a scalar of numpy or torch
+        value = value.item()
     if bool in (members := _members(annotation)) and {*members} <= {bool, type(None)}:
         return None if type(value) in members else "true or false"
     if value is not None and interval is not None and isinstance(value, int | float | str):

@@ -2,7 +2,9 @@ import math
 import re
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
+import torch
 
 from backbones.errors import InputError
 from backbones.ranges import Count, Probability, Range, check_values, checked, range_of
@@ -42,6 +44,18 @@ def test_values_are_checked_one_by_one() -> None:
         check_values(annotations, {"b": ("x",)})
     with pytest.raises(InputError, match="--batch-size is 0; it must be 1 or more"):
         check_values({"batch_size": Count}, {"batch_size": 0}, prefix="--")
+
+
+def test_scalars_of_numpy_and_torch_are_numbers() -> None:
+    annotations = {"a": Count, "several": tuple[Probability, ...]}
+    check_values(annotations, {"a": np.int64(3), "several": (torch.tensor(0.5),)})
+    for name, wrong, wanted in (
+        ("a", np.int64(0), "1 or more"),
+        ("a", torch.tensor(1.5), "an integer, 1 or more"),
+        ("several", (np.float32(2),), "at least 0 and below 1"),
+    ):
+        with pytest.raises(InputError, match=f"{name} is .*; it must be {wanted}"):
+            check_values(annotations, {name: wrong})
 
 
 def test_one_number_or_several_or_none() -> None:
