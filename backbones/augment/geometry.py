@@ -31,7 +31,8 @@ def crop_flip(*, padding: Annotated[int, Range("[0, inf)")] = 4, flip: bool = Tr
     return chain(random_crop(padding), random_flip() if flip else identity())
 
 
-def random_crop(padding: int, *, reflect: bool = False) -> Augment:
+@checked
+def random_crop(padding: Annotated[int, Range("[0, inf)")], *, reflect: bool = False) -> Augment:
     """Pad by `padding` pixels on each side, and crop to the old size at a random position.
 
     Args:
@@ -39,7 +40,7 @@ def random_crop(padding: int, *, reflect: bool = False) -> Augment:
         reflect: whether the border is a reflection of the image; else it is 0.
 
     Raises:
-        InputError: when called, images are too small for their reflection.
+        InputError: `padding` is below 0; or, when called, images are too small for their reflection.
     """
     if padding == 0:
         return identity()

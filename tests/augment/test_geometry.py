@@ -80,6 +80,8 @@ def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
         assert torch.equal(augment(keys, batch).images, batch.images)
     with pytest.raises(InputError, match="padding is -1; it must be 0 or more"):
         crop_flip(padding=-1)
+    with pytest.raises(InputError, match="padding is -3; it must be 0 or more"):
+        random_crop(-3)
     with pytest.raises(InputError, match="padding is 6, and images of 8x6 are reflected by at most 5 pixels"):
         alternating_flip(padding=6, reflect=True)(keys, batch)
     alternating_flip(reflect=True)
