@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import backbones.random as random
-from backbones.augment.base import Augment, chain, of_uint8_images
+from backbones.augment.base import Augment, chain, check_device, of_uint8_images
 from backbones.augment.geometry import Flip, Padding, crop_flip
 from backbones.augment.policy import AUTO, Op, apply_ops, random_sign
 from backbones.ranges import checked
@@ -50,6 +50,7 @@ def auto_augment(*, device: torch.device | str = "cpu", padding: Padding = 0, fl
     policy = torch.tensor(CIFAR10, device=device)  # [25, 2, 3]
 
     def augment(keys: Tensor, images: Tensor) -> Tensor:
+        check_device(keys, policy)
         chosen = policy[random.randint(keys, len(policy))]  # [B, 2, 3]
         for i in range(2):
             keys_apply, keys_sign = (random.fold_in(random.fold_in(keys, i), part) for part in (0, 1))

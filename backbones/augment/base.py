@@ -67,6 +67,15 @@ def of_uint8_images(function: Callable[[Tensor, Tensor], Tensor]) -> Augment:
     return of_images(check)
 
 
+def check_device(keys: Tensor, table: Tensor) -> None:
+    """Raise InputError unless a table that an augmentation was made with is on the device of the keys."""
+    if keys.device != table.device:
+        raise InputError(
+            f"an augmentation was made for {table.device}, and the batch is on {keys.device}; make it with the device "
+            "that the experiment gives, by a parameter `device` of your function"
+        )
+
+
 def per_image(values: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1], to broadcast with images."""
     return values[:, None, None, None]

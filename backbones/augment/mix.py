@@ -15,7 +15,7 @@ from typing_extensions import Doc
 
 import backbones.random as random
 import backbones.tree as tree
-from backbones.augment.base import Augment, chain, per_image
+from backbones.augment.base import Augment, chain, check_device, per_image
 from backbones.augment.erase import inside
 from backbones.augment.geometry import Flip, Padding, crop_flip
 from backbones.errors import InputError
@@ -182,6 +182,7 @@ def make_beta(alpha: float, device: torch.device | str) -> Callable[[Tensor], Te
     quantiles = torch.from_numpy(betaincinv(alpha, alpha, levels.numpy())).to(device, torch.float32)
 
     def draw(keys: Tensor) -> Tensor:
+        check_device(keys, quantiles)
         position = random.uniform(keys) * intervals
         below = position.to(torch.int64)
         return torch.lerp(quantiles[below], quantiles[below + 1], position - below)

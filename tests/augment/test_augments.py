@@ -92,3 +92,11 @@ def test_levels_cannot_be_looked_up_in_mixed_images(name: str) -> None:
         chain(make("mixup"), make(name))(keys, batch)
     mixed_last = chain(trivial_augment(), mixup(num_classes=10), random_erasing())(keys, batch)
     assert mixed_last.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "mixup-cutmix", "auto-augment"])
+def test_an_augmentation_for_another_device_is_one_clear_error(name: str) -> None:
+    """As one of one's own is that does not pass its device on."""
+    augment = use(AUGMENTS[name]).make(num_classes=10, device="meta")
+    with pytest.raises(InputError, match="was made for meta, and the batch is on cpu; make it with the device that"):
+        augment(make_keys(8), make_batch(8))
