@@ -20,7 +20,7 @@ from torch import nn
 
 import backbones.distributed as distributed
 import backbones.machine as machine
-from backbones.augment import Augment, Normalize, identity, make_normalize
+from backbones.augment import Augment, Normalize, identity, make_normalize, repeated
 from backbones.component import GIVEN_TO_LOSSES, Use, is_plain, use as use  # `use` is for those who write experiments
 from backbones.data import Batches, DataInfo, Dataset, Sampling, make_batches
 from backbones.data.source import check_splits, check_statistics, read_some
@@ -492,6 +492,11 @@ class Experiment:
         if self.batch_size > dataset.train.size:
             distributed.warn0_once(
                 f"a batch of {self.batch_size} has some of the {dataset.train.size} training images twice"
+            )
+        if self.augment.function is repeated and self.data.values.get("crop") == "random":
+            distributed.warn0_once(
+                "--augment repeated with --data.crop random gives all copies of an image the same crop; use "
+                "--data.crop center, and chain(repeated(), resized_crop()) in an augmentation of your own"
             )
         if self.rewind and self.nonfinite == "skip" and self.spike is None:
             distributed.warn0_once("--rewind has no effect with --nonfinite skip and --spike None")

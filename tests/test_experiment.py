@@ -12,6 +12,7 @@ from torch import nn
 import backbones.experiment
 import backbones.random as random
 import backbones.tree as tree
+from backbones.augment import repeated
 from backbones.component import use
 from backbones.data import Dataset, digits, in_memory
 from backbones.errors import InputError
@@ -293,6 +294,8 @@ def test_options_without_an_effect_are_told(experiment: Experiment, capsys: pyte
     assert capsys.readouterr().err == "warning: a batch of 1434 has some of the 1433 training images twice\n"
     dataclasses.replace(experiment, data=use(even_and_odd), best="top5").make()
     assert capsys.readouterr().err == "warning: --best top5: it is always 100 % of 2 classes\n"
+    dataclasses.replace(experiment, data=use(cropped), augment=use(repeated)).make()
+    assert capsys.readouterr().err.startswith("warning: --augment repeated with --data.crop random gives all ")
     dataclasses.replace(experiment, rewind=3, nonfinite="skip", spike=None).make()
     assert capsys.readouterr().err.startswith("warning: --rewind has no effect with --nonfinite skip and --spike None")
     dataclasses.replace(experiment, pass_over=(2, 99)).make()
@@ -303,6 +306,11 @@ def even_and_odd() -> Dataset:
     """Digits in two classes."""
     splits = [(source.read(torch.arange(100), torch.arange(100)), source.labels[:100] % 2) for source in digits()]
     return in_memory(*splits, ("even", "odd"), CPU)
+
+
+def cropped(*, crop: str = "random") -> Dataset:
+    """Digits, by a function with the option of image files."""
+    return digits()
 
 
 def test_parts_of_an_epoch_are_not_rounded_up_by_a_rounding_error(experiment: Experiment) -> None:
