@@ -348,6 +348,9 @@ class Experiment:
         device = self.init_device()
         self._check_batch_size()
         dataset = dataset or make_dataset(self.data, device)
+        _, height, width = dataset.info.image_shape
+        if self.tta == "flip+shift" and min(height, width) < 2:
+            raise InputError(f"--tta flip+shift is for 2x2 pixels or more, and images have {width}x{height}; use flip")
         model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
         num_steps = self.num_steps(dataset)
         self._warn_of_options(dataset, num_steps)

@@ -223,6 +223,13 @@ def test_what_a_device_and_its_arithmetic_are_set_to(experiment: Experiment, mon
         assert [changed.mode(torch.device(device)) for device in ("cpu", "cuda")] == modes.split()
 
 
+def test_images_of_one_pixel_are_not_shifted(experiment: Experiment) -> None:
+    split = torch.zeros(10, 3, 256, 1, dtype=torch.uint8), torch.arange(10)
+    experiment = dataclasses.replace(experiment, model=use(CountsImages), tta="flip+shift")
+    with pytest.raises(InputError, match=r"--tta flip\+shift is for 2x2 pixels or more, and images have 1x256; use"):
+        experiment.make(in_memory(split, split, tuple("0123456789"), CPU))
+
+
 def test_batches_of_evaluation_have_their_own_size(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, make_eval_step = [], backbones.experiment.make_eval_step
 
