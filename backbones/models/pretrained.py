@@ -72,7 +72,7 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
     for name, wanted in leaves.items():
         got, part = weights.pop(name, None), parts.get(name)
         if got is not None and got.shape != wanted.shape and part != "head":
-            old, got = got, _fit(got, wanted, may_be_first=part != "trunk", image_shape=image_shape)
+            old, got = got, _fit(name, got, wanted, may_be_first=part != "trunk", image_shape=image_shape)
             if got.shape == wanted.shape:
                 notes.append(f"{name} of {tuple(old.shape)} became {tuple(got.shape)}")
         if got is not None and got.shape == wanted.shape:
@@ -116,13 +116,20 @@ def _renamed(weights: StateDict, leaves: StateDict) -> tuple[StateDict, list[str
     return renamed, notes
 
 
-def _fit(got: Tensor, wanted: Tensor, *, may_be_first: bool, image_shape: ImageShape) -> Tensor:
+def _fit(name: str, got: Tensor, wanted: Tensor, *, may_be_first: bool, image_shape: ImageShape) -> Tensor:
     """A leaf for another number of channels or another grid of positions; as it is if that is not the difference."""
-    if may_be_first and got.ndim == wanted.ndim == 4 and got[:, 0].shape == wanted[:, 0].shape:
+    if got.ndim != wanted.ndim or got.ndim < 2 or got[:, 0].shape != wanted[:, 0].shape:
+        return got
+    if may_be_first and got.ndim == 4 and wanted.shape[1] == image_shape[0]:
         return fit_channels(got, wanted.shape[1])
-    if got.ndim == wanted.ndim == 3 and got[:, 0].shape == wanted[:, 0].shape:
+    if _is_positions(name, wanted):
         return fit_positions(got, wanted.shape[1], image_shape)
     return got
+
+
+def _is_positions(name: str, leaf: Tensor) -> bool:
+    """Whether a leaf is position embeddings [1, N, D]: `pos_embed` here and in timm, `pos_embedding` in torchvision."""
+    return leaf.ndim == 3 and "pos" in name
 
 
 def fit_channels(kernels: Tensor, channels: int) -> Tensor:

@@ -53,6 +53,24 @@ def test_positions_of_no_grid() -> None:
     assert fit_positions(embeddings, 65, SHAPE) is embeddings
 
 
+def test_only_positions_are_resampled() -> None:
+    one, four = (MODELS["vit-tiny"](SHAPE, 10, patch_size=8, depth=1, registers=registers) for registers in (1, 4))
+    with pytest.raises(InputError, match=r"register_tokens is \(1, 1, 192\), expected \(1, 4, 192\)"):
+        with_pretrained(four, one.init(random.generator(0))[0], SHAPE)
+
+
+def test_kernels_whose_inputs_are_not_the_channels_of_the_image_are_refused() -> None:
+    """After space-to-depth, as in timm's TResNet, each channel is several inputs."""
+
+    def make(channels: int) -> nn.Module:
+        stem = nn.PixelUnshuffle(4), nn.Conv2d(16 * channels, 4, 3)
+        return nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+    params, _ = from_module(lambda: make(3)).init(random.generator(0))
+    with pytest.raises(InputError, match=r"1\.weight is \(4, 48, 3, 3\), expected \(4, 16, 3, 3\)"):
+        with_pretrained(from_module(lambda: make(1)), params, (1, 32, 32))
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_around_the_names(wrapper: str, images: Tensor) -> None:
     model = MODELS["mobilenet"](SHAPE, 10)
