@@ -35,7 +35,8 @@ def with_pretrained(model: Model, weights: StateDict, image_shape: ImageShape) -
 
     They are fitted where that has a meaning: names of torchvision or timm become ours, without a wrapper such as
     `module.`; position embeddings are resampled for another grid, and the kernels of the first layer for another number
-    of channels. A head that is missing or has another size stays as `init` draws it.
+    of channels. Positions that are as many as the model's are taken to be of the same grid. A head that is missing or
+    has another size stays as `init` draws it.
 
     Args:
         model: what to start.
@@ -75,6 +76,8 @@ def _fit_all(model: Model, weights: StateDict, image_shape: ImageShape) -> tuple
             old, got = got, _fit(name, got, wanted, may_be_first=part != "trunk", image_shape=image_shape)
             if got.shape == wanted.shape:
                 notes.append(f"{name} of {tuple(old.shape)} became {tuple(got.shape)}")
+        elif got is not None and _is_positions(name, wanted) and _has_square_area(image_shape):
+            notes.append(f"{name} is taken to be of the same grid of patches, though a square one has as many")
         if got is not None and got.shape == wanted.shape:
             fitted[name] = got.detach()
         elif part == "head":
@@ -130,6 +133,12 @@ def _fit(name: str, got: Tensor, wanted: Tensor, *, may_be_first: bool, image_sh
 def _is_positions(name: str, leaf: Tensor) -> bool:
     """Whether a leaf is position embeddings [1, N, D]: `pos_embed` here and in timm, `pos_embedding` in torchvision."""
     return leaf.ndim == 3 and "pos" in name
+
+
+def _has_square_area(image_shape: ImageShape) -> bool:
+    """Whether these images are not square, but have as many patches as a square image of the same area."""
+    _, height, width = image_shape
+    return height != width and math.isqrt(height * width) ** 2 == height * width
 
 
 def fit_channels(kernels: Tensor, channels: int) -> Tensor:

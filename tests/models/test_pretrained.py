@@ -59,6 +59,12 @@ def test_only_positions_are_resampled() -> None:
         with_pretrained(four, one.init(random.generator(0))[0], SHAPE)
 
 
+def test_a_grid_that_only_looks_the_same_is_told() -> None:
+    model = MODELS["vit-tiny"]((3, 16, 64), 10, patch_size=8, depth=1)  # 2x8 patches, as many as 4x4
+    _, notes = with_pretrained(model, model.init(random.generator(0))[0], (3, 16, 64))
+    assert notes == ["pos_embed is taken to be of the same grid of patches, though a square one has as many"]
+
+
 def test_kernels_whose_inputs_are_not_the_channels_of_the_image_are_refused() -> None:
     """After space-to-depth, as in timm's TResNet, each channel is several inputs."""
 
