@@ -107,14 +107,18 @@ def _sides_by_size(matrices: Params, max_size: int) -> dict[str, list[tuple[str,
 
 
 def _refresh(bases: Tensor, covariances: Tensor, step: Tensor, refresh_every: int) -> Tensor:
-    """One orthogonal iteration for the next ceil(K / refresh_every) of `bases` [K, n, n], towards the eigenvectors."""
+    """One orthogonal iteration for the next ceil(K / refresh_every) of `bases` [K, n, n], towards the eigenvectors.
+
+    At least in float32: there is no QR decomposition in 16 bits.
+    """
     num_bases = len(bases)
     count = -(-num_bases // refresh_every)
     index = (step * count + torch.arange(count, device=step.device)) % num_bases
-    covariances, old = covariances[index], bases[index]
+    dtype = torch.promote_types(bases.dtype, torch.float32)
+    covariances, old = covariances[index].to(dtype), bases[index].to(dtype)
     shift = SHIFT * covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None]
     new, _ = torch.linalg.qr(covariances @ old + shift * old)
-    return bases.index_copy(0, index, new)
+    return bases.index_copy(0, index, new.to(bases.dtype))
 
 
 def _rotate(matrix: Tensor, name: str, basis_of: dict[tuple[str, int], Tensor]) -> Tensor:

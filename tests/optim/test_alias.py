@@ -272,6 +272,17 @@ def test_soap_refreshes_all_bases_in_refresh_every_updates() -> None:
     torch.testing.assert_close(state.bases["4"] @ state.bases["4"].mT, identity, atol=1e-5, rtol=0)
 
 
+def test_soap_of_bfloat16_parameters() -> None:
+    params = {"weight": torch.randn(4, 4, generator=torch.Generator().manual_seed(0))}
+    transform, bases = optim.scale_by_soap(refresh_every=1), []
+    for dtype in (torch.bfloat16, torch.float32):
+        grads = {"weight": params["weight"].bfloat16().to(dtype)}
+        updates, state = transform.update(grads, transform.init(grads), grads)
+        assert updates["weight"].dtype == state.bases["4"].dtype == dtype
+        bases.append(state.bases["4"].float())
+    torch.testing.assert_close(*bases, atol=0.02, rtol=0)
+
+
 def test_adafactor_has_two_vectors_for_a_matrix() -> None:
     params = {"weight": torch.randn(256, 128)}
     state = optim.adafactor().init(params)
