@@ -206,8 +206,9 @@ def keep_norm() -> GradientTransformation:
     def leaf(g: Tensor, p: Tensor) -> Tensor:
         if p.ndim < 2:
             return g
-        moved = p + g
-        return moved * (len(p) ** 0.5 / torch.linalg.vector_norm(moved)) - p
+        moved, norm = p + g, len(p) ** 0.5
+        smallest = norm * torch.finfo(p.dtype).tiny  # keeps the factor finite where p + g is 0
+        return moved * (norm / torch.linalg.vector_norm(moved).clamp(min=smallest)) - p
 
     return stateless_with_tree_map(leaf)
 

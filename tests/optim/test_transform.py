@@ -219,6 +219,14 @@ def test_keep_norm(descent: Descent) -> None:
     assert tree.sha256(updates) == tree.sha256(vectors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_keep_norm_of_a_matrix_that_becomes_0(dtype: torch.dtype) -> None:
+    params = {"weight": torch.ones(1000, 2, dtype=dtype)}
+    transform = optim.keep_norm()
+    updates, _ = transform.update(tree.map(torch.neg, params), transform.init(params), params)
+    assert optim.apply_updates(params, updates)["weight"].eq(0).all()
+
+
 def test_vectors_are_not_orthogonalized(descent: Descent) -> None:
     transform = optim.orthogonalize()
     with pytest.raises(
