@@ -66,7 +66,7 @@ def find(tree: Tree, matches: Callable[[Any], bool]) -> list[Any]:
 
 
 def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
-    """The tree with those fields set in its NamedTuples, and those keys in its dicts of only 0-D tensors.
+    """The tree with those leaves set that are fields of NamedTuples, or keys of dicts of only 0-D tensors.
 
     Other dicts have the names of parameters as keys, and a parameter may be called like a field.
     """
@@ -77,8 +77,10 @@ def replace_fields(tree: Tree, fields: dict[str, Tensor]) -> Tree:
         return {key: own.get(key, replace_fields(child, fields)) for key, child in tree.items()}
     if not hasattr(tree, "_fields"):
         return type(tree)(replace_fields(child, fields) for child in tree)
-    children = tree._asdict()
-    return type(tree)(**{name: fields.get(name, replace_fields(child, fields)) for name, child in children.items()})
+    children = {name: replace_fields(child, fields) for name, child in tree._asdict().items()}
+    return type(tree)(
+        **{name: fields.get(name, child) if isinstance(child, Tensor) else child for name, child in children.items()}
+    )
 
 
 def zeros_like(tree: Tree) -> Tree:

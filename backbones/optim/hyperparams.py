@@ -13,9 +13,15 @@ from backbones.types import OptState, Params, Updates
 
 
 def hyperparams(opt_state: OptState) -> dict[str, Tensor]:
-    """The hyperparameters by path, such as `1/b2`: the 0-D floating-point leaves."""
+    """The hyperparameters by path, such as `1/b2`: the 0-D floating-point leaves that can be set.
+
+    Those that are named after a parameter, such as its moments, cannot.
+    """
     leaves = tree.named_leaves(opt_state)
-    return {path: leaf for path, leaf in leaves.items() if leaf.ndim == 0 and leaf.is_floating_point()}
+    scalars = {path: leaf for path, leaf in leaves.items() if leaf.ndim == 0 and leaf.is_floating_point()}
+    mark = torch.empty(())
+    marked = tree.named_leaves(tree.replace_fields(opt_state, {_name(path): mark for path in scalars}))
+    return {path: leaf for path, leaf in scalars.items() if marked[path] is mark}
 
 
 def set_hyperparams(opt_state: OptState, **values: Tensor) -> OptState:

@@ -286,6 +286,14 @@ def test_hyperparams_are_read_and_set_by_name(descent: Descent) -> None:
         optim.inject_hyperparams(optim.adam(), learning_rate=cosine(10)).init(descent.params)
 
 
+@pytest.mark.parametrize("name", ["scale", "mu"])
+def test_a_moment_of_a_scalar_is_no_hyperparameter(name: str) -> None:
+    state = optim.adamw().init({name: torch.tensor(1.0), "weight": torch.ones(2)})
+    assert optim.hyperparams(state).keys() == optim.hyperparams(optim.adamw().init({"weight": torch.ones(2)})).keys()
+    with pytest.raises(InputError, match=f"no hyperparameter is called '{name}'"):
+        optim.set_hyperparams(state, **{name: torch.tensor(0.5)})
+
+
 def test_hyperparameters_of_a_stateless_transform_are_leaves_of_its_state() -> None:
     params = {"weight": torch.full((3,), 3.0)}
     one, two = (optim.clip_by_value(bound).init(params) for bound in (1.0, 2.0))
