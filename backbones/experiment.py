@@ -293,8 +293,14 @@ class Experiment:
             )
         return cast(Loss, self.loss.bind())
 
-    def make_optimizer(self, roles: Roles, num_steps: int) -> GradientTransformation:
-        """The optimizer for a run of `num_steps`, with clipping before and an average after it."""
+    def make_optimizer(self, roles: Roles, num_steps: int, whole_roles: Roles | None = None) -> GradientTransformation:
+        """The optimizer for a run of `num_steps`, with clipping before and an average after it.
+
+        Args:
+            roles: of the parameters that are trained.
+            num_steps: that a schedule is made for.
+            whole_roles: with those of the frozen parameters, if any are: learning rates by layer count them too.
+        """
         given = {"num_steps": num_steps, "hidden": hidden_matrices(roles)}
         if self._optimizer_takes("hidden") and not any(is_hidden(role) for role in roles.values()):
             distributed.warn0_once(f"--optim {self.optim.name} has no matrix between stem and head to train")
@@ -306,7 +312,8 @@ class Experiment:
         if self.schedule != use(constant):
             self._check_optimizer_takes("schedule", f"--schedule {self.schedule.name}")
         schedule = _made("schedule", self.schedule, Callable, num_steps=num_steps)
-        rates = relative_rates(roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
+        rates = relative_rates(whole_roles or roles, layer_decay=self.layer_decay or 1.0, trunk_lr=self.trunk_lr or 1.0)
+        rates = {name: rates[name] for name in roles}
         if {self.layer_decay, self.trunk_lr} - {None, 1.0}:
             self._check_optimizer_takes("schedule", "--layer-decay or --trunk-lr")
             if len(set(rates.values())) == 1:
@@ -351,10 +358,11 @@ class Experiment:
         _, height, width = dataset.info.image_shape
         if self.tta == "flip+shift" and min(height, width) < 2:
             raise InputError(f"--tta flip+shift is for 2x2 pixels or more, and images have {width}x{height}; use flip")
-        model = self._complete_model(model or self.make_model(dataset.info), dataset.info, device)
+        whole = model or self.make_model(dataset.info)
+        model = self._complete_model(whole, dataset.info, device)
         num_steps = self.num_steps(dataset)
         self._warn_of_options(dataset, num_steps)
-        optimizer = self.make_optimizer(model.roles, num_steps)
+        optimizer = self.make_optimizer(model.roles, num_steps, whole.roles)
         normalize = make_normalize(dataset.info.mean, dataset.info.std, device)
         state = self._init_state(model, optimizer, dataset, normalize, device)
         train_batches = partial(make_batches, dataset.train, device=device, sampling=self.sampling)
@@ -403,8 +411,9 @@ class Experiment:
             raise InputError("make_pure_step is for one process; start it without torchrun")
         self._check_batch_size()
         info = dataset.info
-        model = self._complete_model(self.make_model(info), info, device)
-        optimizer = self.make_optimizer(model.roles, self.num_steps(dataset))
+        whole = self.make_model(info)
+        model = self._complete_model(whole, info, device)
+        optimizer = self.make_optimizer(model.roles, self.num_steps(dataset), whole.roles)
         grad_fn = grad_and_value(self._make_loss_fn(model, dataset, device), {}, transform="func")
         normalize = make_normalize(info.mean, info.std, device)
         return self._make_train_step(grad_fn, optimizer, info, normalize, device)

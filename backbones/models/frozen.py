@@ -103,7 +103,7 @@ def relative_rates(roles: Roles, *, layer_decay: float = 1.0, trunk_lr: float = 
     """Learning rate of each parameter, relative to that of the head.
 
     Args:
-        roles: those of a model.
+        roles: those of a model before any of it is frozen, so with its head.
         layer_decay: factor for each layer below the head (Bao et al., "BEiT", arXiv 2106.08254, appendix H).
         trunk_lr: factor for all but the head.
     """

@@ -182,6 +182,16 @@ def test_depths_and_rates() -> None:
     ]
 
 
+def test_rates_are_relative_to_the_head_also_where_it_is_frozen(experiment: Experiment) -> None:
+    """In the first step, after which the trunk is as if the head were trained."""
+    experiment = dataclasses.replace(experiment, layer_decay=0.5)
+    programs = [each.make() for each in (experiment, dataclasses.replace(experiment, freeze=("head", "norm")))]
+    everything, trunk = (program.train_step(program.state, program.batches(0))[0].params for program in programs)
+    assert everything.keys() - trunk.keys() == {"head.weight", "head.bias", "norm.weight", "norm.bias"}
+    for name, leaf in trunk.items():
+        torch.testing.assert_close(leaf, everything[name])
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", "schedule_free_adamw", "lion"])
 def test_rates_by_layer_are_those_of_an_optimizer_for_each(name: str, experiment: Experiment) -> None:
     """torch.optim's parameter groups are the model of it; the oracle is our own optimizer with each of the rates."""
