@@ -50,11 +50,11 @@ def _batch_norm(
 ) -> Tensor:
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    x32 = x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     dims = [0, *range(2, x.ndim)]
     size = distributed.world_size()
-    of_ranks = x32.new_zeros(size, 2, x.shape[1])
-    of_ranks[distributed.rank()] = torch.stack([x32.mean(dims), x32.var(dims, correction=0)])
+    of_ranks = wide.new_zeros(size, 2, x.shape[1])
+    of_ranks[distributed.rank()] = torch.stack([wide.mean(dims), wide.var(dims, correction=0)])
     # the sum gathers the rows of all ranks, and its backward pass sums their gradients
     means, variances = _SumOverRanks.apply(of_ranks).unbind(dim=1)
     mean = means.mean(dim=0)
@@ -66,7 +66,7 @@ def _batch_norm(
     scale = torch.rsqrt(var + eps)
     scale = scale if weight is None else scale * weight
     shape = [1, -1, *[1] * (x.ndim - 2)]
-    normalized = (x32 - mean.view(shape)) * scale.view(shape)
+    normalized = (wide - mean.view(shape)) * scale.view(shape)
     return (normalized if bias is None else normalized + bias.view(shape)).to(x.dtype)
 
 

@@ -15,6 +15,7 @@ from backbones.models import cpu_layers
 from backbones.models.cbam_resnet import CBAM
 from backbones.models.cpu_layers import Conv, DepthwiseConv, Linear
 from backbones.models.shufflenet import shufflenet
+from backbones.models.sync_batch_norm import _batch_norm
 from backbones.models.wide_resnet import wide_resnet
 from backbones.optim.schedule import constant
 from experiments.digits import digits_resnet18
@@ -159,3 +160,8 @@ def test_cbam_compiles_in_bfloat16() -> None:
     start = experiment.make().state.params
     moved = {how: tree.map(torch.sub, each, start) for how, each in params.items()}
     assert tree.global_norm(tree.map(torch.sub, moved["on"], moved["off"])) < 0.1 * tree.global_norm(moved["off"])
+
+
+def test_batch_norm_over_processes_keeps_float64() -> None:
+    x = torch.randn(8, 3, 4, 4, generator=random.generator(0), dtype=torch.float64)
+    torch.testing.assert_close(_batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True))
