@@ -122,8 +122,9 @@ def make_stages(block: Block, in_channels: int, width: int, stage_depths: Sequen
 def init_conv_net(module: nn.Module, generator: torch.Generator) -> None:
     """Initialise one layer of a ConvNet: He normal (fan-out) for convolutions, identity for norms.
 
-    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14. Linear layers are initialised as
-    `torch.nn.Linear` does it.
+    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, equation 14. For grouped convolutions
+    fan-out counts the filters of all groups, as in torchvision; the equation would divide by the number of groups.
+    Linear layers are initialised as `torch.nn.Linear` does it.
     """
     match module:
         case nn.Conv2d():

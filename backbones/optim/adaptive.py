@@ -39,7 +39,8 @@ def scale_by_adam(
     With Nesterov momentum mu_hat is b1 mu / (1 - b1^(t + 1)) + (1 - b1) g / (1 - b1^t).
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", arXiv 1412.6980, algorithm 1; Dozat,
-    "Incorporating Nesterov momentum into Adam", ICLR 2016 workshop, algorithm 2.
+    "Incorporating Nesterov momentum into Adam", ICLR 2016 workshop, algorithm 2, but as in optax without its factor
+    b2 of nu_hat.
     """
 
     def update(updates: Updates, state: ScaleByAdamState, params: Params) -> tuple[Updates, ScaleByAdamState]:

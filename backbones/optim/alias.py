@@ -1,8 +1,9 @@
 """Optimizers: each is a chain of transforms. Symbols: p parameter, g gradient, d weight decay, s(t) schedule.
 
 The keyword-only parameters are the fields `--optim.FIELD`; their defaults are those of the authors, except learning
-rates, which depend on the task. An experiment gives the others: `schedule` multiplies the learning rate, `decays`
-selects the leaves with weight decay, and `hidden` the matrices of hidden layers.
+rates, which depend on the task, `max_size` of SOAP (10000) and weight decay of Muon (0; b2 of its Adam is 0.95 and eps
+1e-10). An experiment gives the others: `schedule` multiplies the learning rate, `decays` selects the leaves with weight
+decay, and `hidden` the matrices of hidden layers.
 """
 
 from collections.abc import Callable
@@ -222,8 +223,8 @@ def lars(
 ) -> GradientTransformation:
     """SGD for large batches: m <- momentum m + lr s(t) r (g + d p); p <- p - m (You et al., arXiv 1708.03888, alg. 1).
 
-    As `optax.lars`. r is trust_coefficient |p| / |g + d p| for matrices and 1 for other leaves, which is usual but not
-    in the paper; optax scales all leaves by default.
+    As `optax.lars`. r is trust_coefficient |p| / |g + d p| for matrices, where the paper divides by |g| + d |p|. It is
+    1 for other leaves, which is usual but not in the paper; optax scales all leaves by default.
     """
     return chain(
         add_decayed_weights(weight_decay, decays),

@@ -48,6 +48,7 @@ def ema_params(decay: Probability) -> GradientTransformation:
     """Exponential moving average of p_1 ... p_t, where p_(i - 1) has `decay` times the weight of p_i.
 
     The last of a chain. Debiased as in Adam (arXiv 1412.6980, section 3): the initial parameters have no weight.
+    The average has the dtype of the parameters, and in bfloat16 it stops moving: its small changes are rounded away.
     """
 
     def init(params: Params) -> EmaParamsState:
@@ -78,7 +79,8 @@ def swa(start: int, *, every: Count = 1) -> GradientTransformation:
     """Stochastic weight averaging: the mean of the parameters after update `start` and every `every` updates later.
 
     The last of a chain (Izmailov et al., "Averaging weights leads to wider optima and better generalization",
-    arXiv 1803.05407, algorithm 1).
+    arXiv 1803.05407, algorithm 1). The average has the dtype of the parameters, and in bfloat16 it stops moving: its
+    small changes are rounded away.
     """
 
     def init(params: Params) -> SwaState:

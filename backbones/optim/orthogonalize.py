@@ -46,7 +46,7 @@ def orthogonalize(dtype: torch.dtype | None = torch.bfloat16) -> GradientTransfo
 def newton_schulz(matrices: Tensor) -> Tensor:
     """Matrices [K, R, C] with the same singular vectors and singular values near 1.
 
-    Singular values below 0.003 of the norm of the matrix stay below 0.7.
+    Singular values below 0.0015 of the norm of the matrix stay below 0.7.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices

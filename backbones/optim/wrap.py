@@ -49,8 +49,9 @@ def multi_steps(transform: GradientTransformation, every: Count) -> GradientTran
 
 class ApplyIfFiniteState(NamedTuple):
     skipped: Tensor
-    """Consecutive updates skipped up to now, 0-D int64."""
+    """Consecutive updates up to now that were not finite, also those applied after `max_skipped`; 0-D int64."""
     total_skipped: Tensor
+    """All updates that were not finite, also those applied; 0-D int64."""
     inner: OptState
 
 
