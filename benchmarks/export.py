@@ -21,8 +21,8 @@ from backbones.data import DataInfo
 from backbones.errors import InputError
 from backbones.models import MODELS
 from backbones.run.analysis.trained_model import TrainedModel, read_trained
-from backbones.run.export import FORMATS, export, read_test_images
-from backbones.run.export.formats import Content
+from backbones.run.export.export import export, read_test_images
+from backbones.run.export.formats import FORMATS, Content
 from backbones.types import CPU
 from benchmarks import medians
 

@@ -8,7 +8,8 @@ from typing import Literal
 from backbones.commands.options import CheckpointName, RunPath
 from backbones.run.analysis.trained_model import read_trained
 from backbones.run.checkpoint import parse_saved, run_folder
-from backbones.run.export import FORMATS, export as export_checkpoint, read_test_images
+from backbones.run.export.export import export as export_checkpoint, read_test_images
+from backbones.run.export.formats import FORMATS
 
 NUM_IMAGES = 100
 """Held-out images with which an exported model is compared."""

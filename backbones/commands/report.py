@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 import backbones.distributed as distributed
 from backbones.commands.options import DataRoot, DeviceName
-from backbones.run.report import make_report
+from backbones.run.report.make_report import make_report
 from backbones.torch_settings import in_full_float32
 
 

@@ -23,7 +23,7 @@ from backbones.models.state_dict import read_state_dict
 from backbones.optim import evaluation_params
 from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import load_arrays, read_checkpoint, saved_weights
-from backbones.run.export import FORMATS
+from backbones.run.export.formats import FORMATS
 from backbones.types import CPU
 
 DOCS = (ROOT / "docs" / "export.md").read_text()

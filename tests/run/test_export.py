@@ -32,8 +32,8 @@ from backbones.models.exported import make_module, make_program
 from backbones.models.layers import conv3x3
 from backbones.run.analysis.trained_model import TrainedModel, load_model
 from backbones.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from backbones.run.export import FORMATS, Exported, _version, _write, export, read_test_images
-from backbones.run.export.formats import Content, Lines
+from backbones.run.export.export import Exported, _version, _write, export, read_test_images
+from backbones.run.export.formats import FORMATS, Content, Lines
 from backbones.run.run import run
 from backbones.types import CPU
 from experiments.digits import digits_vit_tiny
@@ -297,11 +297,11 @@ def test_what_does_not_compute_the_same_is_deleted(
         net.export(tmp_path / "a.pt2", "pt2")
     wanted = load_model(net.checkpoint, net.experiment, CPU).logits(IMAGES)
     for slip, message in ((2e-4, "logits of 20 images differ by 0.0002, "), (float("nan"), "by nan, "), (9e-5, None)):
-        monkeypatch.setattr("backbones.run.export.compute_logits", lambda *args, slip=slip: wanted + slip)
+        monkeypatch.setattr("backbones.run.export.export.compute_logits", lambda *args, slip=slip: wanted + slip)
         with pytest.raises(InputError, match=message) if message else nullcontext():
             net.export(tmp_path / "a.pt2", "pt2")
         assert bool([*tmp_path.iterdir()]) == (message is None)
-    monkeypatch.setattr("backbones.run.export.read_tensors", lambda *args: {})
+    monkeypatch.setattr("backbones.run.export.export.read_tensors", lambda *args: {})
     with pytest.raises(InputError, match="are not the weights of the checkpoint"):
         net.export(tmp_path / "new" / "a.pt", "torch")
     assert not [*(tmp_path / "new").iterdir()]

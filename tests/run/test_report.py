@@ -36,9 +36,9 @@ from backbones.optim import adam, sgd
 from backbones.run.analysis.augment_sheet import make_sheet
 from backbones.run.analysis.model_evaluation import load_predictor
 from backbones.run.checkpoint import read_checkpoint
-from backbones.run.report import _file_names, make_report
 from backbones.run.report.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, WIDTH, make_panel, thin
 from backbones.run.report.groups import Group, differences, group_runs
+from backbones.run.report.make_report import _file_names, make_report
 from backbones.run.report.overview import draw_overview
 from backbones.run.report.runs import Run
 from backbones.run.run import run
@@ -377,7 +377,7 @@ def test_only_a_report_is_written_over(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_found_at_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("backbones.run.report._examine", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr("backbones.run.report.make_report._examine", mock.Mock(side_effect=AssertionError))
     (tmp_path / "file").touch()
     for png in (tmp_path / "file", tmp_path / "file" / "png"):
         with pytest.raises(OSError, match="file"):
