@@ -16,7 +16,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of the message of an error, or its type where it has none."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def check_known(kind: str, name: str, names: Iterable[str]) -> str:

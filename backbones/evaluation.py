@@ -1,7 +1,7 @@
 """Evaluation: which weights are evaluated, and their metrics over held-out samples."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,55 +91,66 @@ def make_predict(model: Model, normalize: Normalize) -> PredictFn:
 def make_weights_of(model: Model, normalize: Normalize, batches: Batches, jit: Callable[..., Any]) -> WeightsOf:
     """The function from a state to the weights that are evaluated.
 
-    Averaged parameters get BatchNorm statistics of their own (Izmailov et al., arXiv 1803.05407, section 3.2): the mean
-    over `batches`, training images without augmentation. `jit` compiles the forward pass, or does not.
+    Averaged parameters get BatchNorm statistics of their own, by `update_bn` over `batches`, training images without
+    augmentation. `jit` compiles the forward pass, or does not.
     """
     norms = {
         name: norm
         for name, norm in model.skeleton.named_modules()
         if isinstance(norm, _BatchNorm) and norm.track_running_stats
     }
-    # Leaf -> momentum, of the running statistics; those of a norm without a momentum are means over all that it counts.
-    leaves = ("running_mean", "running_var")
-    momenta = {f"{name}.{leaf}": norm.momentum for name, norm in norms.items() if norm.momentum for leaf in leaves}
-    counts_of_means = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None]
 
     @jit
     def forward(params: Params, model_state: ModelState, batch: Batch) -> ModelState:
         return model.apply(params, model_state, normalize(batch.images), train=True)[1]
-
-    def seeded_forward(params: Params, model_state: ModelState, step: int) -> ModelState:
-        random.seed_torch(0, Stream.DROPOUT, step, distributed.rank())  # the same dropout each time
-        return forward(params, model_state, batches(step))
 
     @torch.no_grad()
     def weights_of(state: TrainState) -> Weights:
         params, model_state = evaluation_params(state.opt_state, state.params), state.model_state
         if params is state.params or not model_state:
             return params, model_state
-        new = seeded_forward(params, model_state, 0)
-        changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
-        if not changed:
-            return params, model_state  # these are not statistics, but a table of positions, say
-        # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
-        zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
-        counted = sorted({count for name in zeros if (count := _count_of(name)) in model_state})
-        num_applied: dict[str, list[Tensor]] = {count: [] for count in counted}
-        totals = zeros
-        counts = changed & {*counts_of_means}  # not those of norms that are frozen
-        model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
-        for step in range(NUM_BN_BATCHES):
-            before, model_state = model_state, seeded_forward(params, {**model_state, **zeros}, step)
-            totals = {name: total + model_state[name] for name, total in totals.items()}
-            for count in counted:
-                num_applied[count].append(model_state[count] - before[count])
-        means = {
-            name: total / _total_weight(momenta[name], num_applied.get(_count_of(name), ()))
-            for name, total in totals.items()
-        }
-        return params, distributed.mean_over_ranks({**model_state, **means})
+
+        def apply(model_state: ModelState, step: int) -> ModelState:
+            random.seed_torch(0, Stream.DROPOUT, step, distributed.rank())  # the same dropout each time
+            return forward(params, model_state, batches(step))
+
+        return params, update_bn(norms, apply, model_state)
 
     return weights_of
+
+
+def update_bn(
+    norms: Mapping[str, _BatchNorm], apply: Callable[[ModelState, int], ModelState], model_state: ModelState
+) -> ModelState:
+    """BatchNorm statistics anew: means over `NUM_BN_BATCHES` batches and all ranks (arXiv 1803.05407, section 3.2).
+
+    Args:
+        norms: name -> each BatchNorm that keeps running statistics.
+        apply: (model_state, step) -> the model state after a forward pass, in training mode, over the batch of a step.
+        model_state: as it was; leaves that training does not change stay as they are.
+    """
+    new = apply(model_state, 0)
+    changed = {name for name, leaf in model_state.items() if not torch.equal(leaf, new[name])}
+    if not changed:
+        return model_state  # these are not statistics, but a table of positions, say
+    leaves = ("running_mean", "running_var")
+    momenta = {f"{name}.{leaf}": norm.momentum for name, norm in norms.items() if norm.momentum for leaf in leaves}
+    # Starting from zeros, a norm that is applied once writes its momentum times the statistics of the batch.
+    totals = zeros = {name: torch.zeros_like(model_state[name]) for name in momenta if name in changed}
+    num_applied: dict[str, list[Tensor]] = {_count_of(name): [] for name in zeros if _count_of(name) in model_state}
+    # A norm without a momentum keeps means over all that it has counted: it counts from 0 again, unless it is frozen.
+    counts = {f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.momentum is None} & changed
+    model_state = {**model_state, **{name: torch.zeros_like(model_state[name]) for name in counts}}
+    for step in range(NUM_BN_BATCHES):
+        before, model_state = model_state, apply({**model_state, **zeros}, step)
+        totals = {name: total + model_state[name] for name, total in totals.items()}
+        for count, numbers in num_applied.items():
+            numbers.append(model_state[count] - before[count])
+    means = {
+        name: total / _total_weight(momenta[name], num_applied.get(_count_of(name), ()))
+        for name, total in totals.items()
+    }
+    return distributed.mean_over_ranks({**model_state, **means})
 
 
 def _count_of(running_statistic: str) -> str:
@@ -148,9 +159,9 @@ def _count_of(running_statistic: str) -> str:
 
 
 def _total_weight(momentum: float, num_applied: Sequence[Tensor]) -> float:
-    """Weight of the batches in a sum of running statistics that start at 0 each: 1 - (1 - momentum)^n of each.
+    """Sum over the batches of 1 - (1 - momentum)^n, the weight of a batch on which a norm was applied n times.
 
-    `num_applied` is n, how often the norm was applied, 0-D, of each; none, or zeros, if it does not count that: n is 1.
+    `num_applied` has the n of each batch, 0-D; it is empty, or all zeros, for a norm that does not count: then n is 1.
     """
     weights = [momentum if n == 1 else 1 - (1 - momentum) ** n for n in (round(each.item()) for each in num_applied)]
     return math.fsum(weights) or momentum * NUM_BN_BATCHES

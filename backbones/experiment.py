@@ -389,12 +389,12 @@ class Experiment:
         weights_of = make_weights_of(model, normalize, plain_batches, partial(jit, mode=mode))
         eval_step = jit(make_eval_step(model, normalize, loss=self.make_loss(), tta=self.tta), mode=mode)
         return Program(
-            state,
-            seeded(train_step, self.seed),
-            batches,
-            make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
-            weights_of,
-            make_predict(model, normalize),
+            state=state,
+            train_step=seeded(train_step, self.seed),
+            batches=batches,
+            evaluate=make_evaluate(eval_step, dataset.test, weights_of, batch_size=self.eval_batch_size, device=device),
+            weights_of=weights_of,
+            predict=make_predict(model, normalize),
         )
 
     def make_pure_step(self, dataset: Dataset) -> TrainStep:

@@ -4,7 +4,6 @@ import ctypes
 import math
 import os
 import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +23,7 @@ _keeps_memory = _has_huge_pages = False
 
 def num_cores() -> int:
     """CPU cores that this process may use: those of its affinity mask, at most the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(cores, _quota())))
+    return max(1, int(min(len(os.sched_getaffinity(0)), _quota())))
 
 
 def share_of_cores(processes: int | None = None) -> int:
@@ -83,8 +81,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory that this process had at once: tensors on a GPU, or all of it on a CPU; bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resident_memory() -> int:
@@ -109,8 +106,6 @@ def free_memory() -> float:
 
 def malloc() -> str:
     """File name of the library whose `malloc` this process uses, such as `libc.so.6` or `libjemalloc.so.2`."""
-    if sys.platform != "linux":
-        return sys.platform
     address = ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value or 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, *_, path = line.split(maxsplit=5)
@@ -130,8 +125,8 @@ def keep_memory() -> None:
     global _keeps_memory, _has_huge_pages
     if _keeps_memory:
         return
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version") or not malloc().startswith("libc"):
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version") or not malloc().startswith("libc"):
         return
     done = [libc.mallopt(*each) for each in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 << 20))]
     _keeps_memory = all(done)

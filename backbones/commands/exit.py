@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import backbones.distributed as distributed
-from backbones.errors import InputError, is_out_of_memory
+from backbones.errors import InputError, first_line, is_out_of_memory
 from backbones.run.files import discard
 from backbones.run.loop import Diverged
 from backbones.run.preemption import EXIT_CODE, Preempted
@@ -103,7 +103,7 @@ def _exit_code(main: Callable[[], bool | None]) -> int | str:
             raise
         return f"error: {error.filename or 'cannot write the files of the run'}: {error.strerror}"
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
+        reason = first_line(error).rpartition("] ")[2]
         if is_out_of_memory(error):
             return f"error: {distributed.this_process()}: {reason} {SMALLER}"
         if "does not have a deterministic implementation" in reason:

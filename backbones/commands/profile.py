@@ -77,8 +77,8 @@ def profile(
     print(f"| model | parameters | MACs (M) | activations (M) | ms for {batch_size} images ({torch_device.type}) |")
     print("|---|--:|--:|--:|--:|")
     for row in rows:
-        name, num_params, macs, activations, milliseconds, *_ = row.values()
-        print(f"| {name} | {num_params:,} | {macs / 1e6:,.1f} | {activations / 1e6:,.2f} | {milliseconds:,.1f} |")
+        macs, activations, milliseconds = row["macs"] / 1e6, row["activations"] / 1e6, row["milliseconds"]
+        print(f"| {row['model']} | {row['num_params']:,} | {macs:,.1f} | {activations:,.2f} | {milliseconds:,.1f} |")
 
 
 def _make(name: str, given: Mapping[str, Any]) -> Model:

@@ -131,8 +131,9 @@ def train_in(
     for name, change in changes.items():
         distributed.print0(f"changed since the checkpoint: {name}: {change}")
     with ExitStack() as stack:
-        checkpoints = Checkpoints(folder / CHECKPOINTS, experiment=experiment, info=dataset.info)
-        stack.enter_context(closing(checkpoints))
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(folder / CHECKPOINTS, experiment=experiment, info=dataset.info))
+        )
         states, program = [program.state], program._replace(state=None)  # type: ignore[arg-type]
         spikes = make_spike_detector(experiment, dataset.info.num_classes)
         saved, log_every = None, math.inf
@@ -150,10 +151,18 @@ def train_in(
             check_steps_left(changes, folder)
         if distributed.is_main():
             (folder / CHECKPOINTS).mkdir(exist_ok=True)
-            origin = run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None
-            init_sha256 = tree.sha256(states[0].params) if is_new else None
-            start = {"step": start_step, "changes": changes, "origin": origin, "init_sha256": init_sha256}
-            _write_start(folder, experiment, dataset, device, **start)
+            record_start(  # before all other files, so that a full disk changes nothing
+                folder,
+                experiment,
+                dataset,
+                device,
+                step=start_step,
+                changes=changes,
+                origin=run_of(find_checkpoint(resume)) if isinstance(resume, Path) else None,
+                init_sha256=tree.sha256(states[0].params) if is_new else None,
+            )
+            write_config(folder, experiment)
+            _list_bad_files(folder, dataset)
             (folder / RESULT).unlink(missing_ok=True)  # it is not finished any more
         checkpoints.supersede_after(start_step)
         trackers.start(folder, experiment)
@@ -196,10 +205,8 @@ def train_in(
     return result
 
 
-def _write_start(folder: Path, experiment: Experiment, dataset: Dataset, device: torch.device, **start: Any) -> None:
-    """Write `provenance.json`, `config.json` and `bad_files.txt`: first of all, so that a full disk changes nothing."""
-    record_start(folder, experiment, dataset, device, **start)
-    write_config(folder, experiment)
+def _list_bad_files(folder: Path, dataset: Dataset) -> None:
+    """Write `bad_files.txt`, if files of the data set are left out."""
     if bad_files := dataset.train.bad_files + dataset.test.bad_files:
         print(f"{len(bad_files)} files cannot be read, and are left out: see {folder / BAD_FILES}")
         atomic_write(folder / BAD_FILES, "\n".join(bad_files) + "\n")

@@ -28,7 +28,7 @@ class RunningMeans:
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
         stored = stored or {}
         self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in stored.get("sums", {}).items()}
-        self._counts = stored.get("counts") or dict.fromkeys(self._sums, stored.get("count", 0))
+        self._counts: dict[str, Any] = dict(stored.get("counts", {}))
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of one step."""

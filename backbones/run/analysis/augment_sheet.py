@@ -39,7 +39,8 @@ class Sheet(NamedTuple):
         A variant has a caption only where its target is not the class of the original.
         """
         rows = []
-        for image, label, variants, targets in zip(*self[:4], strict=True):
+        columns = self.original, self.labels, self.variants, self.targets
+        for image, label, variants, targets in zip(*columns, strict=True):
             own = [self.class_names[label]]
             captions = [caption(target, self.class_names) for target in targets]
             shown = [[] if each == own else each for each in captions]

@@ -74,7 +74,7 @@ def attention_maps(trained: TrainedModel, images: Tensor) -> dict[str, Tensor]:
     """
     skeleton = trained.model.skeleton
     assert isinstance(skeleton, ViT)
-    weights = attention_weights(trained.model, {**trained.params, **trained.model_state}, trained.features(images))
+    weights = attention_weights(trained.model, trained.leaves, trained.features(images))
     matrices = {name: each.mean(dim=1) for name, each in weights.items()}  # [B, N, N]
     rollout = torch.eye(matrices["block1"].shape[1], device=trained.device)
     for each in matrices.values():

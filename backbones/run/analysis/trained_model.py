@@ -33,6 +33,11 @@ class TrainedModel(NamedTuple):
     """Of the images that it was trained on."""
     device: torch.device
 
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """Parameters and model state by name, as in a file of weights."""
+        return {**self.params, **self.model_state}
+
     def apply(self, normalized: Tensor) -> Tensor:
         """Normalized images [B, C, H, W] on the device -> logits [B, K]."""
         return self.model.apply(self.params, self.model_state, normalized, train=False)[0]

@@ -59,20 +59,20 @@ class Format(NamedTuple):
 
 def write_safetensors(path: Path, content: Content) -> Lines:
     """Parameters and model state under our names."""
-    write_state_dict(path, {**content.trained.params, **content.trained.model_state}, content.metadata)
+    write_state_dict(path, content.trained.leaves, content.metadata)
     return Lines("from safetensors.torch import load_file", "weights = load_file(path)", "weights")
 
 
 def write_torch(path: Path, content: Content) -> Lines:
     """The same by torch.save."""
-    write_state_dict(path, {**content.trained.params, **content.trained.model_state}, content.metadata)
+    write_state_dict(path, content.trained.leaves, content.metadata)
     return Lines("import torch", 'weights = torch.load(path, weights_only=True)["state_dict"]', "weights")
 
 
 def _make_program(content: Content) -> torch.export.ExportedProgram:
-    model, params, model_state, _, info, _ = content.trained
-    shape, mean, std = info.image_shape, info.mean, info.std
-    return make_program(model, (params, model_state), image_shape=shape, mean=mean, std=std, fold=content.fold)
+    trained, info = content.trained, content.trained.info
+    weights, shape = (trained.params, trained.model_state), info.image_shape
+    return make_program(trained.model, weights, image_shape=shape, mean=info.mean, std=info.std, fold=content.fold)
 
 
 def _to_text(metadata: dict[str, Any]) -> dict[str, str]:
@@ -138,17 +138,17 @@ def _statistics(info: DataInfo) -> str:
 
 def _write_named(library: Library, path: Path, content: Content) -> str:
     """Write the weights under the names of a library, and return the arguments that its module is made with."""
-    component, (model, params, model_state, _, info, _) = content.component, content.trained
-    about = info.image_shape, info.num_classes
+    component, trained = content.component, content.trained
+    about = trained.info.image_shape, trained.info.num_classes
     if component.function is LIBRARIES[library]:
         architecture = component.values["architecture"]
         arguments = arguments_of_theirs(library, architecture, *about)
-        leaves = make_module(model, (params, model_state)).state_dict().items()
+        leaves = make_module(trained.model, (trained.params, trained.model_state)).state_dict().items()
         # copies, since safetensors refuses tied ones
         state_dict = {name: leaf.clone(memory_format=torch.contiguous_format) for name, leaf in leaves}
     elif MODELS.get(component.name) is component.function:
         architecture, arguments = find_counterpart(library, component.name, component.values, *about)
-        state_dict = export_weights(component.name, params, model_state)
+        state_dict = export_weights(component.name, trained.params, trained.model_state)
     else:
         raise InputError(f"{library} is not known to have {component.values.get('architecture', component.name)}")
     write_state_dict(path, state_dict, {"architecture": architecture, "arguments": arguments, **content.metadata})

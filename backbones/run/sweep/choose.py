@@ -71,18 +71,12 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
         before = machine.resident_memory()
         step = make_step(experiment, dataset)
         step_seconds = seconds_of(step)
-        seconds: dict[How, float] = {
-            "sequence": sum(size * (RUN_OVERHEAD + step_seconds * part) for size, part in parts)
-        }
-        limits = (
-            ("one member", len(sweep.members) == 1),
-            (f"runs of {ends[-1]} steps", ends[-1] < FEWEST_STEPS),
-            (f"{seconds['sequence']:.0f} s", seconds["sequence"] < FEWEST_SECONDS),
-        )
-        if too_small := [what for what, is_too_small in limits if is_too_small]:
-            print(f"auto: sequence; other ways are not measured for {too_small[0]}", flush=True)
+        sequence = sum(size * (RUN_OVERHEAD + step_seconds * part) for size, part in parts)
+        if (reason := _too_small(len(sweep.members), ends[-1], sequence)) is not None:
+            print(f"auto: sequence; other ways are not measured for {reason}", flush=True)
             return "sequence"
-        most = MOST_TO_MEASURE * seconds["sequence"]
+        seconds: dict[How, float] = {"sequence": sequence}
+        most = MOST_TO_MEASURE * sequence
         to_start = startup + IMPORT_TIME
         may_start = workers > 1 and to_start < most
         before_vmap = to_start if may_start else IMPORT_TIME
@@ -109,6 +103,15 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"auto: {how}; by a few steps of each, training would take: {shown}", flush=True)
     return how
+
+
+def _too_small(num_members: int, num_steps: int, seconds: float) -> str | None:
+    """What makes a sweep too small to measure other ways than one after another; None if it is large enough."""
+    if num_members == 1:
+        return "one member"
+    if num_steps < FEWEST_STEPS:
+        return f"runs of {num_steps} steps"
+    return f"{seconds:.0f} s" if seconds < FEWEST_SECONDS else None
 
 
 def _free_gpu_memory() -> None:

@@ -47,7 +47,7 @@ def test_grad_cam_is_that_of_hooks(name: str, layer: str) -> None:
     """In plain torch, on the module with the same weights."""
     trained = make(name)
     module = with_memory(trained.model.skeleton)
-    module.load_state_dict({**trained.params, **trained.model_state}, strict=False)
+    module.load_state_dict(trained.leaves, strict=False)
     kept = []
     place = module.stem if layer == "stem" else module.stages[int(layer[-1]) - 1]
 
