@@ -112,14 +112,14 @@ def check_picture(path: Path) -> None:
     """Check the name of a picture before it is computed.
 
     Raises:
-        InputError: it has no suffix (matplotlib would add one, and write another file), or there is something else
-            than a picture of matplotlib.
+        InputError: it has no suffix (matplotlib would add one, and write another file), or it is there and does
+            not name matplotlib as its program (a PNG, SVG or PDF would), so that it may be a photo.
     """
     if not path.suffix:
         wanted = path / "picture.png" if path.is_dir() else f"{path}.png"
         raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {wanted}")
-    if path.exists() and not (path.is_file() and b"matplotlib" in path.read_bytes()[:2000].lower()):
-        raise InputError(f"{path} is there already, and no picture of this program; delete it, or choose another name")
+    if path.exists() and not (path.is_file() and b"matplotlib" in path.read_bytes().lower()):
+        raise InputError(f"{path} is there already, and may be no picture of ours; delete it, or choose another name")
 
 
 def fit(text: str, most: int) -> str:
