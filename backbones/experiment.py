@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ from backbones.optim.combine import chain, with_rates
 from backbones.optim.label import everything, hidden_matrices, is_hidden, matrices
 from backbones.optim.schedule import Schedule, constant
 from backbones.optim.wrap import keep_old_values
-from backbones.ranges import Count, Positive, Probability, Range, check_values
+from backbones.ranges import Count, Positive, Probability, Seed, Share, check_values
 from backbones.torch_settings import set_arithmetic
 from backbones.train_step import (
     TrainState,
@@ -152,7 +152,7 @@ class Experiment:
     bad step and those just before it. None never goes back."""
     pass_over: tuple[Count, ...] = ()
     """Steps to pass over: each advances the step count and changes nothing else; --rewind adds to them."""
-    seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
+    seed: Seed = 0
     """Seed of initialisation, order of samples, augmentation and dropout."""
     init_from: str | None = None
     """Weights to start from: a run folder, a checkpoint, or a file with our, torchvision's or timm's parameter names. A
@@ -162,7 +162,7 @@ class Experiment:
     A BatchNorm that is frozen keeps its running statistics too."""
     train_only: tuple[str, ...] = ()
     """The only parameters that are trained, named in the same way; all others stay as they are."""
-    layer_decay: Annotated[float, Range("(0, 1]")] | None = None
+    layer_decay: Share | None = None
     """Learning rate of each block or stage, relative to that of the next one towards the head."""
     trunk_lr: Positive | None = None
     """Learning rate of all but the head, relative to that of the head."""

@@ -50,6 +50,9 @@ Count = Annotated[int, Range("[1, inf)")]
 Probability = Annotated[float, Range("[0, 1)")]
 NonNegative = Annotated[float, Range("[0, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
+NonNegativeInt = Annotated[int, Range("[0, inf)")]
+Seed = Annotated[int, Range("[0, 9223372036854775808)")]  # an int64
+Share = Annotated[float, Range("(0, 1]")]
 
 
 def range_of(annotation: Any) -> Range | None:

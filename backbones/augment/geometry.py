@@ -10,10 +10,10 @@ import backbones.distributed as distributed
 import backbones.random as random
 from backbones.augment.base import Augment, chain, identity, of_images, of_uint8_images, per_image
 from backbones.errors import InputError
-from backbones.ranges import Range, checked
+from backbones.ranges import NonNegativeInt, Range, checked
 from backbones.types import Batch
 
-Padding = Annotated[int, Range("[0, inf)"), Doc("largest shift of a random crop that comes first, pixels; 0 for none")]
+Padding = Annotated[NonNegativeInt, Doc("largest shift of a random crop that comes first, pixels; 0 for none")]
 Flip = Annotated[bool, Doc("whether images are flipped at random first")]
 Scale = Annotated[tuple[float, float], Range("(0, 1]"), Doc("smallest and largest area, as a fraction of the image")]
 Ratio = Annotated[tuple[float, float], Range("(0, inf)"), Doc("smallest and largest width over height, log-uniform")]
@@ -21,7 +21,7 @@ Degrees = Annotated[float, Range("[0, 180]"), Doc("largest angle, both ways")]
 
 
 @checked
-def crop_flip(*, padding: Annotated[int, Range("[0, inf)")] = 4, flip: bool = True) -> Augment:
+def crop_flip(*, padding: NonNegativeInt = 4, flip: bool = True) -> Augment:
     """A random crop of the padded image, then a random horizontal flip.
 
     Args:
@@ -32,7 +32,7 @@ def crop_flip(*, padding: Annotated[int, Range("[0, inf)")] = 4, flip: bool = Tr
 
 
 @checked
-def random_crop(padding: Annotated[int, Range("[0, inf)")], *, reflect: bool = False) -> Augment:
+def random_crop(padding: NonNegativeInt, *, reflect: bool = False) -> Augment:
     """Pad by `padding` pixels on each side, and crop to the old size at a random position.
 
     Args:

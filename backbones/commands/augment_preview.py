@@ -2,20 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
 from backbones.commands.options import FUNCTIONS, DataRoot, check_options, choose_by_name, find_experiment, read_options
 from backbones.component import Use
 from backbones.errors import InputError
 from backbones.experiment import Experiment, make_dataset
-from backbones.ranges import Count, Range
+from backbones.ranges import Count, NonNegativeInt
 from backbones.run.analysis.augment_sheet import make_sheet
 from backbones.run.analysis.pictures import check_picture, save_tiles
 from backbones.run.config import read_experiment
 from backbones.run.run_dir import CONFIG
 from backbones.types import CPU
-
-Step = Annotated[int, Range("[0, inf)")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class Command:
     """Training images, one per line: the first of the batch of the step."""
     variants: Count = 8
     """How often each is augmented: at the step and at those after it, each time in a new epoch."""
-    step: Step = 0
+    step: NonNegativeInt = 0
     """Step of the run."""
     data_root: DataRoot = None
     """Where the data set is; None for where it was when the run was trained."""

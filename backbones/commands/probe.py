@@ -7,7 +7,7 @@ import tyro
 from tyro.conf import Positional
 
 from backbones.commands.options import checked_options
-from backbones.ranges import Count, Range
+from backbones.ranges import Count, NonNegativeInt
 from backbones.run.analysis.feature_table import read_table
 from backbones.run.analysis.probe import probe_table
 
@@ -18,7 +18,7 @@ def probe(
     /,
     *,
     per_class: Count | None = None,
-    seed: Annotated[int, Range("[0, inf)")] = 0,
+    seed: NonNegativeInt = 0,
     knn: bool = True,
 ) -> None:
     """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.

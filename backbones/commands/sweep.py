@@ -21,7 +21,7 @@ from backbones.commands.train import (
 )
 from backbones.errors import InputError, check_known
 from backbones.experiment import COMPONENTS, Experiment
-from backbones.ranges import Count, Range, is_tuple
+from backbones.ranges import Count, Range, Seed, is_tuple
 from backbones.run.config import flatten
 from backbones.run.lock import locked
 from backbones.run.sweep.axes import Axis, Combination, draw, grid, parse_axes, parse_axis
@@ -53,7 +53,7 @@ class Command:
     ] = ()
     random: Count | None = None
     """How many combinations to draw, instead of all."""
-    sweep_seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
+    sweep_seed: Seed = 0
     """Seed of these draws."""
     halving: Annotated[int, Range("[2, inf)")] | None = None
     """Successive halving: all members train for a part of their steps, the best one in this many goes on, and so on."""

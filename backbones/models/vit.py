@@ -11,7 +11,7 @@ dimension, K classes.
 """
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from backbones.errors import InputError
 from backbones.models.base import Backbone, ImageShape, Model, NumClasses, PatchSize, make_constructor
 from backbones.models.cpu_layers import Linear
 from backbones.models.layers import DropPath, Mlp, conv3x3, count_patches, drop_paths
-from backbones.ranges import Count, Probability, Range
+from backbones.ranges import Count, NonNegativeInt, Probability
 from backbones.types import Params
 
 
@@ -145,7 +145,7 @@ class ViT(Backbone):
         patch_embed: Literal["linear", "conv"] = "linear",
         pool: Literal["token", "mean"] = "token",
         positions: Literal["learned", "sincos"] = "learned",
-        registers: Annotated[int, Range("[0, inf)")] = 0,
+        registers: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.num_patches = count_patches(patch_size, image_shape)

@@ -31,7 +31,7 @@ from backbones.optim.orthogonalize import orthogonalize
 from backbones.optim.schedule import Schedule, constant
 from backbones.optim.soap import scale_by_soap
 from backbones.optim.transform import add_decayed_weights, sam, scale_by_learning_rate, trace
-from backbones.ranges import Count, NonNegative, Positive, Probability, Range, checked
+from backbones.ranges import Count, NonNegative, Positive, Probability, Share, checked
 
 LearningRate = Annotated[NonNegative, Doc("learning rate, which the schedule multiplies")]
 Momentum = Annotated[Probability, Doc("decay of the momentum")]
@@ -318,7 +318,7 @@ def schedule_free_adamw(
     decays: Mask = everything,
     *,
     lr: LearningRate = 2.5e-3,
-    b1: Annotated[float, Range("(0, 1]"), Doc("weight of the average in the parameters")] = 0.9,
+    b1: Annotated[Share, Doc("weight of the average in the parameters")] = 0.9,
     b2: B2 = 0.999,
     eps: Eps = 1e-8,
     weight_decay: WeightDecay = 0.0,

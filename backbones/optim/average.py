@@ -4,7 +4,7 @@ An average is any node of the optimizer's state with a method `evaluation_params
 that it averages.
 """
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ import backbones.tree as tree
 from backbones.errors import InputError
 from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
 from backbones.optim.hyperparams import current_learning_rate
-from backbones.ranges import Count, Probability, Range, checked
+from backbones.ranges import Count, Probability, Share, checked
 from backbones.types import OptState, Params, Updates
 
 
@@ -114,9 +114,7 @@ class ScheduleFreeState(NamedTuple):
 
 
 @checked
-def schedule_free(
-    transform: GradientTransformation, b1: Annotated[float, Range("(0, 1]")] = 0.9
-) -> GradientTransformation:
+def schedule_free(transform: GradientTransformation, b1: Share = 0.9) -> GradientTransformation:
     """Averaging in place of momentum and learning-rate decay.
 
     `transform`, which has a learning rate and no momentum, updates z; x is the mean of all z, weighted by the square of

@@ -15,14 +15,14 @@ from torch import Tensor
 from typing_extensions import Doc
 
 import backbones.distributed as distributed
-from backbones.ranges import Count, NonNegative, Positive, Range, checked
+from backbones.ranges import Count, NonNegative, NonNegativeInt, Positive, Range, checked
 
 Schedule = Callable[[Tensor], Tensor]
 """`schedule(step) -> factor`."""
 
 Fraction = Range("[0, 1]")
 
-WarmupSteps = Annotated[int, Range("[0, inf)"), Doc("steps of the linear warm-up from 0 to 1")]
+WarmupSteps = Annotated[NonNegativeInt, Doc("steps of the linear warm-up from 0 to 1")]
 Floor = Annotated[NonNegative, Doc("factor at the end")]
 
 

@@ -1,6 +1,6 @@
 """Wrappers around a transform, which decide when and to what it is applied."""
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 
 import backbones.tree as tree
 from backbones.optim.base import GradFn, GradientTransformation, cast_like, hyperparameter, with_grad_fn, zero_count
-from backbones.ranges import Count, Range, checked
+from backbones.ranges import Count, NonNegativeInt, checked
 from backbones.types import OptState, Params, Updates
 
 
@@ -56,9 +56,7 @@ class ApplyIfFiniteState(NamedTuple):
 
 
 @checked
-def apply_if_finite(
-    transform: GradientTransformation, max_skipped: Annotated[int, Range("[0, inf)")]
-) -> GradientTransformation:
+def apply_if_finite(transform: GradientTransformation, max_skipped: NonNegativeInt) -> GradientTransformation:
     """Skip a step whose gradient, or whose update by `transform`, has a NaN or an infinity.
 
     The update is then 0, and the state of `transform` stays as it is. After `max_skipped` consecutive ones the next is

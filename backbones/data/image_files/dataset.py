@@ -30,7 +30,7 @@ from backbones.data.source import (
     read_some,
 )
 from backbones.errors import InputError
-from backbones.ranges import Count, Range, checked
+from backbones.ranges import Count, NonNegativeInt, Range, Share, checked
 from backbones.types import CPU
 
 PART, MANY = 8, 3200
@@ -54,11 +54,11 @@ def image_files(
     image_size: Count | None = None,
     channels: Literal[1, 3] = 3,
     crop: Literal["center", "random"] = "center",
-    center: Annotated[float, Range("(0, 1]")] = CENTER,
-    smallest: Annotated[float, Range("(0, 1]")] = SMALLEST,
+    center: Share = CENTER,
+    smallest: Share = SMALLEST,
     background: Annotated[Color, Range("[0, 255]")] = (0, 0, 0),
     on_error: Literal["stop", "skip"] = "stop",
-    workers: Annotated[int, Range("[0, inf)")] | None = None,
+    workers: NonNegativeInt | None = None,
     cache: str | None = None,
 ) -> Dataset:
     """Image files of any size: JPEG, PNG, WebP, TIFF, ...; docs/data.md shows how to lay them out.
