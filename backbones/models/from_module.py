@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
 from backbones.errors import InputError
-from backbones.models.base import Model, make_apply, split_leaves, with_leaves
+from backbones.models.base import Features, Model, make_apply, split_leaves, with_leaves
 from backbones.models.roles import make_roles, owner_of
 from backbones.types import ModelState, Params
 
@@ -50,6 +50,17 @@ def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) 
     skeleton = _on_meta(made).eval()
     stem, head = find_stem_and_head(skeleton)
     head = tuple(classifiers) or head
+
+    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
+        seed = torch.randint(2**63 - 1, (), generator=generator)
+        return split_leaves(make_on_cpu(int(seed)))
+
+    roles = make_roles(skeleton, stem=stem, head=head)
+    return Model(init, make_apply(skeleton), _make_features(skeleton, head), skeleton, roles)
+
+
+def _make_features(skeleton: nn.Module, head: tuple[str, ...]) -> Features:
+    """What hooks on a copy of `skeleton` without its head give of its layers, and its output as `pooled`."""
     headless = copy.deepcopy(skeleton)
     for name in head:
         headless.set_submodule(name, nn.Identity())
@@ -69,10 +80,6 @@ def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) 
         if name not in head:
             layer.register_forward_hook(partial(keep, name))
 
-    def init(generator: torch.Generator) -> tuple[Params, ModelState]:
-        seed = torch.randint(2**63 - 1, (), generator=generator)
-        return split_leaves(make_on_cpu(int(seed)))
-
     def features(params: Params, model_state: ModelState, images: Tensor) -> dict[str, Tensor]:
         if not head:
             raise InputError(f"{type(skeleton).__name__} has no features: its last layer is not linear")
@@ -90,7 +97,7 @@ def from_module(make: Callable[[], nn.Module], classifiers: Sequence[str] = ()) 
         finally:
             outputs.clear()  # else they would stay in memory
 
-    return Model(init, make_apply(skeleton), features, skeleton, make_roles(skeleton, stem=stem, head=head))
+    return features
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
