@@ -13,9 +13,9 @@ from backbones.data.image_files.listing import (
     Files,
     Listing,
     Names,
-    check_test_classes,
     choose_splits,
     class_name,
+    number_classes,
 )
 from backbones.errors import InputError
 
@@ -46,10 +46,9 @@ def list_table(root: Path) -> Listing:
     chosen = {**choose_splits(root, found), "all": "all"}
     rows = {chosen[split]: lines for split, lines in found.items() if split in chosen}
     trained = {label for _, label in rows.get("train", rows.get("all", []))}
-    check_test_classes(root, trained, {label for _, label in rows.get("test", [])})
     is_numeric = all(label.isdecimal() for label in trained)
-    class_names = tuple(sorted(trained, key=lambda label: (int(label) if is_numeric else 0, label)))
-    number = {name: k for k, name in enumerate(class_names)}
+    class_names = sorted(trained, key=lambda label: (int(label) if is_numeric else 0, label))
+    number = number_classes(root, class_names, {label for _, label in rows.get("test", [])})
     folder = root if root.is_dir() else root.parent
     _check_repeats(root, folder, rows)
     splits = {
@@ -60,7 +59,7 @@ def list_table(root: Path) -> Listing:
         )
         for split, lines in rows.items()
     }
-    return Listing(class_names, splits)
+    return Listing(tuple(number), splits)
 
 
 def _check_repeats(root: Path, folder: Path, rows: dict[str, list[tuple[str, str]]]) -> None:

@@ -22,8 +22,8 @@ from backbones.data.image_files.listing import (
     Files,
     Listing,
     Names,
-    check_test_classes,
     choose_splits,
+    number_classes,
 )
 from backbones.data.image_files.listing_cache import cached_listing
 from backbones.errors import InputError, shorten
@@ -217,10 +217,8 @@ def _number(
         class_names = tuple(known or map(str, range(max(found) + 1)))
         return class_names, {split: np.array(each, dtype=np.int64) for split, each in labels.items()}
     trained = {*labels.get("train", labels.get("all", ()))}
-    check_test_classes(root, trained, {*labels.get("test", ())})
-    class_names = tuple(sorted(trained))
-    number = {name: k for k, name in enumerate(class_names)}
-    return class_names, {split: np.array([number[x] for x in each], dtype=np.int64) for split, each in labels.items()}
+    number = number_classes(root, sorted(trained), {*labels.get("test", ())})
+    return tuple(number), {split: np.array([number[x] for x in each], dtype=np.int64) for split, each in labels.items()}
 
 
 parquet = partial(image_files, list_parquet)

@@ -174,8 +174,7 @@ def list_tree(
         for folder, (split, name) in split_and_class.items()
         if split == "test" and any(map(is_image, files[folder]))
     }
-    check_test_classes(path, trained, tested)
-    number = {name: k for k, name in enumerate(sorted(trained))}
+    number = number_classes(path, sorted(trained), tested)
     listing = Listing(tuple(number), {})
     for split in splits.values():
         names, labels, found = Names(), array("q"), array("q")
@@ -219,14 +218,19 @@ def choose_splits(path: Path, names: Collection[str]) -> dict[str, str]:
     return {"train": "train", **dict.fromkeys(tests[:1], "test")}
 
 
-def check_test_classes(path: Path, trained: set[str], tested: set[str]) -> None:
-    """Raise InputError if there are test images of a class that has no training images."""
-    unknown = sorted(tested - trained)
-    if unknown:
+def number_classes(path: Path, class_names: Iterable[str], tested: set[str]) -> dict[str, int]:
+    """Class -> its number, in the given order.
+
+    Raises:
+        InputError: there are test images of a class that has no training images.
+    """
+    number = {name: k for k, name in enumerate(class_names)}
+    if unknown := sorted(tested.difference(number)):
         raise InputError(
             f"{path}: there are test images of {shorten(unknown)}, and no training images of that class; "
-            f"the training classes are {shorten(sorted(trained))}"
+            f"the training classes are {shorten(sorted(number))}"
         )
+    return number
 
 
 def is_image(name: str) -> bool:
