@@ -92,11 +92,7 @@ def image_files(
     if smallest != SMALLEST and crop != "random":
         distributed.warn0_once(f"--data.smallest {smallest} has no effect without --data.crop random")
     path = Path(os.path.expanduser(root)).absolute()
-    listing = distributed.on_main(lambda: list_files(path))
-    if any(files.store is not None for files in listing.splits.values()):
-        distributed.once_a_node(partial(_find_here, listing, list_files, path))
-        if not all(os.path.exists(files.store or path) for files in listing.splits.values()):
-            listing = list_files(path)  # on another machine than that of rank 0 the store may be elsewhere
+    listing = _list_on_all_machines(list_files, path)
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
         name: Reader(files._replace(version=version_of(files.store) if files.store else None), channels, background)
@@ -124,17 +120,31 @@ def image_files(
     pool = Workers(readers, num_workers if device.type == "cuda" or workers is not None else 0)
     train, test = (
         Source(
-            info,
-            labels[name],
-            reader.read,
-            partial(_digest, listing, reader.files),
-            pool.reading(name),
-            bad_files[name],
-            reader.name,
+            info=info,
+            labels=labels[name],
+            read=reader.read,
+            digest=partial(_digest, listing, reader.files),
+            start=pool.reading(name),
+            bad_files=bad_files[name],
+            file_name=reader.name,
         )
         for name, reader in readers.items()
     )
     return Dataset(train, test)
+
+
+def _list_on_all_machines(list_files: Callable[[Path], Listing], path: Path) -> Listing:
+    """What rank 0 lists. Other machines make their own store, where there is one, and check that it has the same.
+
+    Raises:
+        InputError: the files cannot be read, or a machine has other images than that of rank 0.
+    """
+    listing = distributed.on_main(lambda: list_files(path))
+    if any(files.store is not None for files in listing.splits.values()):
+        distributed.once_a_node(partial(_find_here, listing, list_files, path))
+        if not all(os.path.exists(files.store or path) for files in listing.splits.values()):
+            listing = list_files(path)  # on another machine than that of rank 0 the store may be elsewhere
+    return listing
 
 
 def _find_here(listing: Listing, list_files: Callable[[Path], Listing], path: Path) -> None:
