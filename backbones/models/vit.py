@@ -52,9 +52,13 @@ def split_heads(qkv: Tensor, heads: int) -> list[Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Dropout of softmax(q k^T / sqrt(D/heads)), times v (equations 6 and 7), each [B, heads, N, D/heads]."""
     if q.is_cpu and q.dtype == torch.bfloat16:  # where torch's fused operator takes five times as long
-        weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)  # which adds up in float32
-        return F.dropout(weights, dropout) @ v
+        return F.dropout(attention_matrix(q, k), dropout) @ v
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D/heads)), [B, heads, N, N], of queries and keys [B, heads, N, D/heads]."""
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)  # which adds up in float32
 
 
 class EncoderBlock(nn.Module):
@@ -205,7 +209,7 @@ def attention_weights(model: Model, params: Params, features: dict[str, Tensor])
         leaves = {name.removeprefix(f"blocks.{i}."): leaf for name, leaf in params.items()}
         x = F.layer_norm(x, x.shape[-1:], leaves["norm1.weight"], leaves["norm1.bias"], block.norm1.eps)
         q, k, _ = split_heads(F.linear(x, leaves["attn.qkv.weight"], leaves["attn.qkv.bias"]), block.attn.heads)
-        found[f"block{i + 1}"] = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        found[f"block{i + 1}"] = attention_matrix(q, k)
         x = features[f"block{i + 1}"]
     return found
 
