@@ -22,7 +22,8 @@ from backbones.errors import InputError
 
 T = TypeVar("T")
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+TORCHRUN = (*RANKS, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each of its processes."""
 
 OTHER_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -44,7 +45,7 @@ def join() -> None:
     if dist.is_initialized():
         return
     found = {name: os.environ[name] for name in TORCHRUN if name in os.environ}
-    if not found.keys() & {*TORCHRUN[:4]}:  # a cluster may set MASTER_ADDR for everything that runs on it
+    if not found.keys() & {*RANKS}:  # a cluster may set MASTER_ADDR for everything that runs on it
         for name in OTHER_LAUNCHERS:
             if os.environ.get(name, "1") != "1":
                 raise InputError(
@@ -53,7 +54,7 @@ def join() -> None:
                 )
         return
     rank, size = found.get("RANK", ""), found.get("WORLD_SIZE", "")
-    complete = len(found) == len(TORCHRUN) and all(found[name].isdecimal() for name in TORCHRUN[:4])
+    complete = len(found) == len(TORCHRUN) and all(found[name].isdecimal() for name in RANKS)
     if not complete or int(rank) >= int(size):
         shown = " ".join(f"{name}={value}" for name, value in found.items())
         raise InputError(

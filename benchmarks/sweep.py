@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from backbones.commands.train import parse
 from backbones.errors import check_known
 from backbones.run.sweep.choose import make_step, seconds_of
-from backbones.run.sweep.members import read_sweep
+from backbones.run.sweep.members import How, read_sweep
 from backbones.torch_settings import torch_settings_kept
 from benchmarks import medians, run_script
 
@@ -30,9 +29,6 @@ MODELS = {
 OPTIONS = "--batch-size 32 --eval-every 1000000 --save-every 1000000 --schedule.warmup-steps 10"
 
 
-Way = Literal["sequence", "processes", "vmap"]
-
-
 def main(
     names: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
@@ -40,7 +36,7 @@ def main(
     members: int = 4,
     seconds: float = 40.0,
     rounds: int = 1,
-    ways: tuple[Way, ...] = ("sequence", "processes", "vmap"),
+    ways: tuple[How, ...] = ("sequence", "processes", "vmap"),
 ) -> None:
     """Run small sweeps over the learning rate as users do, in each way and by auto in turn; print how long they took.
 

@@ -1,15 +1,21 @@
 """`backbones nearest FEATURES IMAGE ...`: the images of a data set that are nearest to image files, as one picture."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
-from tyro.conf import Positional
 
 import backbones.distributed as distributed
 import backbones.tree as tree
-from backbones.commands.options import AT_ONCE, DataRoot, DeviceName, ImagePaths, checked_options, read_dataset
+from backbones.commands.options import (
+    AT_ONCE,
+    DataRoot,
+    DeviceName,
+    FeaturesPath,
+    ImagePaths,
+    checked_options,
+    read_dataset,
+)
 from backbones.data.image_files.images import read_images
 from backbones.data.image_files.listing import printable
 from backbones.errors import InputError
@@ -25,7 +31,7 @@ from backbones.torch_settings import in_full_float32
 @in_full_float32()
 @checked_options
 def nearest(
-    features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
+    features: FeaturesPath,
     images: ImagePaths,
     /,
     *,

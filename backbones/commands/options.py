@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # Types of arguments that several commands have.
 RunPath = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+FeaturesPath = Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")]
 ImagePaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
 CheckpointName = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
 DeviceName = Literal["auto", "cpu", "cuda"]

@@ -1,12 +1,8 @@
 """`backbones probe FEATURES`: the accuracy of classifiers on features that were written before."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from tyro.conf import Positional
-
-from backbones.commands.options import checked_options
+from backbones.commands.options import FeaturesPath, checked_options
 from backbones.ranges import Count, NonNegativeInt
 from backbones.run.analysis.feature_table import read_table
 from backbones.run.analysis.probe import probe_table
@@ -14,12 +10,7 @@ from backbones.run.analysis.probe import probe_table
 
 @checked_options
 def probe(
-    features: Annotated[Positional[Path], tyro.conf.arg(metavar="FEATURES")],
-    /,
-    *,
-    per_class: Count | None = None,
-    seed: NonNegativeInt = 0,
-    knn: bool = True,
+    features: FeaturesPath, /, *, per_class: Count | None = None, seed: NonNegativeInt = 0, knn: bool = True
 ) -> None:
     """Accuracy of a linear classifier, and of nearest neighbours, on features: no model and no images are needed.
 
