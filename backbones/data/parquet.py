@@ -122,7 +122,8 @@ def _extract(root: Path, paths: list[Path]) -> tuple[Listing, Stamps]:
                         split_rows.append((called, label, start, length))
                         bar.update()
             labels = {split: [row[1] for row in each] for split, each in rows.items()}
-            class_names, numbers = _number(root, labels, _one_of(named))  # an error here leaves the store as it was
+            # an error here leaves the store as it was
+            class_names, numbers = _number(root, labels, _common_class_names(named))
     except (OSError, pyarrow.ArrowException) as error:
         if getattr(error, "errno", None) is not None:  # of the disk
             raise
@@ -179,7 +180,7 @@ def _class_names(schema: Any, label_column: str) -> list[str] | None:
     return about.get("info", {}).get("features", {}).get(label_column, {}).get("names")
 
 
-def _one_of(named: dict[Path, list[str]]) -> list[str] | None:
+def _common_class_names(named: dict[Path, list[str]]) -> list[str] | None:
     """The names of the classes, which all files that have any must agree on; None if none has."""
     if not named:
         return None

@@ -17,7 +17,7 @@ from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
 from backbones.data.image_files.images import decoder_versions
 from backbones.data.image_files.listing import Files, Listing, train_test, version_of
-from backbones.data.image_files.reader import Fit, Reader, unreadable
+from backbones.data.image_files.reader import Reader, Resizing, unreadable
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import (
     Color,
@@ -110,12 +110,12 @@ def image_files(
     check_labels(labels["train"], labels["test"], listing.class_names)
     note_odd_classes(labels["train"], labels["test"], listing.class_names)
     height, width = (image_size, image_size) if image_size else readers["train"].load(0).shape[1:]
-    fit = Fit(height, width, center if image_size else None, None)
-    readers = {name: reader._replace(fit=fit) for name, reader in readers.items()}
+    resizing = Resizing(height, width, center if image_size else None, None)
+    readers = {name: reader._replace(resizing=resizing) for name, reader in readers.items()}
     mean, std = channel_statistics(read_some(readers["train"].read, len(labels["train"]), NUM_SAMPLED))
-    info = DataInfo((channels, height, width), listing.class_names, mean, std, background, fit.center)
+    info = DataInfo((channels, height, width), listing.class_names, mean, std, background, resizing.center)
     if image_size and crop == "random":
-        readers["train"] = readers["train"]._replace(fit=fit._replace(smallest=smallest))
+        readers["train"] = readers["train"]._replace(resizing=resizing._replace(smallest=smallest))
 
     pool = Workers(readers, num_workers if device.type == "cuda" or workers is not None else 0)
     train, test = (

@@ -27,7 +27,7 @@ RATIO = (3 / 4, 4 / 3)
 """Least and largest width over height of a random crop (arXiv 1409.4842, section 6)."""
 
 
-class Fit(NamedTuple):
+class Resizing(NamedTuple):
     """How images of any size become images of H x W."""
 
     height: int
@@ -46,7 +46,7 @@ class Reader(NamedTuple):
     background: Color
     decoded: Decoded | None = None
     """Where the decoded images are, if they are kept on disk."""
-    fit: Fit | None = None
+    resizing: Resizing | None = None
 
     def name(self, i: int) -> str:
         """What to call file `i` in a message."""
@@ -111,11 +111,11 @@ class Reader(NamedTuple):
             return reason_of(error)
 
     def _images(self, index: Tensor, keys: Tensor) -> list[Tensor]:
-        return [self._fitted(i, key) for i, key in zip(index.tolist(), keys.unbind(), strict=True)]
+        return [self._resized(i, key) for i, key in zip(index.tolist(), keys.unbind(), strict=True)]
 
-    def _fitted(self, i: int, key: Tensor) -> Tensor:
-        assert self.fit is not None
-        image, (height, width, center, smallest) = self.load(i), self.fit
+    def _resized(self, i: int, key: Tensor) -> Tensor:
+        assert self.resizing is not None
+        image, (height, width, center, smallest) = self.load(i), self.resizing
         if smallest is not None:
             box = random.rectangle(key, image.shape[1], image.shape[2], (smallest, 1.0), RATIO)
             top, left, rows, columns = (int(each) for each in box)

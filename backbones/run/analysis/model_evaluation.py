@@ -20,14 +20,13 @@ from backbones.errors import InputError, shorten
 from backbones.experiment import Experiment
 from backbones.losses import Loss, cross_entropy
 from backbones.metrics import Calibration, ClassScores, calibration, class_scores, in_top_k
-from backbones.run.analysis.pictures import fit
+from backbones.run.analysis.pictures import shorten_start
 from backbones.run.analysis.trained_model import load_model
 from backbones.run.checkpoint import Checkpoint
 from backbones.run.files import atomic_write, json_text
 
 Predict = Callable[[Tensor], Tensor]
 """images [N, C, H, W], uint8 or floating in [0, 255] -> logits [N, K]."""
-
 
 MOST_COUNTED = 30
 """The most classes for which a confusion matrix shows counts."""
@@ -184,7 +183,7 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     axes = figure.subplots()
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class")
-    ticks, names = range(len(class_names)), [fit(name, MOST_LETTERS) for name in class_names]
+    ticks, names = range(len(class_names)), [shorten_start(name, MOST_LETTERS) for name in class_names]
     axes.set(xlabel="predicted class", ylabel="true class", title=f"top-1 {evaluation.top1:.2%}")
     axes.set_xticks(ticks, names, rotation=90, parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)

@@ -66,7 +66,7 @@ def draw_tiles(
             pixels = to_rgb(tile.image).repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
             figure.figimage(pixels.numpy(), left, size[1] - top - zoom * height)
             middle = left + zoom * width / 2
-            lines = [fit(line, letters) for line in tile.caption]
+            lines = [shorten_start(line, letters) for line in tile.caption]
             write(lines, middle, top + zoom * height, ha="center", fontsize=7, color="0.25")
     figure.savefig(path, dpi=DPI)
 
@@ -122,6 +122,6 @@ def check_picture(path: Path) -> None:
         raise InputError(f"{path} is there already, and may be no picture of ours; delete it, or choose another name")
 
 
-def fit(text: str, most: int) -> str:
+def shorten_start(text: str, most: int) -> str:
     """The end of a text, if it has more than this many letters."""
     return text if len(text) <= most else f"…{text[1 - most :]}"

@@ -105,7 +105,7 @@ def make_sweep(
         if (same := names.setdefault(json.dumps(of_member.to_json()), name)) != name:
             raise InputError(f"{name} would be the same run as {same}; give each value once")
         try:
-            num_steps = _check(of_member, datasets, weights)
+            num_steps = _num_steps(of_member, datasets, weights)
         except InputError as error:
             raise InputError(f"{name} cannot be run: {error}") from error
         flat = flatten(of_member)
@@ -121,8 +121,8 @@ def make_sweep(
     return sweep
 
 
-def _check(experiment: Experiment, datasets: dict[Use, Dataset], weights: dict[str, StateDict]) -> int:
-    """The steps of an experiment, whose train step can be made; what was read already is not read again."""
+def _num_steps(experiment: Experiment, datasets: dict[Use, Dataset], weights: dict[str, StateDict]) -> int:
+    """Number of steps of a member, whose train step is made as a check; `datasets` and `weights` keep what was read."""
     with torch_settings_kept():
         if experiment.data not in datasets:
             datasets[experiment.data] = make_dataset(experiment.data, experiment.init_device())
