@@ -144,7 +144,7 @@ class Use:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value survives JSON, but that tuples become lists."""
+    """Whether a value can be stored as JSON, where a tuple becomes a list."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     if isinstance(value, dict):

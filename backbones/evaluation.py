@@ -42,7 +42,6 @@ EvalStep = Callable[[Params, ModelState, Batch], EvalSums]
 WeightsOf = Callable[[TrainState], Weights]
 """The weights of a state that are evaluated: its parameters, or their average where the optimizer keeps one."""
 
-
 PredictFn = Callable[[Params, ModelState, Tensor], Tensor]
 """(params, model_state, images [B, C, H, W] in [0, 255]) -> logits [B, K], in evaluation mode."""
 

@@ -27,7 +27,7 @@ def num_cores() -> int:
 
 
 def share_of_cores(processes: int | None = None) -> int:
-    """CPU cores for each of so many processes; None for those that torchrun has started on this machine."""
+    """CPU cores for each of `processes`; None means those that torchrun has started on this machine."""
     return max(1, num_cores() // (processes or distributed.local_world_size()))
 
 

@@ -53,7 +53,7 @@ def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
 
 
 def sample_keys(key: Tensor, step: Tensor | int, index: Tensor, epoch: Tensor) -> Tensor:
-    """One key for each sample of a step, [B] int64: another one at every step, and if a batch has a sample twice.
+    """One key for each sample of a step, [B] int64: different at every step and for each repeat of a sample in a batch.
 
     Args:
         key: 0-D int64.

@@ -94,7 +94,8 @@ def is_of_any_length(annotation: Any) -> bool:
 
 
 def _wanted_kind(annotation: Any, value: Any) -> str | None:
-    """What is wanted instead of a value of the wrong kind: None, several numbers, or one; None if the kind is right."""
+    """What to ask for where a value is None, one number or several and the annotation takes something else; None if it
+    fits."""
     interval, members = range_of(annotation), _members(annotation)
     if value is None and type(None) in members:
         return None

@@ -36,7 +36,7 @@ def _scan(root: Path) -> tuple[Listing, Stamps]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    # the disk is not asked about a link that its suffix tells to be an image
+                    # a link that is named like an image is not followed to see what it is
                     if entry.is_dir(follow_symlinks=False) or (not is_image(entry.name) and entry.is_dir()):
                         if not (entry.is_symlink() and os.path.realpath(entry) in _above(root, folder)):
                             folders.append(f"{folder}/{entry.name}".removeprefix("/"))

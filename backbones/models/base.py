@@ -30,10 +30,8 @@ Stem = Annotated[
 ]
 PatchSize = Annotated[Count, Doc("side of a patch in pixels; divides the height and the width of the image")]
 
-
 InitModel = Callable[[torch.Generator], tuple[Params, ModelState]]
 """New trees on the CPU. Equal generators give equal trees; torch's global generator is not used."""
-
 
 InitFromImages = Callable[[Params, ModelState, Tensor], tuple[Params, ModelState]]
 """(params, model_state, images) -> the same trees, with those leaves set that depend on training images.

@@ -86,4 +86,4 @@ def init_mixer(module: nn.Module, generator: torch.Generator) -> None:
 mlp_mixer = make_constructor(Mixer, init_mixer)
 
 mixer_tiny = partial(mlp_mixer, width=192, token_mlp_width=96, channel_mlp_width=768)
-mixer_small = partial(mlp_mixer)
+mixer_small = partial(mlp_mixer)  # an object of its own, so that it is stored and printed under this name

@@ -21,7 +21,6 @@ from backbones.types import ModelState, Params
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers of torchvision's Inception networks that only their own training needs."""
 
-
 OLDER_NAMES = {
     r"(denselayer\d+\.(?:norm|conv))\.([12]\.)": r"\1\2",  # of DenseNets
     r"(encoder_layer_\d+\.mlp)\.linear_1\.": r"\1.0.",  # of ViTs
@@ -156,7 +155,8 @@ def fit_channels(kernels: Tensor, channels: int) -> Tensor:
 def fit_positions(embeddings: Tensor, num_tokens: int, image_shape: ImageShape) -> Tensor:
     """Position embeddings [1, N, D] for another grid of patches, by bicubic interpolation with antialiasing, as timm.
 
-    Tokens before the patches, such as a class token, keep theirs. Numbers that are those of no grid stay as they are.
+    Tokens before the patches, such as a class token, keep theirs. Embeddings whose number of tokens fits no grid
+    stay as they are.
     """
     height, width = image_shape[1:]
     for before in range(9):

@@ -17,10 +17,8 @@ from backbones.errors import InputError, first_line
 
 StateDict = dict[str, Tensor]
 
-
 WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "params")
 """Keys under which training scripts keep the weights, in the order in which they are looked for: an average first."""
-
 
 _SCALAR = np.float64(0).__reduce__()[0]
 

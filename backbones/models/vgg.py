@@ -89,7 +89,8 @@ class VGG(Backbone):
             if isinstance(layer, nn.MaxPool2d):
                 yield f"stage{stage}", x
                 stage += 1
-        if self.pools_regions and x.shape[2:] != (7, 7):  # which CUDA does not differentiate deterministically
+        # 7x7 stays as it is; CUDA has no deterministic gradient of this pool
+        if self.pools_regions and x.shape[2:] != (7, 7):
             x = F.adaptive_avg_pool2d(x, 7)
         yield "pooled", x.flatten(1) if self.pools_regions else x.mean((2, 3))
 

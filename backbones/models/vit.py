@@ -231,7 +231,7 @@ def init_vit(module: nn.Module, generator: torch.Generator) -> None:
 
 vit = make_constructor(ViT, init_vit)
 
-vit_tiny = partial(vit)
+vit_tiny = partial(vit)  # an object of its own, so that it is stored and printed under this name
 vit_small = partial(vit, width=384, heads=6, mlp_width=1536)
 vit_base = partial(vit, width=768, heads=12, mlp_width=3072)
 vit_large = partial(vit, width=1024, depth=24, heads=16, mlp_width=4096)

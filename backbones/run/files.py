@@ -78,7 +78,7 @@ def sync(path: Path) -> None:
 
 
 def sync_name(path: Path) -> None:
-    """Flush the new name of a file or folder, which a power cut could undo; one that is not flushed is there too."""
+    """Flush the new name of a file or folder, which a power cut could undo. Failing is no error: the name is there."""
     with suppress(OSError):
         sync(path.parent)
 

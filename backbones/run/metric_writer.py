@@ -39,7 +39,7 @@ class MetricWriter:
     """Writes metrics to the terminal, to files and to trackers; on other ranks than 0 it does nothing.
 
     Lines after `start_step` that an earlier process wrote are dropped, since these steps are done again. It warns if
-    the last one of the others is `log_every` steps before it, or more.
+    the last line that is kept is `log_every` steps or more before `start_step`.
     """
 
     def __init__(

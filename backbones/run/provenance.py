@@ -95,7 +95,7 @@ def list_environment_changes(starts: Sequence[dict[str, Any]], now: dict[str, An
 
 
 def list_init_changes(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[str]:
-    """A line if two runs, of which these are the starts, began from other parameters, as where a file was replaced."""
+    """A line if two runs started from different parameters, as where a file of weights was replaced."""
     one, other = (starts[0].get(INIT) if starts else None for starts in (before, now))
     if one is None or other in (None, one):
         return []

@@ -25,7 +25,6 @@ IN_THE_STEPS = (
 )  # fmt: skip
 """Fields that act in the steps of a run, so that a new value would have no effect on one without steps left."""
 
-
 IN_THE_RESULT = (*IN_THE_STEPS, "data", "steps", "epochs", "tta", "eval_batch_size")
 """Fields of a finished run whose change makes it train on, be evaluated again, or fail."""
 

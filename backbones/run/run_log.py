@@ -35,7 +35,7 @@ class RunningMeans:
         finite = metrics["nonfinite"] == 0
         for name, value in metrics.items():
             count, value = (1, value) if name == "nonfinite" else (finite, torch.where(finite, value, 0))
-            self._sums[name] = self._sums.get(name, ZERO) + value  # in float64, where `value` is
+            self._sums[name] = self._sums.get(name, ZERO) + value  # in float64, on the device of `value`
             self._counts[name] = self._counts.get(name, 0) + count
 
     def take(self) -> dict[str, float]:
@@ -82,7 +82,6 @@ class Timer:
 
 OBJECTIVE = ("data", "model", "augment", "loss", "label_smoothing", "class_weights", "sampling")
 """Fields of an experiment that decide how large a loss is."""
-
 
 NOT_THE_IMAGES = ("root", "workers", "cache", "download")
 """Options of data sets that say where the images are and how they are read, not which ones."""

@@ -31,7 +31,8 @@ def stamp(path: Path | str | int) -> Stamp:
 
 
 def cache_path(path: Path, kind: str, suffix: str) -> Path:
-    """Where something about the data set at `path` is kept between runs: a link to it may be set to another."""
+    """Where something about the data set at `path` is kept between runs: a name made of the path and of where it leads,
+    since a link may later lead elsewhere."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbones"
     except RuntimeError as error:  # a user without an entry in the table of users

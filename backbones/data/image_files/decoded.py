@@ -62,7 +62,8 @@ class Decoded(NamedTuple):
 def _mapped(path: str, version: tuple[int, ...] | None) -> Tensor:
     with with_filename(Path(path)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
-        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))  # writable, it could not exceed the memory
+        # mode "c" would be writable, but must not exceed the memory
+        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def read_decoded(folder: Path) -> tuple[Decoded, dict[int, str]]:

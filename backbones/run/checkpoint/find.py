@@ -64,7 +64,7 @@ def best_step(manifests: Mapping[int, Manifest | None]) -> int | None:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of, also where it has been superseded."""
+    """The folder of the run that wrote a checkpoint, also for one in `superseded/`."""
     folder = Path(os.path.abspath(checkpoint))  # not `resolve`: its folder may be a link to another disk
     return next((parent.parent for parent in folder.parents if parent.name == CHECKPOINTS), folder.parent.parent)
 

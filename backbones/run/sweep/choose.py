@@ -63,7 +63,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
     """
     ends = sweep.rung_ends(sweep.members[0])
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
-    startup = time.process_time()  # of another process, which imports and reads what this one did
+    startup = time.process_time()  # what another process will take, which imports and reads the same
     with torch_settings_kept():
         experiment = sweep.members[0].experiment
         device = experiment.init_device()

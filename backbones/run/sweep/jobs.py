@@ -28,8 +28,8 @@ from backbones.run.run import run
 from backbones.run.run_dir import RESULT
 
 DIVERGED, LOG, SCORES = "diverged.txt", "log.txt", "scores.json"
-"""In the folder of a member: why it cannot go on, what it printed where several run at once, and its top-1 after each
-part of its run but the last."""
+"""Files of a member: why it cannot go on; what it printed, where several run at once; its top-1 after each part of its
+run but the last."""
 
 STOPPED = "the sweep is stopped, and its members are saved; the same command continues it"
 
