@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +34,8 @@ def run_command(main: Callable[[list[str]], bool | None]) -> NoReturn:
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: `>&-`
         devnull = Path(os.devnull).open("w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr: for names in other letters
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names in other letters
     for name in ("stdout", "stderr"):
         if getattr(sys, name).isatty():
             setattr(sys, name, _Terminal(getattr(sys, name)))

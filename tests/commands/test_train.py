@@ -7,7 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from backbones.commands.train import Command, check_given_once, main, parse as parse_with
+from backbones.commands.options import check_given_once
+from backbones.commands.train import Command, annotations_of, main, parse as parse_with
 from backbones.component import use
 from backbones.data import DataInfo, fashion_mnist, image_folder
 from backbones.errors import InputError
@@ -262,5 +263,5 @@ def test_options_of_several_values_are_given_once(args: str) -> None:
 def test_the_last_of_other_options_counts() -> None:
     args = "--augment resized-crop --augment.scale 0.5 1 --augment.scale 0.2 1 --steps 5 --steps 6"
     experiment = parse(args.split()).experiment
-    check_given_once(args.split(), experiment)
+    check_given_once(args.split(), annotations_of(experiment))
     assert experiment.augment.values["scale"] == (0.2, 1.0) and experiment.steps == 6

@@ -110,7 +110,7 @@ def save(checkpoints: Checkpoints, error: int, fault: AbstractContextManager[Cal
 
 
 def main(folder: Path) -> None:
-    experiment = dataclasses.replace(digits_vit_tiny, keep=KEEP)
+    experiment = dataclasses.replace(digits_vit_tiny, keep=KEEP, save_every=1)
     disk, checkpoints = Disk(folder), Checkpoints(folder, experiment=experiment, info=digits().info)
     for step in range(KEEP):  # from now on each save deletes a checkpoint
         checkpoints.save(make_state(step), {})
