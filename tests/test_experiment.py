@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from backbones.models.resnet import resnet18
 from backbones.optim import adam, chain, lars, scale, sgd
 from backbones.optim.schedule import Schedule, constant, cosine
 from backbones.run.run import run
+from backbones.torch_settings import set_arithmetic, torch_settings_kept
 from backbones.types import CPU
 from experiments import EXPERIMENTS
 
@@ -221,6 +223,21 @@ def test_what_a_device_and_its_arithmetic_are_set_to(experiment: Experiment, mon
     for compile, modes in {"auto": "eager compile", "on": "compile compile", "off": "eager eager"}.items():
         changed = dataclasses.replace(experiment, compile=compile)
         assert [changed.mode(torch.device(device)) for device in ("cpu", "cuda")] == modes.split()
+
+
+@pytest.mark.parametrize(("deterministic", "tf32"), [(True, False), (False, True)])
+def test_the_arithmetic_of_torch_is_set_and_put_back(
+    deterministic: bool, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with torch_settings_kept():
+        set_arithmetic(deterministic=deterministic, tf32=tf32)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and not torch.are_deterministic_algorithms_enabled()
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
 def test_images_of_one_pixel_are_not_shifted(experiment: Experiment) -> None:

@@ -23,9 +23,11 @@ from helpers.trees import CLASSES, encoded, random_image, write_folder
 from PIL import Image
 
 import backbones.commands
+import backbones.tree as tree
 from backbones.commands.train import parse
 from backbones.data import digits
 from backbones.experiment import Experiment
+from backbones.models import MODELS
 from backbones.run.metric_lines import read_metrics
 from backbones.run.run import run
 from docs.architecture import draw
@@ -270,13 +272,18 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
 
 
 def commands_of(file: Path) -> list[str]:
-    """Every command of train.py and of backbones in a Markdown file, without what the shell would make of it."""
+    """Every command of train.py and of backbones in a Markdown file, with the variables that it sets."""
     text = file.read_text()
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     prose = re.findall(r"`(?:python|torchrun) ([^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    lines = [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *prose]
-    found = [re.search(r"\b(train\.py|-m backbones)\b.*", line) for line in lines]
-    return [re.sub(r"#.*|[\"&]|\\?\$\w+", "", each[0]) for each in found if each]
+    lines, variables = [], dict[str, str]()
+    for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *prose]:
+        expanded = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], "1"), line)
+        if assigned := re.match(r'(\w+)="(.*)"$', expanded):
+            variables[assigned[1]] = assigned[2]
+        lines.append(expanded)
+    found = [re.search(r"(\btrain\.py|-m backbones)\b.*", line) for line in lines]
+    return [re.sub(r"#.*|[\"&\\]", "", each[0]) for each in found if each]
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -287,7 +294,7 @@ def test_every_command_has_these_options(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in commands_of(file):
-        if re.search(r"NAME|mine:|my_|--config|--help|--model tiny|@", command):  # what is not here
+        if re.search(r"NAME|mine:|my_|--config|--help|--model tiny|--resume sweeps|@", command):  # what is not here
             continue
         args = command.split()
         if args[0] == "train.py":
@@ -297,8 +304,8 @@ def test_every_command_has_these_options(
             monkeypatch.setattr(sys, "argv", ["backbones", *args[2:], "--help"])
             with pytest.raises(SystemExit):
                 backbones.commands.main()
-            shown = capsys.readouterr().out
-            assert [each for each in args if each.startswith("--") and each not in shown] == [], command
+            known = {each.rstrip(".") for each in re.findall(r"--[\w.-]+", capsys.readouterr().out)}
+            assert [each for each in args if each.startswith("--") and each not in known] == [], command
 
 
 def test_every_benchmark_has_these_options() -> None:
@@ -343,6 +350,13 @@ def test_tables_say_what_the_claims_say() -> None:
         assert CLAIMS[name].startswith(top1), name
     (longest,) = re.findall(r"for 30 epochs.*\*\*(\S+ %)\*\*", readme)
     assert f"{longest} in 30, " in CLAIMS["cifar10-resnet18-plus"] and f"reaches {longest} at the last step" in page
+
+
+def test_the_table_of_models_is_current() -> None:
+    rows = re.findall(r"^\| (\S+) \| ([\d,]+) \|", (ROOT / "docs" / "models.md").read_text(), re.MULTILINE)
+    models = [(name, make((3, 32, 32), 10)) for name, make in MODELS.items()]
+    assert rows == [(name, f"{tree.size([*model.skeleton.parameters()]):,}") for name, model in models]
+    assert f"the {len(MODELS)} models here" in (ROOT / "README.md").read_text()
 
 
 def test_a_report(

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Iterable
 from functools import partial
 
 import pytest
@@ -22,8 +23,8 @@ from backbones.models.resnet import BasicBlock, resnet
 from backbones.optim import sgd
 from backbones.optim.schedule import cosine
 from backbones.random import Stream
-from backbones.train_step import make_loss_fn
-from backbones.types import Batch
+from backbones.train_step import TrainState, make_loss_fn, seeded
+from backbones.types import Batch, Metrics
 from experiments.digits import digits_vit_tiny
 
 small_resnet = partial(resnet, BasicBlock, (1,))
@@ -56,6 +57,10 @@ def test_is_the_step_of_a_plain_torch_loop(experiment: Experiment) -> None:
         optimizer, lambda s: cosine(10, warmup_steps=2)(torch.tensor(s)).item()
     )
     expected = []
+
+    def norm(leaves: Iterable[Tensor]) -> float:
+        return torch.cat([leaf.detach().flatten() for leaf in leaves]).norm().item()
+
     for step in range(5):
         batch = batches(step)
         batch = augment(random.fold_in(random.fold_in(random.key(0), step), batch.index), batch)
@@ -63,12 +68,23 @@ def test_is_the_step_of_a_plain_torch_loop(experiment: Experiment) -> None:
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
+        before = tree.map(torch.clone, params)
         optimizer.step()
+        metrics = {
+            "loss": loss.item(),
+            "accuracy": (logits.argmax(1) == batch.labels).double().mean().item(),
+            "grad_norm": norm(leaf.grad for leaf in params.values()),
+            "update_norm": norm(tree.map(torch.sub, params, before).values()),
+            "param_norm": norm(params.values()),
+            "learning_rate": scheduler.get_last_lr()[0],
+            "nonfinite": 0,
+        }
         scheduler.step()
-        expected.append(loss.item())
+        expected.append(metrics)
 
     state, history = train(experiment, dtype=torch.float64)
-    assert losses(history) == pytest.approx(expected, rel=1e-10)
+    for metrics, wanted in zip(history, expected, strict=True):
+        assert {name: value.item() for name, value in metrics.items()} == pytest.approx(wanted, rel=1e-10)
     for name, leaf in state.params.items():
         torch.testing.assert_close(leaf, params[name].detach(), rtol=1e-8, atol=1e-10)
     for name, leaf in state.model_state.items():
@@ -200,6 +216,20 @@ def test_nonfinite_steps_are_found_and_can_be_skipped(skip: bool, monkeypatch: p
     assert (tree.sha256(state._replace(step=state.step * 0)) == before) == skip
     state, metrics = program.train_step(state, batch)
     assert metrics["nonfinite"] == (0 if skip else 1)
+
+
+def test_each_rank_and_step_draws_dropout_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, state = [], TrainState(torch.tensor(3), torch.tensor(0), {}, {}, ())
+
+    def draw(state: TrainState, batch: None) -> tuple[TrainState, Metrics]:
+        drawn.append(torch.rand(()).item())
+        return state._replace(step=state.step + 1), {}
+
+    step = seeded(draw, 0)
+    for rank, at in ((0, 3), (1, 3), (1, 3), (1, 4)):
+        monkeypatch.setattr("backbones.distributed.rank", lambda rank=rank: rank)
+        step(state._replace(step=torch.tensor(at)), None)
+    assert drawn[1] == drawn[2] and len({*drawn}) == 3
 
 
 def test_random_numbers_follow_the_seed_and_the_step_alone() -> None:

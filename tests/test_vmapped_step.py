@@ -60,7 +60,7 @@ def distance(members: list[Experiment], *, dtype: torch.dtype, num_steps: int = 
         for ours, theirs in zip(together, alone, strict=True)
         for part in (lambda state, _: state.params, lambda state, _: state[:4], lambda _, metrics: metrics)
     ]
-    return max(errors)
+    return torch.tensor(errors).max().item()  # unlike max() it is NaN if one of them is
 
 
 MUON = dataclasses.replace(

@@ -83,6 +83,16 @@ def test_a_run_without_its_history(audited: Path, tmp_path: Path, capsys) -> Non
     assert "environment changed" not in capsys.readouterr().out
 
 
+def test_it_computes_in_as_many_threads_as_the_run(audited: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(audited, path)
+    (start,) = json.loads((path / "provenance.json").read_text())
+    (path / "provenance.json").write_text(json.dumps([{**start, "num_threads": 3}]))
+    monkeypatch.setattr("backbones.machine.num_cores", lambda: 8)
+    audit(path, "40:60")
+    assert "num_threads" not in capsys.readouterr().out
+
+
 def test_mistakes_are_one_message(audited: Path, tmp_path: Path) -> None:
     for steps, message in (
         ("20:50", r"there is no checkpoint of step 50; .*checkpoints has those of the steps 0, 20, 40, 60"),

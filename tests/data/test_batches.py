@@ -10,7 +10,8 @@ import backbones.distributed as distributed
 import backbones.random as random
 from backbones.data import Sampling, Source, eval_batches, in_memory, make_batches
 from backbones.data.batches import uniform_sequence
-from backbones.data.source import channel_statistics
+from backbones.data.image_files.dataset import NUM_SAMPLED
+from backbones.data.source import channel_statistics, read_some
 from backbones.errors import InputError
 from backbones.random import Stream
 from backbones.types import CPU
@@ -133,6 +134,11 @@ def test_a_sample_that_a_batch_has_twice_has_two_keys(sampling: Sampling, batch_
     batch = make_batches(source, seed=0, batch_size=batch_size, device=CPU, sampling=sampling)(3)
     keys.append(random.sample_keys(random.key(0), 3, batch.index, batch.epoch))
     assert len(batch.index.unique()) < batch_size and [len(each.unique()) for each in keys] == [batch_size] * 2
+
+
+def test_the_images_for_the_channel_statistics_are_at_equal_distances() -> None:
+    assert read_some(lambda index, read_keys: index, 1025, 513).tolist() == [*range(0, 1025, 2)]
+    assert NUM_SAMPLED == 512
 
 
 def test_channel_statistics_are_those_of_numpy() -> None:

@@ -232,14 +232,13 @@ def test_soap_equals_its_definition(descent: Descent) -> None:
         updates, (new_state, *rest) = optimizer.update(grads, (state, *rest), params)
         counts = dict.fromkeys(state.bases, 0)
         for name, p in params.items():
-            if p.ndim == 1:
-                continue
-            p, g, m, update = (
-                leaf.movedim(1, -1).reshape(len(p), -1) for leaf in (p, grads[name], state.mu[name], updates[name])
+            is_vector, bases = p.ndim == 1, []
+            p, g, m, new_m, update = (
+                (leaf if is_vector else leaf.movedim(1, -1)).reshape(len(p), -1)
+                for leaf in (p, grads[name], state.mu[name], new_state.mu[name], updates[name])
             )
-            bases = []
             for size, product in zip(p.shape, (g @ g.T, g.T @ g), strict=True):
-                if str(size) not in counts:  # of size 1, or too large
+                if is_vector or str(size) not in counts:  # of size 1, or too large
                     bases.append(torch.eye(size).double())
                     continue
                 i, counts[str(size)] = counts[str(size)], counts[str(size)] + 1
@@ -247,12 +246,15 @@ def test_soap_equals_its_definition(descent: Descent) -> None:
                 covariance = 0.95 * state.covariances[str(size)][i] + 0.05 * product
                 shifted = covariance + 1e-5 * covariance.trace() * torch.eye(size)
                 wanted = torch.linalg.qr(shifted @ bases[-1]).Q
+                assert relative_error(new_state.covariances[str(size)][i], covariance) < 1e-7
                 assert relative_error(new_state.bases[str(size)][i], wanted) < 1e-7
             left, right = bases
-            m = left.T @ (0.95 * m + 0.05 * g) @ right / (1 - 0.95**t)
-            v = (0.95 * state.nu[name] + 0.05 * (left.T @ g @ right) ** 2) / (1 - 0.95**t)
-            wanted = -3e-3 * (left @ (m / (v.sqrt() + 1e-3)) @ right.T + 0.01 * p)
-            assert relative_error(update, wanted) < 1e-7, name
+            m = 0.95 * m + 0.05 * g
+            v = 0.95 * state.nu[name].reshape(g.shape) + 0.05 * (left.T @ g @ right) ** 2
+            m_hat, v_hat = left.T @ m @ right / (1 - 0.95**t), v / (1 - 0.95**t)
+            wanted = -3e-3 * (left @ (m_hat / (v_hat.sqrt() + 1e-3)) @ right.T + 0.01 * p)
+            for got, each in ((new_m, m), (new_state.nu[name].reshape(g.shape), v), (update, wanted)):
+                assert relative_error(got, each) < 1e-7, name
         params, state = optim.apply_updates(params, updates), new_state
 
 

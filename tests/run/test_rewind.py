@@ -132,6 +132,7 @@ def test_a_run_that_cannot_get_past(tmp_path: Path) -> None:
     augment = POISONED.augment.replace(pixel=math.nan, sample=None, epoch=1)  # from step 45 on
     always = dataclasses.replace(POISONED, augment=augment, rewind=7, save_every=5, keep=1, eval_every=100, log_every=1)
     last = 45 + MOST_REWINDS
+    assert MOST_REWINDS == 10
     message = rf"not finite at step {last}; .* is step 50 .* the run went back {MOST_REWINDS} times"
     with pytest.raises(Diverged, match=message):
         run(always, run_dir=tmp_path)

@@ -39,6 +39,7 @@ from backbones.run.files import read_json
 from backbones.run.loop import Diverged
 from backbones.run.metric_lines import read_metrics
 from backbones.run.preemption import Preempted
+from backbones.run.resume import check_run_dir
 from backbones.run.run import run
 from backbones.run.run_dir import new_run_dir
 from backbones.run.start_weights import read_weights, warn_of_weights
@@ -201,6 +202,17 @@ def test_two_processes_that_cannot_share_a_batch(tmp_path: Path) -> None:
     assert finished.stderr.count("error: a batch of 33 cannot be cut into 2 equal parts") == 1
 
 
+IN_THE_STATE = {
+    "clip": 1.0,
+    "ema": 0.9,
+    "freeze": ("head",),
+    "train_only": ("head",),
+    "layer_decay": 0.5,
+    "trunk_lr": 0.5,
+}
+"""Options that a resumed run cannot change, beside those of the optimizer."""
+
+
 @pytest.mark.slow
 def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: Path, capsys) -> None:
     experiment = dataclasses.replace(experiment, steps=2)
@@ -216,9 +228,12 @@ def test_an_existing_run_is_never_overwritten(experiment: Experiment, tmp_path: 
         ),
         ({"seed": 5}, r"cannot be resumed with other values .*\n  seed: 0 -> 5"),
         ({"batch_size": 16}, r"cannot be resumed with other values .*\n  batch_size: 32 -> 16"),
+        *(({name: each}, rf"resumed with other values .*\n  {name}: ") for name, each in IN_THE_STATE.items()),
     ):
         with pytest.raises(InputError, match=message):
             run(dataclasses.replace(experiment, **other), run_dir=tmp_path, resume="latest")
+    accumulated = dataclasses.replace(experiment, accumulate=2)
+    assert check_run_dir(tmp_path, accumulated, resume="latest") == {"accumulate": "1 -> 2"}
     assert "changed since the checkpoint: model: vit-tiny -> resnet18\n" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

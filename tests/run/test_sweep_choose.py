@@ -13,6 +13,7 @@ import backbones.machine as machine
 import backbones.run.sweep.choose as choose
 from backbones.component import use
 from backbones.data import Dataset
+from backbones.run.sweep.jobs import default_workers, share_of_machine
 from backbones.run.sweep.members import Plan, write_sweep
 from backbones.torch_settings import torch_settings_kept
 from backbones.types import CPU
@@ -30,6 +31,14 @@ CASES = {
     "a run is too short": (99, 9.0, None, 0.1, None, 0.0, "sequence"),
     "all is too short": (100, 0.039, None, 0.01, None, 0.0, "sequence"),
 }
+
+
+def test_processes_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "num_cores", lambda: 16)
+    assert [default_workers(num_members, VIT) for num_members in (3, 20)] == [3, 8]
+    assert share_of_machine(0, 8)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert [share_of_machine(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["4", "5", "4"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_a_checkpoint_is_restored_completely(tmp_path: Path) -> None:
     assert (manifest.info, manifest.since_log) == (INFO, {"count": 1, "sums": {"loss": 0.1}})
     assert manifest == read_manifest(tmp_path / "7") and list(manifest.leaves) == list(tree.named_leaves(state))
     assert [path.name for path in tmp_path.iterdir()] == ["7"]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    write(tmp_path / "7", make_state())
+    *before, last = synced
+    inside = [path.relative_to(tmp_path / "7") for path in (tmp_path / "7").rglob("*")]
+    assert {*before} >= {str(tmp_path / "7.tmp" / name) for name in (".", *inside)} and last == str(tmp_path)
 
 
 @pytest.mark.slow
