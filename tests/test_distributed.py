@@ -130,9 +130,9 @@ def test_ranks_that_see_different_disks(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
     for rank in ("0", "1"):
-        (tmp_path / rank / "mine.py").write_text(SLOW.format(data=3 - 3 * int(rank), model=600 * int(rank)))
-    errors = in_two_directories(tmp_path, "--timeout=2", "--augment=mine:augment").stderr
-    assert re.search(r"^error: rank 0 on \S+ has lost another process: .*2000ms", errors, re.MULTILINE | re.IGNORECASE)
+        (tmp_path / rank / "mine.py").write_text(SLOW.format(data=6 - 6 * int(rank), model=600 * int(rank)))
+    errors = in_two_directories(tmp_path, "--timeout=5", "--augment=mine:augment").stderr
+    assert re.search(r"^error: rank 0 on \S+ has lost another process: .*5000ms", errors, re.MULTILINE | re.IGNORECASE)
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_torchruns_on_several_machines_go_on_after_one_of_their_processes_is_kil
 ) -> None:
     """tests/helpers/kill_agents.py does it 20 times."""
     with mock.patch.dict(os.environ):
-        kill_agents.main(kills=1, steps=20)
+        kill_agents.main(kills=1, steps=40)
     assert "killed 1 processes (worker at " in capsys.readouterr().out
 
 

@@ -197,15 +197,15 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in {**job, "SLURM_STEP_NUM_TASKS": 2, "OMP_NUM_THREADS": 1}.items():
         monkeypatch.setenv(name, str(value))
-    command, run_dir = f"bash train.sh {SMALL} --steps=40 --save-every=5".split(), tmp_path / "runs" / "7"
+    command, run_dir = f"bash train.sh {SMALL} --steps=80 --save-every=10".split(), tmp_path / "runs" / "7"
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
-    while newest(run_dir) < 5 and job.poll() is None and time.monotonic() < deadline:
+    while newest(run_dir) < 10 and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
     output, errors = job.communicate(timeout=200)
     step = newest(run_dir)
-    assert " on 2 x cpu " in output and f"stopped after step {step} of 40, saved in" in errors, errors
+    assert " on 2 x cpu " in output and f"stopped after step {step} of 80, saved in" in errors, errors
     assert (tmp_path / "requeued").exists()
     monkeypatch.setenv("SLURM_NNODES", "1")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

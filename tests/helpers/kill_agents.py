@@ -98,6 +98,8 @@ def _train(run_dir: Path, kills: int, steps: int, generator: random.Random) -> s
         if victims:
             time.sleep(generator.uniform(0, 0.3))
             pids = job.workers() if victims[0] == "worker" else [agent.pid for agent in job.agents]
+            if not pids:  # they have just ended
+                continue
             os.kill(generator.choice(pids), 9)
             events.append(f"{victims.pop(0)} at {before}")
             progress.update()

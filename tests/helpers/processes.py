@@ -39,6 +39,9 @@ IMPORTED = (
 
 OUTPUTS = ("stdout", "stderr")
 
+TIMEOUT = 600.0
+"""Seconds in which a process ends."""
+
 
 class Process:
     """`python ARGS`, where these begin with a script or with `-m MODULE`; much like a `subprocess.Popen`.
@@ -64,7 +67,7 @@ class Process:
             shutil.rmtree(self._outputs)
         return self.returncode
 
-    def wait(self, timeout: float = 600) -> int:
+    def wait(self, timeout: float = TIMEOUT) -> int:
         """The exit code, when it has ended."""
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
@@ -99,11 +102,16 @@ def run_ranks(
     env |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # torchrun holds the store too
     env |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}
     ranks = [Process(args, cwd=cwd, env={**env, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(number)]
-    code = 0
+    code, deadline = 0, time.monotonic() + TIMEOUT
     while None in (codes := [rank.poll() for rank in ranks]):
         if code := code or next(filter(None, codes), 0):
             for rank in ranks:
                 rank.send_signal(signal.SIGTERM)
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+            raise TimeoutError("".join(rank.stderr for rank in ranks))
         time.sleep(0.02)
     outputs = ("".join(rank.stdout for rank in ranks), "".join(rank.stderr for rank in ranks))
     return subprocess.CompletedProcess(args, code or next(filter(None, codes), 0), *outputs)
