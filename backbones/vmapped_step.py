@@ -7,7 +7,6 @@ states, metrics = step(states, tree.stack([program.batches(0) for program in pro
 import dataclasses
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,13 +37,11 @@ def make_vmapped_step(experiments: Sequence[Experiment], dataset: Dataset) -> Tr
         InputError: as `check_vmappable`; or, when it is called, the step has an operation that does not vmap.
     """
     check_vmappable(experiments, dataset)
-    device = experiments[0].init_device()
     step = torch.vmap(experiments[0].make_pure_step(dataset), in_dims=IN_DIMS, randomness="different")
 
     def vmapped(states: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        # of CPUs' fused attention vmap has no rule, and calls it for each member
-        unfused: AbstractContextManager = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with unfused:
+        # vmap calls fused attention, or its backward, once for each member, and then dropout is another one backward
+        with sdpa_kernel(SDPBackend.MATH):
             try:
                 return step(states, batches)
             except RuntimeError as error:

@@ -1,7 +1,7 @@
 """What an augmentation is: a pure function of whole batches, on the device where they are.
 
 Those of uint8 images compute in integers after the draw, so that rounding is the same on every device, eager or
-compiled.
+compiled. (On a GPU a compiled step may round what it draws otherwise, by an ulp.)
 
 B images, C channels, H and W height and width.
 """

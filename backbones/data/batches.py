@@ -67,7 +67,8 @@ def uniform_sequence(labels: Tensor, seed: int) -> SampleSequence:
 
     @lru_cache(maxsize=2)  # a batch can reach into the next epoch
     def order(epoch: int) -> Tensor:
-        return torch.randperm(size, generator=random.generator(seed, Stream.ORDER, epoch)).to(labels.device)
+        permutation = torch.randperm(size, generator=random.generator(seed, Stream.ORDER, epoch))
+        return permutation.to(labels.device, non_blocking=True)
 
     def sequence(start: int, length: int) -> tuple[Tensor, Tensor]:
         epochs = torch.arange(start, start + length, device=labels.device) // size

@@ -77,6 +77,16 @@ def test_what_is_not_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert capsys.readouterr().out == f"auto: sequence; other ways are not measured for {what}\n"
 
 
+def test_each_run_compiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 30.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    monkeypatch.setattr(choose, "make_step", lambda *args: lambda: None)
+    monkeypatch.setattr(choose, "seconds_of", lambda step: 0.1)
+    sweep = sweep_over(dataclasses.replace(VIT, steps=100, compile="on"), [0.1, 0.2], [0, 1])
+    assert choose.choose_how(sweep, Path("nowhere"), workers=1, may_vmap=False) == "sequence"
+    assert "sequence 164 s\n" in capsys.readouterr().out  # 4 times 1 for files, 30 to compile, and 10 of steps
+
+
 def test_halving_is_counted_and_not_vmapped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,8 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
         may_vmap: whether a vmapped step is one of the ways.
     """
     ends = sweep.rung_ends(sweep.members[0])
+    if len(sweep.members) == 1 or ends[-1] < FEWEST_STEPS:
+        return _in_sequence("one member" if len(sweep.members) == 1 else f"runs of {ends[-1]} steps")
     parts = [(size, end - before) for size, before, end in zip(sweep.rungs(), [0, *ends], ends, strict=False)]
     startup = time.process_time()  # what another process will take, which imports and reads the same
     with torch_settings_kept():
@@ -69,12 +71,15 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
         device = experiment.init_device()
         dataset = make_dataset(experiment.data, device)
         before = machine.resident_memory()
-        step = make_step(experiment, dataset)
+        step, run_overhead = make_step(experiment, dataset), RUN_OVERHEAD
+        if experiment.mode(device) != "eager":  # each run compiles its step, but a vmapped one is eager
+            started = time.perf_counter()
+            step()
+            run_overhead += time.perf_counter() - started
         step_seconds = seconds_of(step)
-        sequence = sum(size * (RUN_OVERHEAD + step_seconds * part) for size, part in parts)
-        if (reason := _too_small(len(sweep.members), ends[-1], sequence)) is not None:
-            print(f"auto: sequence; other ways are not measured for {reason}", flush=True)
-            return "sequence"
+        sequence = sum(size * (run_overhead + step_seconds * part) for size, part in parts)
+        if sequence < FEWEST_SECONDS:
+            return _in_sequence(f"{sequence:.0f} s")
         seconds: dict[How, float] = {"sequence": sequence}
         most = MOST_TO_MEASURE * sequence
         to_start = startup + IMPORT_TIME
@@ -86,7 +91,7 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
             if vmapped_seconds is not None:
                 seconds["vmap"] = len(sweep.members) * RUN_OVERHEAD + vmapped_seconds * ends[-1]
         if workers > 1:
-            overhead = to_start + RUN_OVERHEAD
+            overhead = to_start + run_overhead
 
             def seconds_in_processes(step_seconds: float) -> float:
                 return sum(-(-size // workers) * (overhead + step_seconds * part) for size, part in parts)
@@ -105,13 +110,10 @@ def choose_how(sweep: Sweep, folder: Path, workers: int, *, may_vmap: bool = Tru
     return how
 
 
-def _too_small(num_members: int, num_steps: int, seconds: float) -> str | None:
-    """What makes a sweep too small to measure other ways than one after another; None if it is large enough."""
-    if num_members == 1:
-        return "one member"
-    if num_steps < FEWEST_STEPS:
-        return f"runs of {num_steps} steps"
-    return f"{seconds:.0f} s" if seconds < FEWEST_SECONDS else None
+def _in_sequence(reason: str) -> How:
+    """The way of a sweep that is too small to measure the others."""
+    print(f"auto: sequence; other ways are not measured for {reason}", flush=True)
+    return "sequence"
 
 
 def _free_gpu_memory() -> None:
