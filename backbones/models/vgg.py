@@ -24,6 +24,9 @@ from backbones.ranges import Probability
 
 Head = Literal["linear", "mlp"]
 
+MLP_WIDTH = 4096
+"""Of the hidden layers of the mlp head."""
+
 
 def make_features(stage_depths: Sequence[int], in_channels: int, batch_norm: bool) -> nn.Sequential:
     """Five stages of 3x3 convolutions, each ending in a max-pool that halves the image (table 1)."""
@@ -44,8 +47,9 @@ def make_head(head: Head, num_classes: int, dropout: float) -> nn.Sequential:
     if head == "linear":
         layers: list[nn.Module] = [nn.Linear(512, num_classes)]
     else:
-        layers = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        layers += [nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(4096, num_classes)]
+        width = MLP_WIDTH
+        layers = [nn.Linear(512 * 7 * 7, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        layers += [nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(width, num_classes)]
     # Leaves are named `head.2.weight` and so on: 0 and 1 were the pool and the flattening, which are before the head.
     return nn.Sequential(OrderedDict((str(i), layer) for i, layer in enumerate(layers, start=2)))
 

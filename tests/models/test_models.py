@@ -300,6 +300,7 @@ def test_logits_are_the_head_applied_to_pooled(built: Built) -> None:
     check_head_of_pooled_is_apply(*built)
 
 
-def test_logits_are_the_mlp_head_applied_to_pooled() -> None:
+def test_logits_are_the_mlp_head_applied_to_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.models.vgg.MLP_WIDTH", 16)  # for time
     model = MODELS["vgg11"]((3, 32, 32), 10, head="mlp")
     check_head_of_pooled_is_apply(model, *model.init(random.generator(0)))
