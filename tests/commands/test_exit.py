@@ -7,7 +7,7 @@ from typing import IO
 import pytest
 import torch
 from helpers.processes import run, run_ranks
-from helpers.runs import ROOT
+from helpers.runs import ROOT, SMALL
 
 from backbones.commands import COMMANDS, IN_PROCESSES, main
 from backbones.commands.exit import run_command
@@ -194,8 +194,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed() -> None:
 @pytest.mark.slow
 def test_a_training_goes_on_when_its_pipe_is_closed(tmp_path: Path) -> None:
     """As by Ctrl-C in `train.py | tee log`, which ends `tee` too, when the state is not saved yet."""
-    command = [sys.executable, str(ROOT / "train.py"), "digits-vit-tiny", "--steps", "2", "--batch-size", "8"]
-    command += ["--schedule.warmup-steps", "0"]
+    command = [sys.executable, str(ROOT / "train.py"), *f"{SMALL} --steps 2 --schedule.warmup-steps 0".split()]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("digits-vit-tiny: ")
         process.stdout.close()
