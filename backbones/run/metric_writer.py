@@ -76,7 +76,7 @@ class MetricWriter:
         """Begin the files of metrics, or continue them after a step; the lines up to it are returned."""
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
         text = "".join(json_text(line) + "\n" for line in kept)
-        if not self._path.exists() or self._path.read_bytes() != text.encode():  # a full disk has no room for a copy
+        if not self._path.exists() or self._path.read_bytes() != text.encode():  # a rewrite needs disk space
             atomic_write(self._path, text)
         self._lines = Appender(self._path)
         # TensorBoard then hides the events of the steps that are done again

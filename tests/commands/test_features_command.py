@@ -234,8 +234,8 @@ def test_mistakes(finished: Path, written: Path, digit: Path, tmp_path: Path) ->
             finished / "checkpoints" / "best", out=tmp_path / "x.npz"
         ),
         "there is no checkpoint 900 in": lambda: features(finished / "checkpoints" / "900", out=tmp_path / "x.npz"),
-        "is there already, and may be no picture of ours": lambda: explain(finished, (digit,), out=digit),
-        "parquet is there already": lambda: nearest(written, (digit,), out=written),
+        "already exists and does not look like a plot of matplotlib": lambda: explain(finished, (digit,), out=digit),
+        "parquet already exists": lambda: nearest(written, (digit,), out=written),
         f"such as {tmp_path}/a.png": lambda: explain(finished, (digit,), out=tmp_path / "a"),
         "cannot write": lambda: explain(finished, (digit,), out=tmp_path / "nowhere" / "a.png"),
     }

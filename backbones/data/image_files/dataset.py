@@ -16,7 +16,7 @@ import backbones.machine as machine
 from backbones.data.image_files.cache import stamp
 from backbones.data.image_files.decoded import DECODING, Decoded, cache_decoded, read_decoded
 from backbones.data.image_files.images import decoder_versions
-from backbones.data.image_files.listing import Files, Listing, train_test, version_of
+from backbones.data.image_files.listing import Files, Listing, train_test
 from backbones.data.image_files.reader import Reader, Resizing, unreadable
 from backbones.data.image_files.workers import Workers
 from backbones.data.source import (
@@ -95,7 +95,7 @@ def image_files(
     listing = _list_on_all_machines(list_files, path)
     splits = dict(zip(("train", "test"), train_test(listing, path, holdout), strict=True))
     readers = {
-        name: Reader(files._replace(version=version_of(files.store) if files.store else None), channels, background)
+        name: Reader(files._replace(version=files.version_now()), channels, background)
         for name, files in splits.items()
     }
     num_workers = min(8, machine.share_of_cores()) if workers is None else workers

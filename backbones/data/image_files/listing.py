@@ -82,6 +82,10 @@ class Files(NamedTuple):
         """N."""
         return len(self.labels)
 
+    def version_now(self) -> tuple[int, ...] | None:
+        """The version of `store` as it is on the disk now; None without one."""
+        return None if self.store is None else version_of(self.store)
+
     def path_of(self, i: int) -> str:
         """Where file `i` is, or what to call it where one file holds all of them."""
         return os.path.join(self.root, self.names[i])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from backbones.data.image_files.cache import UNREADABLE, Stamps, cache_path, replacing, stamp
-from backbones.data.image_files.listing import Files, Listing, Names, version_of
+from backbones.data.image_files.listing import Files, Listing, Names
 
 VERSION = 6
 """Of how files are listed: another one lists them anew."""
@@ -38,7 +38,7 @@ def cached_listing(
         stored = json.loads(bytes(arrays["stamps"]))
         listing = _from_arrays(arrays)
         is_same = all(list(stamp(each)) == value for each, value in stored.items()) and names in (None, stored.keys())
-        if is_same and all(each.version == _version(each.store) for each in listing.splits.values()):
+        if is_same and all(each.version == each.version_now() for each in listing.splits.values()):
             return listing
     began = time.time_ns()
     listing, stamps = make()
@@ -49,17 +49,12 @@ def cached_listing(
     return listing
 
 
-def _version(store: str | None) -> tuple[int, ...] | None:
-    """Of a store: a later listing may have replaced it, and not have been kept."""
-    return None if store is None else version_of(store)
-
-
 def _bytes(values: Any) -> np.ndarray:
     return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
 
 
 def _to_arrays(listing: Listing) -> dict[str, np.ndarray]:
-    stores = {split: (files.root, files.store, _version(files.store)) for split, files in listing.splits.items()}
+    stores = {split: (files.root, files.store, files.version_now()) for split, files in listing.splits.items()}
     arrays = {"about": _bytes([listing.class_names, stores])}
     for split, files in listing.splits.items():
         arrays[f"{split}_names"], arrays[f"{split}_ends"] = files.names.to_arrays()

@@ -119,7 +119,9 @@ def check_picture(path: Path) -> None:
         wanted = path / "picture.png" if path.is_dir() else f"{path}.png"
         raise InputError(f"cannot write {path}: wanted a file name with a suffix, such as {wanted}")
     if path.exists() and not (path.is_file() and b"matplotlib" in path.read_bytes().lower()):
-        raise InputError(f"{path} is there already, and may be no picture of ours; delete it, or choose another name")
+        raise InputError(
+            f"{path} already exists and does not look like a plot of matplotlib; delete it or choose another file name"
+        )
 
 
 def shorten_start(text: str, most: int) -> str:
